@@ -1,0 +1,55 @@
+# The only commands that people and CI share. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo up down test check lint types proto-check generate format nightly bench bench-peers clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## make the virtual environment and install everything (done by the others as needed)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Muster needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (once; a minute or two)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --upgrade pip
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --group dev --editable ".[local]"
+	@touch $@
+
+demo: $(STAMP) ## start the whole plane, let the SAFE team decide on a flood, show it, verify it, stop
+	@$(BIN)/muster demo
+
+up: $(STAMP) ## start the plane and keep it running; Ctrl-C stops it
+	@$(BIN)/muster up
+
+test: $(STAMP) ## every test of the Python side
+	@$(BIN)/python -m pytest -m "not nightly"
+
+check: lint types proto-check ## lint, types, proto lint and freshness
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	@$(BIN)/mypy
+
+proto-check: $(STAMP)
+	@$(BIN)/python proto/generate.py --check
+
+generate: $(STAMP) ## regenerate proto/gen
+	@$(BIN)/python proto/generate.py
+
+format: $(STAMP) ## let ruff format and fix
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+nightly: $(STAMP) ## long campaigns
+	@$(BIN)/python -m pytest -m nightly --timeout=3600
+
+clean: ## remove the virtual environments and caches
+	@rm -rf $(VENV) .bench-venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

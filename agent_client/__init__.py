@@ -1,0 +1,1 @@
+"""The client of Muster: write an agent, submit a collaboration, check the log."""

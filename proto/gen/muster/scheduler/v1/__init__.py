@@ -1,0 +1,1 @@
+"""Generated from proto/muster; never edited."""

@@ -1,0 +1,1 @@
+"""The services of Muster, each a process of its own; none imports another."""
