@@ -1,0 +1,1 @@
+"""Decides which agent gets which task, and who holds which resource."""

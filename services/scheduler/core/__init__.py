@@ -1,0 +1,1 @@
+"""Pure decisions of the scheduler: state and event in, effects out."""
