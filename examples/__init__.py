@@ -1,0 +1,1 @@
+"""Programs that use Muster as a user would; each runs in the tests."""
