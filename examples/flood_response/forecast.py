@@ -82,7 +82,7 @@ def dike_margins(scenario: dict[str, Any], forecast: dict[str, Any]) -> dict[str
 def open_until(
     scenario: dict[str, Any], forecast: dict[str, Any], low_point_m: float, river_km: float
 ) -> int:
-    """Return the minute from which deeper water than closes a road may stand; the horizon's end when never."""
+    """Return the minute from which a road may stand too deep in water; the horizon's end when never."""
     gauges, levels = scenario["gauges"], forecast["levels_p90_m"]
     limit = low_point_m + scenario["flood_depth_closes_road_m"]
     for hour in range(len(levels[0])):

@@ -195,7 +195,7 @@ def _levels(
 
 def level_at(gauges: list[dict[str, Any]], levels: list[float], river_km: float) -> float:
     """Interpolate the level at `river_km` between the gauges; `levels` is one value per gauge."""
-    places = [gauge["river_km"] for gauge in gauges]
+    places: list[float] = [gauge["river_km"] for gauge in gauges]
     if river_km >= places[0]:
         return levels[0]
     for index in range(1, len(places)):

@@ -44,9 +44,9 @@ def road_outlook(
     }
 
 
-def network(scenario: dict[str, Any], status: dict[str, Any], outlook: dict[str, int]) -> nx.Graph:
+def network(scenario: dict[str, Any], status: dict[str, Any], outlook: dict[str, int]) -> nx.Graph[str]:
     """Return the graph of usable roads; edges carry `minutes`, `open_until`, `capacity_per_h` and `road`."""
-    graph = nx.Graph()
+    graph: nx.Graph[str] = nx.Graph()
     for road in scenario["roads"]:
         graph.add_nodes_from((road["from"], road["to"]))
         if outlook[road["id"]] == 0:
@@ -64,7 +64,7 @@ def network(scenario: dict[str, Any], status: dict[str, Any], outlook: dict[str,
     return graph
 
 
-def route(graph: nx.Graph, start: str, end: str) -> tuple[list[str], float] | None:
+def route(graph: nx.Graph[str], start: str, end: str) -> tuple[list[str], float] | None:
     """Return the junctions of the fastest route and its minutes, or None when there is none."""
     try:
         path = nx.dijkstra_path(graph, start, end, weight="minutes")
@@ -73,6 +73,6 @@ def route(graph: nx.Graph, start: str, end: str) -> tuple[list[str], float] | No
     return path, nx.path_weight(graph, path, "minutes")
 
 
-def roads_of(graph: nx.Graph, path: list[str]) -> list[dict[str, Any]]:
+def roads_of(graph: nx.Graph[str], path: list[str]) -> list[dict[str, Any]]:
     """Return the edge attributes along `path`."""
     return [graph.edges[a, b] for a, b in itertools.pairwise(path)]
