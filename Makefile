@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down test check lint types proto-check generate format nightly bench bench-peers clean
+.PHONY: help install demo up test check lint types proto-check proto-lint generate format interop nightly clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,9 +27,9 @@ up: $(STAMP) ## start the plane and keep it running; Ctrl-C stops it
 	@$(BIN)/muster up
 
 test: $(STAMP) ## every test of the Python side
-	@$(BIN)/python -m pytest -m "not nightly"
+	@$(BIN)/python -m pytest -m "not nightly and not interop"
 
-check: lint types proto-check ## lint, types, proto lint and freshness
+check: lint types proto-check proto-lint ## lint, types, proto lint and freshness
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
@@ -40,6 +40,24 @@ types: $(STAMP)
 
 proto-check: $(STAMP)
 	@$(BIN)/python proto/generate.py --check
+
+# buf's binary comes as an npm package. google/rpc comes from where the generator takes it, too, so that
+# nothing is fetched while linting.
+BUF := .tools/node_modules/.bin/buf
+$(BUF):
+	@command -v npm >/dev/null || { echo "the proto lint needs npm (for @bufbuild/buf): install Node.js, or run make lint types proto-check"; exit 1; }
+	@npm install --silent --no-audit --no-fund --no-package-lock --prefix .tools @bufbuild/buf@1.75.0
+
+proto-lint: $(STAMP) $(BUF)
+	@$(BIN)/python proto/lint.py $(BUF)
+
+GRPCURL := .tools/bin/grpcurl
+$(GRPCURL):
+	@command -v go >/dev/null || { echo "the interop checks need Go (for grpcurl)"; exit 1; }
+	@GOBIN=$(CURDIR)/.tools/bin go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
+
+interop: $(STAMP) $(GRPCURL) ## checks with tools that others wrote: grpcurl, Go's verifier of transparency logs
+	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m pytest -m interop tests/interop --timeout=300
 
 generate: $(STAMP) ## regenerate proto/gen
 	@$(BIN)/python proto/generate.py
@@ -52,4 +70,4 @@ nightly: $(STAMP) ## long campaigns
 	@$(BIN)/python -m pytest -m nightly --timeout=3600
 
 clean: ## remove the virtual environments and caches
-	@rm -rf $(VENV) .bench-venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) .tools .bench-venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -37,7 +37,7 @@ def generate(target: Path) -> None:
     import grpc_tools  # noqa: PLC0415  # after the toolchain is known to be right
 
     include = Path(grpc_tools.__file__).parent / "_proto"
-    site = Path(importlib.metadata.distribution("googleapis-common-protos").locate_file("")).resolve()
+    site = Path(str(importlib.metadata.distribution("googleapis-common-protos").locate_file(""))).resolve()
     sources = sorted(str(p.relative_to(HERE)) for p in (HERE / "muster").rglob("*.proto"))
     outs = [f"--python_out={target}", f"--grpc_python_out={target}"]
     outs += [f"--mypy_out=quiet:{target}", f"--mypy_grpc_out=quiet:{target}"]
