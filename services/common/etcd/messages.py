@@ -1,0 +1,132 @@
+"""Our values to and from etcd's protobuf messages (the generated code comes with `aetcd`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aetcd import rpc
+
+from services.common.etcd.ops import (
+    Answer,
+    Compare,
+    Delete,
+    Deleted,
+    Get,
+    KeyEvent,
+    KeyValue,
+    Operation,
+    Put,
+    Rows,
+    Written,
+    decode_key,
+    encode_key,
+    prefix_end,
+)
+
+_TARGETS: dict[str, tuple[int, str]] = {
+    "version": (rpc.Compare.VERSION, "version"),
+    "create": (rpc.Compare.CREATE, "create_revision"),
+    "mod": (rpc.Compare.MOD, "mod_revision"),
+    "value": (rpc.Compare.VALUE, "value"),
+    "lease": (rpc.Compare.LEASE, "lease"),
+}
+_RELATIONS: dict[str, int] = {
+    "=": rpc.Compare.EQUAL,
+    "!=": rpc.Compare.NOT_EQUAL,
+    "<": rpc.Compare.LESS,
+    ">": rpc.Compare.GREATER,
+}
+_ORDERS: dict[str, tuple[int, int]] = {
+    "key": (rpc.RangeRequest.NONE, rpc.RangeRequest.KEY),
+    "oldest": (rpc.RangeRequest.ASCEND, rpc.RangeRequest.CREATE),
+    "newest": (rpc.RangeRequest.DESCEND, rpc.RangeRequest.CREATE),
+}
+
+
+def range_of(key: str, *, prefix: bool) -> tuple[bytes, bytes]:
+    """Return (key, range end) in etcd's terms; the end is empty for a single key."""
+    start = encode_key(key)
+    if not prefix:
+        return start, b""
+    return start or b"\0", prefix_end(start)
+
+
+def compare_message(compare: Compare) -> Any:
+    """Return the message of one condition."""
+    target, field = _TARGETS[compare.target]
+    return rpc.Compare(
+        result=_RELATIONS[compare.relation],
+        target=target,
+        key=encode_key(compare.key),
+        **{field: compare.operand},
+    )
+
+
+def put_message(put: Put) -> Any:
+    """Return the message of a write."""
+    return rpc.PutRequest(key=encode_key(put.key), value=put.value, lease=put.lease_id)
+
+
+def delete_message(delete: Delete) -> Any:
+    """Return the message of a deletion."""
+    key, end = range_of(delete.key, prefix=delete.prefix)
+    return rpc.DeleteRangeRequest(key=key, range_end=end)
+
+
+def get_message(get: Get, revision: int = 0) -> Any:
+    """Return the message of a read as of `revision`, 0 for the newest."""
+    key, end = range_of(get.key, prefix=get.prefix)
+    order, target = _ORDERS[get.order]
+    return rpc.RangeRequest(
+        key=key,
+        range_end=end,
+        limit=get.limit,
+        revision=revision,
+        sort_order=order,
+        sort_target=target,
+        max_create_revision=get.create_revision_max,
+    )
+
+
+def operation_message(operation: Operation) -> Any:
+    """Return the message of one operation of a transaction."""
+    match operation:
+        case Put():
+            return rpc.RequestOp(request_put=put_message(operation))
+        case Delete():
+            return rpc.RequestOp(request_delete_range=delete_message(operation))
+        case Get():
+            return rpc.RequestOp(request_range=get_message(operation))
+
+
+def key_value(message: Any) -> KeyValue:
+    """Return one stored key."""
+    return KeyValue(
+        key=decode_key(message.key),
+        value=message.value,
+        create_revision=message.create_revision,
+        mod_revision=message.mod_revision,
+        version=message.version,
+        lease_id=message.lease,
+    )
+
+
+def rows(message: Any, revision: int) -> Rows:
+    """Return the rows of a read made at `revision`."""
+    return Rows(revision, tuple(key_value(kv) for kv in message.kvs), message.more)
+
+
+def answer(message: Any, revision: int) -> Answer:
+    """Return the answer to one operation of a transaction."""
+    match message.WhichOneof("response"):
+        case "response_range":
+            return rows(message.response_range, revision)
+        case "response_delete_range":
+            return Deleted(message.response_delete_range.deleted)
+        case _:
+            return Written()
+
+
+def key_event(message: Any) -> KeyEvent:
+    """Return one change."""
+    return KeyEvent(key_value(message.kv), deleted=message.type == rpc.Event.DELETE)
