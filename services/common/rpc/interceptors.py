@@ -1,0 +1,333 @@
+"""What surrounds every call of every service, in this order: recover, identity and access, deadline,
+metrics, log.
+
+One interceptor instead of five: each layer of grpc.aio costs a coroutine per call, and the order is then
+the order of the lines in `_run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from services.common.clock import Clock, SystemClock
+from services.common.core.entries import EntryDraft, Outcome
+from services.common.core.errors import Reason, ServiceError
+from services.common.identity import TRUST_DOMAIN, Principal, principal_from_context
+from services.common.logs import Log
+from services.common.metrics import Metrics
+from services.common.outbox import Outbox
+from services.common.rpc.status import TRAILER, grpc_code, to_status
+
+# A unary call without a deadline of its own, or with a longer one, ends after this.
+UNARY_MS_MAX = 60_000
+# What any identity of this plane may call.
+ANYONE = frozenset({"agent", "service", "operator"})
+
+# A probe must hear NOT_SERVING from a draining replica, not an error.
+HEALTH_PREFIX = "grpc.health.v1.Health/"
+
+Body = Callable[[Any, Any], Awaitable[Any]]
+
+
+@dataclass(eq=False, slots=True)
+class LiveCall:
+    """A call that runs now. Owned by the event loop."""
+
+    method: str
+    principal: Principal
+    cause_id: str
+    handler: asyncio.Task[Any]
+    streaming: bool
+    # A duplex puts its own gentle ending here; without one the handler is cancelled.
+    ender: Callable[[ServiceError], None] | None = None
+    ended_with: ServiceError | None = None
+
+    def end(self, error: ServiceError) -> None:
+        """End the call with `error`, at the latest when its outgoing buffer is flushed."""
+        if self.ender is not None:
+            self.ender(error)
+        else:
+            self.cut(error)
+
+    def cut(self, error: ServiceError) -> None:
+        """End the call with `error` now."""
+        self.ended_with = self.ended_with or error
+        self.handler.cancel()
+
+
+current_call: ContextVar[LiveCall] = ContextVar("current_call")
+
+
+@dataclass(slots=True)
+class CallMetrics:
+    """Calls by method and code, their latency, and how many run."""
+
+    metrics: Metrics
+    ended: Any = field(init=False)
+    seconds: Any = field(init=False)
+    in_flight: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ended = self.metrics.counter("rpc_calls", "Calls that ended.", ("method", "code"))
+        self.seconds = self.metrics.histogram(
+            "rpc_latency_seconds",
+            "From a call's start to its status; a stream counts whole.",
+            ("method",),
+        )
+        self.in_flight = self.metrics.gauge("rpc_in_flight", "Calls that run now.", ("method",))
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Wraps each method's handler once and keeps the wrapped one."""
+
+    def __init__(
+        self,
+        access: Mapping[str, frozenset[str]],
+        metrics: Metrics,
+        log: Log,
+        *,
+        trust_domain: str = TRUST_DOMAIN,
+        outbox: Outbox | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.live: set[LiveCall] = set()
+        self.draining = False
+        self._access = access
+        self._metrics = CallMetrics(metrics)
+        self._log = log
+        self._trust_domain = trust_domain
+        self._outbox = outbox
+        self._clock = clock or SystemClock()
+        self._wrapped: dict[str, Any] = {}
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
+    ) -> Any:
+        """Return the handler that grpc shall run; None (UNIMPLEMENTED) for a method that nobody serves."""
+        method: str = handler_call_details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None
+            wrapped = self._wrapped[method] = self._wrap(method.lstrip("/"), handler)
+        return wrapped
+
+    def _wrap(self, method: str, handler: Any) -> Any:
+        coders = {
+            "request_deserializer": _guarded(handler.request_deserializer, raises=handler.request_streaming),
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.request_streaming and handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                self._streaming(method, _as_writer(handler.stream_stream)), **coders
+            )
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._streaming(method, _as_writer(handler.unary_stream)), **coders
+            )
+        if handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(
+                self._streaming(method, handler.stream_unary), **coders
+            )
+        return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), **coders)
+
+    def _unary(self, method: str, body: Body) -> Body:
+        async def call(request: Any, context: Any) -> Any:
+            return await self._run(method, body, request, context, streaming=False)
+
+        return call
+
+    def _streaming(self, method: str, body: Body) -> Body:
+        async def call(request: Any, context: Any) -> Any:
+            return await self._run(method, body, request, context, streaming=True)
+
+        return call
+
+    async def _run(self, method: str, body: Body, request: Any, context: Any, *, streaming: bool) -> Any:
+        start_ms = self._clock.monotonic_ms()
+        in_flight = self._metrics.in_flight.labels(method)
+        in_flight.inc()
+        cause_id = f"rpc-{secrets.token_hex(8)}"
+        code, principal, error = "OK", None, None
+        try:
+            principal = await self._admit(method, context, cause_id)
+            handler = asyncio.current_task()
+            assert handler is not None  # noqa: S101  # grpc.aio runs each call in a task of its own
+            call = LiveCall(method, principal, cause_id, handler, streaming)
+            current_call.set(call)
+            self.live.add(call)
+            try:
+                if isinstance(request, _Unreadable):
+                    raise request.error
+                response = await self._bounded(call, body, request, context)
+                if streaming and context.cancelled():
+                    # To the handler a vanished peer looks like one that has sent all it had.
+                    code = "CANCELLED"
+                return response
+            finally:
+                self.live.discard(call)
+        except ServiceError as raised:
+            error, code = raised, raised.row.code
+        except asyncio.CancelledError:
+            # The peer went away, or its deadline passed; grpc.aio has told it already.
+            code = "DEADLINE_EXCEEDED" if _expired(context) else "CANCELLED"
+            raise
+        except grpc.aio.AbortError:
+            # A library's servicer (health, reflection) ended the call itself.
+            code = _set_code(context)
+            raise
+        except Exception as unexpected:  # noqa: BLE001  # the edge: nothing internal may leave the process
+            self._log.error("a call failed unexpectedly", cause_id=cause_id, method=method, error=unexpected)
+            error, code = _internal(cause_id), "INTERNAL"
+        finally:
+            in_flight.dec()
+            self._metrics.ended.labels(method, code).inc()
+            elapsed_ms = self._clock.monotonic_ms() - start_ms
+            self._metrics.seconds.labels(method).observe(elapsed_ms / 1000)
+            self._log.debug(
+                "call",
+                cause_id=cause_id,
+                method=method,
+                actor=str(principal or ""),
+                code=code,
+                reason=error.reason if error else "",
+                elapsed_ms=elapsed_ms,
+            )
+        await abort(context, error)
+        return None
+
+    async def _admit(self, method: str, context: Any, cause_id: str) -> Principal:
+        """Return who calls, or raise; what is refused here is recorded, since no servicer sees it."""
+        principal = None
+        try:
+            principal = principal_from_context(context, self._trust_domain)
+            allowed = self._access.get(method, frozenset())
+            if principal.kind not in allowed and str(principal) not in allowed:
+                raise ServiceError(
+                    Reason.ACCESS_DENIED,
+                    f"{principal} may not call {method}: ask the operator for an identity that may",
+                    metadata={"identity": str(principal), "method": method},
+                )
+            if self.draining and not method.startswith(HEALTH_PREFIX):
+                raise shutting_down()
+        except ServiceError as error:
+            if self._outbox is not None and error.reason is not Reason.SHUTTING_DOWN:
+                draft = EntryDraft(
+                    self._clock.now(),
+                    actor=str(principal or "unknown"),
+                    operation="access.refuse",
+                    subject=f"method/{method}",
+                    outcome=Outcome.REFUSED,
+                    reason=error.reason,
+                    cause_id=cause_id,
+                    attributes={"peer": str(context.peer())},
+                )
+                await self._outbox.record([draft])
+            raise
+        return principal
+
+    async def _bounded(self, call: LiveCall, body: Body, request: Any, context: Any) -> Any:
+        try:
+            if call.streaming:
+                return await body(request, context)
+            return await self._within_limit(call, body, request, context)
+        except asyncio.CancelledError:
+            if call.ended_with is None:
+                raise
+            # We cancelled it ourselves to end it with this error; the peer is still there to hear it.
+            call.handler.uncancel()
+            raise call.ended_with from None
+
+    async def _within_limit(self, call: LiveCall, body: Body, request: Any, context: Any) -> Any:
+        limit = asyncio.timeout(UNARY_MS_MAX / 1000)
+        try:
+            async with limit:
+                return await body(request, context)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise ServiceError(
+                Reason.CALL_TIMED_OUT, f"{call.method} took over {UNARY_MS_MAX} ms: ask for the state it left"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    """Stands for a unary request whose bytes are no message."""
+
+    error: ServiceError
+
+
+def _guarded(deserialize: Callable[[bytes], Any], *, raises: bool) -> Callable[[bytes], Any]:
+    """Return a deserializer that answers hostile bytes with a typed error instead of grpc's INTERNAL.
+
+    A stream's frames are read inside the handler, which may raise; a unary request is read before it.
+    """
+
+    def guarded(raw: bytes) -> Any:
+        try:
+            return deserialize(raw)
+        except DecodeError as error:
+            bad = ServiceError(Reason.MALFORMED_FRAME, "the bytes are not the message that this method takes")
+            if raises:
+                raise bad from error
+            return _Unreadable(bad)
+
+    return guarded
+
+
+def _as_writer(handler: Callable[..., Any]) -> Body:
+    """Return an async generator handler as one that writes to the context; others stay what they are."""
+    if not inspect.isasyncgenfunction(handler):
+        return handler
+
+    async def write_all(request: Any, context: Any) -> None:
+        async with aclosing(handler(request, context)) as responses:
+            async for response in responses:
+                await context.write(response)
+
+    return write_all
+
+
+async def abort(context: Any, error: ServiceError) -> None:
+    """End the call with the error's rich status; does not return."""
+    status = to_status(error)
+    await context.abort(grpc_code(error), status.message, ((TRAILER, status.SerializeToString()),))
+
+
+def shutting_down() -> ServiceError:
+    """Return the error with which a draining service answers."""
+    return ServiceError(
+        Reason.SHUTTING_DOWN, "this replica is leaving: connect to another one", retry_after_ms=1_000
+    )
+
+
+def _internal(cause_id: str) -> ServiceError:
+    return ServiceError(
+        Reason.INTERNAL,
+        f"a defect of the service; report cause id {cause_id}, its log has the story",
+        metadata={"cause_id": cause_id},
+    )
+
+
+def _expired(context: Any) -> bool:
+    left = context.time_remaining()
+    return left is not None and left <= 0
+
+
+def _set_code(context: Any) -> str:
+    code = context.code()
+    if isinstance(code, grpc.StatusCode):
+        return code.name
+    return next((known.name for known in grpc.StatusCode if known.value[0] == code), "UNKNOWN")
