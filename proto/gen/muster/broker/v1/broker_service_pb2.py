@@ -30,51 +30,51 @@ from muster.common.v1 import page_pb2 as muster_dot_common_dot_v1_dot_page__pb2
 from muster.common.v1 import priority_pb2 as muster_dot_common_dot_v1_dot_priority__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%muster/broker/v1/broker_service.proto\x12\x10muster.broker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1fmuster/common/v1/envelope.proto\x1a\x1bmuster/common/v1/page.proto\x1a\x1fmuster/common/v1/priority.proto\"\xb8\x02\n\x0eMailboxRequest\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1e.muster.broker.v1.MailboxHello\x12)\n\x05sends\x18\x02 \x03(\x0b\x32\x1a.muster.common.v1.Envelope\x12#\n\x04\x61\x63ks\x18\x03 \x03(\x0b\x32\x15.muster.broker.v1.Ack\x12%\n\x05nacks\x18\x04 \x03(\x0b\x32\x16.muster.broker.v1.Nack\x12)\n\x07\x65xtends\x18\x05 \x03(\x0b\x32\x18.muster.broker.v1.Extend\x12)\n\x07rejects\x18\x06 \x03(\x0b\x32\x18.muster.broker.v1.Reject\x12\x0f\n\x07\x63redits\x18\x07 \x01(\r\x12\x19\n\x11\x65mergency_credits\x18\x08 \x01(\r\"o\n\x0cMailboxHello\x12\x10\n\x08versions\x18\x01 \x03(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\x11\n\tsend_only\x18\x05 \x01(\x08\"\x18\n\x03\x41\x63k\x12\x11\n\tack_token\x18\x01 \x01(\x04\"C\n\x04Nack\x12\x11\n\tack_token\x18\x01 \x01(\x04\x12(\n\x05\x64\x65lay\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"I\n\x06\x45xtend\x12\x11\n\tack_token\x18\x01 \x01(\x04\x12,\n\textension\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"+\n\x06Reject\x12\x11\n\tack_token\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xb0\x02\n\x0fMailboxResponse\x12\x31\n\x07welcome\x18\x01 \x01(\x0b\x32 .muster.broker.v1.MailboxWelcome\x12/\n\x08\x61\x63\x63\x65pted\x18\x02 \x03(\x0b\x32\x1d.muster.broker.v1.SendOutcome\x12.\n\ndeliveries\x18\x03 \x03(\x0b\x32\x1a.muster.broker.v1.Delivery\x12\x31\n\x08refusals\x18\x04 \x03(\x0b\x32\x1f.muster.broker.v1.SettleRefusal\x12\x0f\n\x07settled\x18\x05 \x03(\x04\x12/\n\ntombstones\x18\x06 \x03(\x0b\x32\x1b.muster.broker.v1.Tombstone\x12\x14\n\x0csend_credits\x18\x07 \x01(\r\"\x96\x01\n\x0eMailboxWelcome\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12/\n\x0c\x61\x63k_deadline\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11payload_bytes_max\x18\x04 \x01(\r\x12\x15\n\rwaiting_count\x18\x05 \x01(\x04\"]\n\x0bSendOutcome\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x17\n\x0fsequence_number\x18\x02 \x01(\x04\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\"\x9b\x01\n\x08\x44\x65livery\x12\x11\n\tack_token\x18\x01 \x01(\x04\x12,\n\x08\x65nvelope\x18\x02 \x01(\x0b\x32\x1a.muster.common.v1.Envelope\x12\x17\n\x0f\x64\x65livery_number\x18\x03 \x01(\r\x12\x35\n\x11\x61\x63k_deadline_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"E\n\rSettleRefusal\x12\x11\n\tack_token\x18\x01 \x01(\x04\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"\xac\x01\n\tTombstone\x12\x11\n\tsender_id\x18\x01 \x01(\t\x12,\n\x08priority\x18\x02 \x01(\x0e\x32\x1a.muster.common.v1.Priority\x12\x17\n\x0fsequence_number\x18\x03 \x01(\x04\x12\x12\n\nmessage_id\x18\x04 \x01(\t\x12\x31\n\x06reason\x18\x05 \x01(\x0e\x32!.muster.broker.v1.TombstoneReason\"%\n\x11GetMailboxRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"\x83\x01\n\x12GetMailboxResponse\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12*\n\x05lanes\x18\x02 \x03(\x0b\x32\x1b.muster.broker.v1.LaneDepth\x12\x19\n\x11\x64\x65\x61\x64_letter_count\x18\x03 \x01(\x04\x12\x14\n\x0cstream_count\x18\x04 \x01(\r\"\xa5\x01\n\tLaneDepth\x12,\n\x08priority\x18\x01 \x01(\x0e\x32\x1a.muster.common.v1.Priority\x12\x15\n\rwaiting_count\x18\x02 \x01(\x04\x12\x19\n\x11outstanding_count\x18\x03 \x01(\x04\x12\x38\n\x14oldest_accepted_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x16ListDeadLettersRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12+\n\x04page\x18\x02 \x01(\x0b\x32\x1d.muster.common.v1.PageRequest\"{\n\x17ListDeadLettersResponse\x12\x32\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\x1c.muster.broker.v1.DeadLetter\x12,\n\x04page\x18\x02 \x01(\x0b\x32\x1e.muster.common.v1.PageResponse\"\xc5\x01\n\nDeadLetter\x12,\n\x08\x65nvelope\x18\x01 \x01(\x0b\x32\x1a.muster.common.v1.Envelope\x12\x31\n\x06reason\x18\x02 \x01(\x0e\x32!.muster.broker.v1.TombstoneReason\x12\x0f\n\x07message\x18\x03 \x01(\t\x12-\n\tdead_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x64\x65livery_count\x18\x05 \x01(\r*\x9b\x01\n\x0fTombstoneReason\x12 \n\x1cTOMBSTONE_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18TOMBSTONE_REASON_EXPIRED\x10\x01\x12)\n%TOMBSTONE_REASON_DELIVERIES_EXHAUSTED\x10\x02\x12\x1d\n\x19TOMBSTONE_REASON_REJECTED\x10\x03\x32\xa4\x02\n\rBrokerService\x12R\n\x07Mailbox\x12 .muster.broker.v1.MailboxRequest\x1a!.muster.broker.v1.MailboxResponse(\x01\x30\x01\x12W\n\nGetMailbox\x12#.muster.broker.v1.GetMailboxRequest\x1a$.muster.broker.v1.GetMailboxResponse\x12\x66\n\x0fListDeadLetters\x12(.muster.broker.v1.ListDeadLettersRequest\x1a).muster.broker.v1.ListDeadLettersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%muster/broker/v1/broker_service.proto\x12\x10muster.broker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1fmuster/common/v1/envelope.proto\x1a\x1bmuster/common/v1/page.proto\x1a\x1fmuster/common/v1/priority.proto\"\xb8\x02\n\x0eMailboxRequest\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1e.muster.broker.v1.MailboxHello\x12)\n\x05sends\x18\x02 \x03(\x0b\x32\x1a.muster.common.v1.Envelope\x12#\n\x04\x61\x63ks\x18\x03 \x03(\x0b\x32\x15.muster.broker.v1.Ack\x12%\n\x05nacks\x18\x04 \x03(\x0b\x32\x16.muster.broker.v1.Nack\x12)\n\x07\x65xtends\x18\x05 \x03(\x0b\x32\x18.muster.broker.v1.Extend\x12)\n\x07rejects\x18\x06 \x03(\x0b\x32\x18.muster.broker.v1.Reject\x12\x0f\n\x07\x63redits\x18\x07 \x01(\r\x12\x19\n\x11\x65mergency_credits\x18\x08 \x01(\r\"\x89\x01\n\x0cMailboxHello\x12\x10\n\x08versions\x18\x01 \x03(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\x11\n\tsend_only\x18\x05 \x01(\x08\x12\x18\n\x10resume_ack_token\x18\x06 \x01(\x04\"\x18\n\x03\x41\x63k\x12\x11\n\tack_token\x18\x01 \x01(\x04\"C\n\x04Nack\x12\x11\n\tack_token\x18\x01 \x01(\x04\x12(\n\x05\x64\x65lay\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"I\n\x06\x45xtend\x12\x11\n\tack_token\x18\x01 \x01(\x04\x12,\n\textension\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"+\n\x06Reject\x12\x11\n\tack_token\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xc2\x02\n\x0fMailboxResponse\x12\x31\n\x07welcome\x18\x01 \x01(\x0b\x32 .muster.broker.v1.MailboxWelcome\x12/\n\x08\x61\x63\x63\x65pted\x18\x02 \x03(\x0b\x32\x1d.muster.broker.v1.SendOutcome\x12.\n\ndeliveries\x18\x03 \x03(\x0b\x32\x1a.muster.broker.v1.Delivery\x12\x31\n\x08refusals\x18\x04 \x03(\x0b\x32\x1f.muster.broker.v1.SettleRefusal\x12\x0f\n\x07settled\x18\x05 \x03(\x04\x12/\n\ntombstones\x18\x06 \x03(\x0b\x32\x1b.muster.broker.v1.Tombstone\x12\x14\n\x0csend_credits\x18\x07 \x01(\r\x12\x10\n\x08recalled\x18\x08 \x03(\x04\"\x96\x01\n\x0eMailboxWelcome\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12/\n\x0c\x61\x63k_deadline\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11payload_bytes_max\x18\x04 \x01(\r\x12\x15\n\rwaiting_count\x18\x05 \x01(\x04\"]\n\x0bSendOutcome\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x17\n\x0fsequence_number\x18\x02 \x01(\x04\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\"\x9b\x01\n\x08\x44\x65livery\x12\x11\n\tack_token\x18\x01 \x01(\x04\x12,\n\x08\x65nvelope\x18\x02 \x01(\x0b\x32\x1a.muster.common.v1.Envelope\x12\x17\n\x0f\x64\x65livery_number\x18\x03 \x01(\r\x12\x35\n\x11\x61\x63k_deadline_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"E\n\rSettleRefusal\x12\x11\n\tack_token\x18\x01 \x01(\x04\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"\xcb\x01\n\tTombstone\x12\x11\n\tsender_id\x18\x01 \x01(\t\x12,\n\x08priority\x18\x02 \x01(\x0e\x32\x1a.muster.common.v1.Priority\x12\x17\n\x0fsequence_number\x18\x03 \x01(\x04\x12\x12\n\nmessage_id\x18\x04 \x01(\t\x12\x31\n\x06reason\x18\x05 \x01(\x0e\x32!.muster.broker.v1.TombstoneReason\x12\x1d\n\x15\x66irst_sequence_number\x18\x06 \x01(\x04\"%\n\x11GetMailboxRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"\x83\x01\n\x12GetMailboxResponse\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12*\n\x05lanes\x18\x02 \x03(\x0b\x32\x1b.muster.broker.v1.LaneDepth\x12\x19\n\x11\x64\x65\x61\x64_letter_count\x18\x03 \x01(\x04\x12\x14\n\x0cstream_count\x18\x04 \x01(\r\"\xa5\x01\n\tLaneDepth\x12,\n\x08priority\x18\x01 \x01(\x0e\x32\x1a.muster.common.v1.Priority\x12\x15\n\rwaiting_count\x18\x02 \x01(\x04\x12\x19\n\x11outstanding_count\x18\x03 \x01(\x04\x12\x38\n\x14oldest_accepted_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x16ListDeadLettersRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12+\n\x04page\x18\x02 \x01(\x0b\x32\x1d.muster.common.v1.PageRequest\"{\n\x17ListDeadLettersResponse\x12\x32\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\x1c.muster.broker.v1.DeadLetter\x12,\n\x04page\x18\x02 \x01(\x0b\x32\x1e.muster.common.v1.PageResponse\"\xc5\x01\n\nDeadLetter\x12,\n\x08\x65nvelope\x18\x01 \x01(\x0b\x32\x1a.muster.common.v1.Envelope\x12\x31\n\x06reason\x18\x02 \x01(\x0e\x32!.muster.broker.v1.TombstoneReason\x12\x0f\n\x07message\x18\x03 \x01(\t\x12-\n\tdead_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x64\x65livery_count\x18\x05 \x01(\r*\x9b\x01\n\x0fTombstoneReason\x12 \n\x1cTOMBSTONE_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18TOMBSTONE_REASON_EXPIRED\x10\x01\x12)\n%TOMBSTONE_REASON_DELIVERIES_EXHAUSTED\x10\x02\x12\x1d\n\x19TOMBSTONE_REASON_REJECTED\x10\x03\x32\xa4\x02\n\rBrokerService\x12R\n\x07Mailbox\x12 .muster.broker.v1.MailboxRequest\x1a!.muster.broker.v1.MailboxResponse(\x01\x30\x01\x12W\n\nGetMailbox\x12#.muster.broker.v1.GetMailboxRequest\x1a$.muster.broker.v1.GetMailboxResponse\x12\x66\n\x0fListDeadLetters\x12(.muster.broker.v1.ListDeadLettersRequest\x1a).muster.broker.v1.ListDeadLettersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'muster.broker.v1.broker_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TOMBSTONEREASON']._serialized_start=2602
-  _globals['_TOMBSTONEREASON']._serialized_end=2757
+  _globals['_TOMBSTONEREASON']._serialized_start=2678
+  _globals['_TOMBSTONEREASON']._serialized_end=2833
   _globals['_MAILBOXREQUEST']._serialized_start=245
   _globals['_MAILBOXREQUEST']._serialized_end=557
-  _globals['_MAILBOXHELLO']._serialized_start=559
-  _globals['_MAILBOXHELLO']._serialized_end=670
-  _globals['_ACK']._serialized_start=672
-  _globals['_ACK']._serialized_end=696
-  _globals['_NACK']._serialized_start=698
-  _globals['_NACK']._serialized_end=765
-  _globals['_EXTEND']._serialized_start=767
-  _globals['_EXTEND']._serialized_end=840
-  _globals['_REJECT']._serialized_start=842
-  _globals['_REJECT']._serialized_end=885
-  _globals['_MAILBOXRESPONSE']._serialized_start=888
-  _globals['_MAILBOXRESPONSE']._serialized_end=1192
-  _globals['_MAILBOXWELCOME']._serialized_start=1195
-  _globals['_MAILBOXWELCOME']._serialized_end=1345
-  _globals['_SENDOUTCOME']._serialized_start=1347
-  _globals['_SENDOUTCOME']._serialized_end=1440
-  _globals['_DELIVERY']._serialized_start=1443
-  _globals['_DELIVERY']._serialized_end=1598
-  _globals['_SETTLEREFUSAL']._serialized_start=1600
-  _globals['_SETTLEREFUSAL']._serialized_end=1669
-  _globals['_TOMBSTONE']._serialized_start=1672
-  _globals['_TOMBSTONE']._serialized_end=1844
-  _globals['_GETMAILBOXREQUEST']._serialized_start=1846
-  _globals['_GETMAILBOXREQUEST']._serialized_end=1883
-  _globals['_GETMAILBOXRESPONSE']._serialized_start=1886
-  _globals['_GETMAILBOXRESPONSE']._serialized_end=2017
-  _globals['_LANEDEPTH']._serialized_start=2020
-  _globals['_LANEDEPTH']._serialized_end=2185
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=2187
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=2274
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=2276
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=2399
-  _globals['_DEADLETTER']._serialized_start=2402
-  _globals['_DEADLETTER']._serialized_end=2599
-  _globals['_BROKERSERVICE']._serialized_start=2760
-  _globals['_BROKERSERVICE']._serialized_end=3052
+  _globals['_MAILBOXHELLO']._serialized_start=560
+  _globals['_MAILBOXHELLO']._serialized_end=697
+  _globals['_ACK']._serialized_start=699
+  _globals['_ACK']._serialized_end=723
+  _globals['_NACK']._serialized_start=725
+  _globals['_NACK']._serialized_end=792
+  _globals['_EXTEND']._serialized_start=794
+  _globals['_EXTEND']._serialized_end=867
+  _globals['_REJECT']._serialized_start=869
+  _globals['_REJECT']._serialized_end=912
+  _globals['_MAILBOXRESPONSE']._serialized_start=915
+  _globals['_MAILBOXRESPONSE']._serialized_end=1237
+  _globals['_MAILBOXWELCOME']._serialized_start=1240
+  _globals['_MAILBOXWELCOME']._serialized_end=1390
+  _globals['_SENDOUTCOME']._serialized_start=1392
+  _globals['_SENDOUTCOME']._serialized_end=1485
+  _globals['_DELIVERY']._serialized_start=1488
+  _globals['_DELIVERY']._serialized_end=1643
+  _globals['_SETTLEREFUSAL']._serialized_start=1645
+  _globals['_SETTLEREFUSAL']._serialized_end=1714
+  _globals['_TOMBSTONE']._serialized_start=1717
+  _globals['_TOMBSTONE']._serialized_end=1920
+  _globals['_GETMAILBOXREQUEST']._serialized_start=1922
+  _globals['_GETMAILBOXREQUEST']._serialized_end=1959
+  _globals['_GETMAILBOXRESPONSE']._serialized_start=1962
+  _globals['_GETMAILBOXRESPONSE']._serialized_end=2093
+  _globals['_LANEDEPTH']._serialized_start=2096
+  _globals['_LANEDEPTH']._serialized_end=2261
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=2263
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=2350
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=2352
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=2475
+  _globals['_DEADLETTER']._serialized_start=2478
+  _globals['_DEADLETTER']._serialized_end=2675
+  _globals['_BROKERSERVICE']._serialized_start=2836
+  _globals['_BROKERSERVICE']._serialized_end=3128
 # @@protoc_insertion_point(module_scope)

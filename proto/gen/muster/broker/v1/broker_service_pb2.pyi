@@ -112,11 +112,17 @@ class MailboxHello(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     SEND_ONLY_FIELD_NUMBER: _builtins.int
+    RESUME_ACK_TOKEN_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     incarnation: _builtins.int
     """The incarnation of the agent's registry session; an older one than the newest seen is fenced."""
     send_only: _builtins.bool
     """True: only sends; no deliveries are wanted and no incarnation is fenced."""
+    resume_ack_token: _builtins.int
+    """The greatest ack_token that this incarnation has received, to go on after a lost link; 0 for none.
+    Deliveries with greater tokens that are still outstanding come again under the same tokens; those up
+    to it stay outstanding and can be settled on this stream. A receiver knows repeats by their token.
+    """
     @_builtins.property
     def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Protocol versions, newest first; today only 1."""
@@ -133,10 +139,11 @@ class MailboxHello(_message.Message):
         instance_id: _builtins.str = ...,
         incarnation: _builtins.int = ...,
         send_only: _builtins.bool = ...,
+        resume_ack_token: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "incarnation", b"incarnation", "instance_id", b"instance_id", "send_only", b"send_only", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "incarnation", b"incarnation", "instance_id", b"instance_id", "resume_ack_token", b"resume_ack_token", "send_only", b"send_only", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -255,6 +262,7 @@ class MailboxResponse(_message.Message):
     SETTLED_FIELD_NUMBER: _builtins.int
     TOMBSTONES_FIELD_NUMBER: _builtins.int
     SEND_CREDITS_FIELD_NUMBER: _builtins.int
+    RECALLED_FIELD_NUMBER: _builtins.int
     send_credits: _builtins.int
     """Envelopes that the agent may have unanswered beyond those before."""
     @_builtins.property
@@ -277,6 +285,13 @@ class MailboxResponse(_message.Message):
     def tombstones(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tombstone]:
         """Gaps in an order domain, explained."""
 
+    @_builtins.property
+    def recalled(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """ack_tokens of deliveries that the broker took back because an earlier one of the same sender and lane
+        must come again first: drop them unhandled if possible; they come again in order under new tokens.
+        What was handled nevertheless comes a second time. Taken back is not a delivery that failed.
+        """
+
     def __init__(
         self,
         *,
@@ -287,10 +302,11 @@ class MailboxResponse(_message.Message):
         settled: _abc.Iterable[_builtins.int] | None = ...,
         tombstones: _abc.Iterable[Global___Tombstone] | None = ...,
         send_credits: _builtins.int = ...,
+        recalled: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "deliveries", b"deliveries", "refusals", b"refusals", "send_credits", b"send_credits", "settled", b"settled", "tombstones", b"tombstones", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "deliveries", b"deliveries", "recalled", b"recalled", "refusals", b"refusals", "send_credits", b"send_credits", "settled", b"settled", "tombstones", b"tombstones", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -436,11 +452,17 @@ class Tombstone(_message.Message):
     SEQUENCE_NUMBER_FIELD_NUMBER: _builtins.int
     MESSAGE_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    FIRST_SEQUENCE_NUMBER_FIELD_NUMBER: _builtins.int
     sender_id: _builtins.str
     priority: _priority_pb2.Priority.ValueType
     sequence_number: _builtins.int
     message_id: _builtins.str
+    """Empty when this stands for several envelopes."""
     reason: Global___TombstoneReason.ValueType
+    first_sequence_number: _builtins.int
+    """Set when this stands for a range: none of first_sequence_number to sequence_number that has not come
+    yet will come. 0 means sequence_number alone.
+    """
     def __init__(
         self,
         *,
@@ -449,10 +471,11 @@ class Tombstone(_message.Message):
         sequence_number: _builtins.int = ...,
         message_id: _builtins.str = ...,
         reason: Global___TombstoneReason.ValueType = ...,
+        first_sequence_number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id", "priority", b"priority", "reason", b"reason", "sender_id", b"sender_id", "sequence_number", b"sequence_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_sequence_number", b"first_sequence_number", "message_id", b"message_id", "priority", b"priority", "reason", b"reason", "sender_id", b"sender_id", "sequence_number", b"sequence_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
