@@ -1,0 +1,160 @@
+"""What every test gets: certificates of a throwaway authority, free ports, conditions instead of sleeps,
+and a check that nothing is left running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+import pytest
+import pytest_asyncio
+from hypothesis import HealthCheck, settings
+
+from services.common.certificates import Authority, create_authority, write_authority, write_credential
+from services.common.identity import TRUST_DOMAIN, Principal, spiffe_id
+from services.common.rpc.channel import service_dns_name
+from services.common.tls import TlsIdentity
+
+T = TypeVar("T")
+
+# The machine may be busy: how long a condition may take before a test calls it missed.
+PATIENCE_SECONDS = 20.0
+# Threads that live as long as the process by design: gRPC's poller and Hypothesis' helpers have no Python
+# thread; these have.
+KEPT_THREADS = ("MainThread", "asyncio_", "pytest_timeout", "Thread-grpc", "grpc")
+
+settings.register_profile(
+    "default", deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.register_profile("nightly", parent=settings.get_profile("default"), max_examples=20_000)
+settings.load_profile(os.environ.get("MUSTER_TEST_PROFILE", "default"))
+
+
+class Certificates:
+    """An authority and the identities that it issued, as files below one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.authority: Authority = create_authority("muster test authority")
+        self.ca_path, _ = write_authority(folder, self.authority)
+
+    def issue(self, principal: str, *, lifetime: timedelta = timedelta(hours=1)) -> tuple[Path, Path]:
+        """Return the paths of certificate and key of "agent/x", "service/registry", "operator/admin"."""
+        kind, _, name = principal.partition("/")
+        dns_names = [service_dns_name(name), "localhost"] if kind == "service" else []
+        addresses = ["127.0.0.1"] if kind == "service" else []
+        credential = self.authority.issue(spiffe_id(Principal(kind, name)), dns_names, addresses, lifetime)
+        return write_credential(self.folder / kind, name, credential)
+
+    def tls(self, principal: str) -> TlsIdentity:
+        """Return a fresh TLS identity of `principal`."""
+        certificate_path, key_path = self.issue(principal)
+        return TlsIdentity(self.ca_path, certificate_path, key_path, TRUST_DOMAIN)
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """The plane's throwaway authority, one for all tests."""
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """Return a function that names a port which was free a moment ago; prefer port 0 where you can."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+            return port
+
+    return find
+
+
+Eventually = Callable[..., Awaitable[None]]
+
+
+@pytest.fixture
+def eventually() -> Eventually:
+    """Return `await eventually(predicate, timeout=…)`: looks again and again until the condition holds.
+
+    The predicate may be a plain or an async function; its last value is in the failure's message.
+    """
+
+    async def wait(
+        predicate: Callable[[], object], timeout: float = PATIENCE_SECONDS, every: float = 0.005
+    ) -> None:
+        deadline = time.monotonic() + timeout
+        while True:
+            value = predicate()
+            if inspect.isawaitable(value):
+                value = await value
+            if value:
+                return
+            if time.monotonic() > deadline:
+                raise AssertionError(
+                    f"not within {timeout} s: {inspect.getsource(predicate).strip()} = {value!r}"
+                )
+            await asyncio.sleep(every)
+
+    return wait
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves an asyncio task, a thread or a child process running."""
+    if inspect.iscoroutinefunction(getattr(request, "function", None)):
+        # Only here, so that the tests of the pure cores get no event loop.
+        request.getfixturevalue("_no_leaked_tasks")
+    threads_before = set(threading.enumerate())
+    children_before = {child.pid for child in psutil.Process().children()}
+    yield
+    deadline = time.monotonic() + 5.0
+    while left := _left_threads(threads_before) + _left_children(children_before):
+        if time.monotonic() > deadline:
+            pytest.fail(f"the test left running: {', '.join(left)}", pytrace=False)
+        time.sleep(0.005)
+
+
+@pytest_asyncio.fixture
+async def _no_leaked_tasks() -> AsyncIterator[None]:
+    yield
+    deadline = time.monotonic() + 2.0
+    while left := _left_tasks():
+        if time.monotonic() > deadline:
+            names = ", ".join(repr(one) for one in left)
+            for one in left:
+                one.cancel()
+            pytest.fail(f"the test left asyncio tasks running: {names}", pytrace=False)
+        await asyncio.sleep(0.005)
+
+
+def _left_threads(before: set[threading.Thread]) -> list[str]:
+    return [
+        f"thread {thread.name}"
+        for thread in threading.enumerate()
+        if thread not in before and not thread.name.startswith(KEPT_THREADS)
+    ]
+
+
+def _left_children(before: set[int]) -> list[str]:
+    return [
+        f"process {child.pid} {child.name()}"
+        for child in psutil.Process().children()
+        if child.pid not in before and child.status() != psutil.STATUS_ZOMBIE
+    ]
+
+
+def _left_tasks() -> list[asyncio.Task[object]]:
+    current = asyncio.current_task()
+    return [one for one in asyncio.all_tasks() if one is not current]
