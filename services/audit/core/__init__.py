@@ -1,0 +1,1 @@
+"""What the log decides and computes: no clock, no IO, no randomness."""
