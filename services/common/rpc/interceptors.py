@@ -171,9 +171,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 if isinstance(request, _Unreadable):
                     raise request.error
                 response = await self._bounded(call, body, request, context)
-                if streaming and context.cancelled():
-                    # To the handler a vanished peer looks like one that has sent all it had.
-                    code = "CANCELLED"
+                if streaming:
+                    # To the handler a vanished peer looks first like one that has sent all it had; gRPC's
+                    # cancellation is one turn of the loop behind.
+                    await asyncio.sleep(0)
                 return response
             finally:
                 self.live.discard(call)
@@ -269,11 +270,13 @@ class _Unreadable:
     error: ServiceError
 
 
-def _guarded(deserialize: Callable[[bytes], Any], *, raises: bool) -> Callable[[bytes], Any]:
+def _guarded(deserialize: Callable[[bytes], Any] | None, *, raises: bool) -> Callable[[bytes], Any] | None:
     """Return a deserializer that answers hostile bytes with a typed error instead of grpc's INTERNAL.
 
     A stream's frames are read inside the handler, which may raise; a unary request is read before it.
     """
+    if deserialize is None:
+        return None
 
     def guarded(raw: bytes) -> Any:
         try:
