@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import inspect
 import os
 import re
@@ -128,8 +127,6 @@ def _no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     while left := _left_threads(threads_before) + _left_children(children_before):
         if time.monotonic() > deadline:
             pytest.fail(f"the test left running: {', '.join(left)}", pytrace=False)
-        # gRPC's poller thread ends with the last channel, which may hang on a cycle of garbage.
-        gc.collect()
         time.sleep(0.005)
 
 

@@ -1,0 +1,106 @@
+"""One child process: started tethered, logged to a file, waited for, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_TETHER = Path(__file__).with_name("tether.py")
+# How often an exit is looked for, in seconds: portable, and dearer mechanisms gain nothing here.
+_POLL_S = 0.05
+# How many lines of its log a failed child's story shows.
+STORY_LINES = 8
+
+
+class Child:
+    """A running process of ours. It gets a session of its own, so that Ctrl-C reaches only its parent.
+
+    Start children from the main thread: the kernel's "parent died" means the thread that started them.
+    """
+
+    def __init__(
+        self, name: str, command: Sequence[str], *, log_path: Path, environ: Mapping[str, str] | None = None
+    ) -> None:
+        self.name = name
+        self.log_path = log_path
+        log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=descriptor,
+                stderr=descriptor,
+                env=None if environ is None else dict(environ),
+                start_new_session=True,
+            )
+        finally:
+            os.close(descriptor)
+
+    def __repr__(self) -> str:
+        return f"<Child {self.name} pid {self.pid} exit code {self.exit_code}>"
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative when a signal ended it."""
+        return self._process.poll()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal; nothing happens when the process has ended."""
+        self._process.send_signal(number)
+
+    async def wait(self) -> int:
+        """Wait for the end; return the exit code."""
+        while (code := self.exit_code) is None:  # noqa: ASYNC110  # the kernel sets no asyncio.Event
+            await asyncio.sleep(_POLL_S)
+        return code
+
+    async def stop(self, grace_s: float) -> int:
+        """Ask it to end (SIGTERM), after `grace_s` seconds kill it; return the exit code."""
+        self.signal(signal.SIGTERM)
+        # A stopped process (SIGSTOP) would not hear the request.
+        self.signal(signal.SIGCONT)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                return await self.wait()
+        return self.kill()
+
+    def kill(self) -> int:
+        """Kill it at once and return its exit code."""
+        self._process.kill()
+        return self._process.wait()
+
+    def story(self) -> str:
+        """Return how it ended and the last lines of its log."""
+        return f"{self.name} {ending(self.exit_code)}; the end of {self.log_path}:\n{tail(self.log_path)}"
+
+
+def ending(exit_code: int | None) -> str:
+    """Return an exit code in words."""
+    if exit_code is None:
+        return "is running"
+    if exit_code < 0:
+        return f"was ended by {signal.Signals(-exit_code).name}"
+    return f"ended with exit code {exit_code}"
+
+
+def tail(path: Path, lines: int = STORY_LINES) -> str:
+    """Return the last lines of a text file, indented; a note when there are none."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            last = deque(file, maxlen=lines)
+    except OSError:
+        last = deque()
+    return "".join(f"  {line.rstrip()}\n" for line in last).rstrip("\n") or "  (nothing was logged)"
