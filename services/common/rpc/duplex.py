@@ -156,8 +156,8 @@ class Duplex(Generic[Item, Frame]):
                 await at_half_close()
             self.end()
         except asyncio.CancelledError:
-            # `run` is leaving, or what `on_frame` waited for was cancelled: then nothing is left to wait for.
-            self.end()
+            # `run` is leaving and has ended the stream; or what `on_frame` waited for was cancelled.
+            self.end(ServiceError(Reason.CALL_CANCELLED, "the service gave up waiting: ask for the state"))
             raise
         except Exception as error:  # noqa: BLE001  # carried to `run`, which raises it in the handler
             self.end(error)
