@@ -7,7 +7,7 @@ suite, `tests/conformance/test_election.py`, runs on both.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -77,7 +77,7 @@ class Election(Protocol):
         """
         ...
 
-    def observe(self) -> AsyncIterator[Leader | None]:
+    def observe(self) -> AsyncGenerator[Leader | None, None]:
         """Yield the present leader (None: nobody), then again each time that it changes.
 
         A slow reader may miss leaders that came and went, never the newest. Close with

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from services.common.etcd.channel import EtcdTls
@@ -53,25 +54,21 @@ class EtcdHarness:
         return EtcdClient(self.endpoints, self.tls, request_timeout_s=request_timeout_s)
 
     def start(self) -> None:
-        """Start every member and wait until all answer; outside of any event loop."""
-        asyncio.run(self.start_members())
-
-    async def start_members(self) -> None:
-        """Start every member that does not run and wait until all answer."""
-        for server in self.servers:
-            if server.child is None or server.child.exit_code is not None:
-                server.start()
-        for server in self.servers:
-            await server.wait_ready(self.tls)
-
-    def kill(self, index: int = 0) -> None:
-        """Kill a member as a power cut would."""
-        self.servers[index].kill()
+        """Start every member that does not run and wait until all answer; blocks, for fixtures."""
+        self._start_processes()
+        # In a thread of its own: an async fixture that asks for this one already runs an event loop. The
+        # processes are started here, because they end with the thread that started them.
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            pool.submit(asyncio.run, self._wait_ready()).result()
 
     async def restart(self, index: int = 0) -> None:
         """Start a killed member again, on the same data and ports, and wait until it answers."""
         self.servers[index].start()
         await self.servers[index].wait_ready(self.tls)
+
+    def kill(self, index: int = 0) -> None:
+        """Kill a member as a power cut would."""
+        self.servers[index].kill()
 
     def pause(self, index: int = 0) -> None:
         """Stop a member without ending it (SIGSTOP): connections stay, nothing answers."""
@@ -87,10 +84,19 @@ class EtcdHarness:
             if server.child is not None:
                 server.child.kill()
 
+    def _start_processes(self) -> None:
+        for server in self.servers:
+            if server.child is None or server.child.exit_code is not None:
+                server.start()
+
+    async def _wait_ready(self) -> None:
+        for server in self.servers:
+            await server.wait_ready(self.tls)
+
 
 @contextlib.contextmanager
 def running_etcd(directory: Path, *, members: int = 1) -> Iterator[EtcdHarness]:
-    """Run etcd for the length of a `with` block, outside of any event loop."""
+    """Run etcd for the length of a `with` block."""
     harness = EtcdHarness(directory, members=members)
     try:
         harness.start()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Self
 
@@ -117,7 +117,7 @@ class EtcdSession:
 
 async def sessions(
     client: EtcdClient, clock: Clock, *, ttl_s: int = SESSION_TTL_S
-) -> AsyncIterator[EtcdSession]:
+) -> AsyncGenerator[EtcdSession, None]:
     """Yield a live session each time one is asked for; the one before is closed.
 
     For owners of keys that must be there again after a loss:

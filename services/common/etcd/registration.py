@@ -1,0 +1,67 @@
+"""A replica's entry in the directory of services, there for as long as the replica lives."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from muster.registry.v1 import registry_service_pb2 as registry_pb
+
+from services.common import logs
+from services.common.clock import Clock
+from services.common.core.errors import ServiceError
+from services.common.etcd.client import EtcdClient
+from services.common.etcd.session import SESSION_TTL_S, sessions
+
+_log = logs.get("etcd.registration")
+# Pause after etcd refused the entry (a full disk, say), in seconds.
+_REFUSED_PAUSE_S = 1.0
+
+
+def service_key(key_prefix: str, service: str, replica_id: str) -> str:
+    """Return the key of one replica's entry."""
+    return f"{key_prefix}/services/{service}/{replica_id}"
+
+
+class Registration:
+    """Keeps one `ServiceReplica` under a session's lease, and writes it again after the session was lost.
+
+    Run `run` as a supervised loop, from when the replica serves until it drains.
+    """
+
+    def __init__(
+        self,
+        client: EtcdClient,
+        clock: Clock,
+        key_prefix: str,
+        replica: registry_pb.ServiceReplica,
+        *,
+        ttl_s: int = SESSION_TTL_S,
+    ) -> None:
+        self._client = client
+        self._clock = clock
+        self._key = service_key(key_prefix, replica.service, replica.replica_id)
+        self._value = replica.SerializeToString(deterministic=True)
+        self._ttl_s = ttl_s
+        # Set while the entry is certainly there.
+        self.registered = asyncio.Event()
+
+    async def run(self) -> None:
+        """Keep the entry until cancelled; then take it away."""
+        try:
+            async with contextlib.aclosing(sessions(self._client, self._clock, ttl_s=self._ttl_s)) as live:
+                async for session in live:
+                    try:
+                        # A replica that was killed and restarted finds its own older entry, whose lease has
+                        # not ended yet: the write moves the key over to the new lease.
+                        await self._client.put(self._key, self._value, lease_id=session.lease_id)
+                    except ServiceError as error:
+                        _log.warning("not in the directory of services", key=self._key, why=str(error))
+                        await asyncio.sleep(_REFUSED_PAUSE_S)
+                        continue
+                    self.registered.set()
+                    await session.lost.wait()
+                    self.registered.clear()
+                    _log.warning("lost the session in etcd; registering again", key=self._key)
+        finally:
+            self.registered.clear()
