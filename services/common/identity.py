@@ -55,7 +55,10 @@ def principal_from_context(context: HasAuthContext, trust_domain: str = TRUST_DO
     Raises IDENTITY_MISSING when it holds no Muster identity, or more than one SPIFFE ID (X.509-SVID, section
     2: exactly one URI SAN).
     """
-    names = [raw.decode("utf-8", "replace") for raw in context.auth_context().get(_SAN, ())]
+    facts = context.auth_context()
+    if any(version != b"TLSv1.3" for version in facts.get("ssl_tls_version", ())):
+        raise ServiceError(Reason.IDENTITY_MISSING, "this plane speaks TLS 1.3 only: upgrade the client")
+    names = [raw.decode("utf-8", "replace") for raw in facts.get(_SAN, ())]
     uris = [name for name in names if name.startswith("spiffe://")]
     if len(uris) == 1 and (principal := parse_spiffe_id(uris[0], trust_domain)) is not None:
         return principal

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from services.common.core.entries import EntryDraft
+import grpc
+from muster.audit.v1 import entry_pb2
+
+from services.common import logs, shipper
+from services.common.clock import Clock
+from services.common.core.entries import EntryDraft, Outcome
+from services.common.core.errors import Reason, ServiceError
+from services.common.metrics import Metrics
+from services.common.spool import Spool
+
+# The proto's limits; what is longer is cut, since one entry that audit refuses would stop all behind it.
+ATTRIBUTES_MAX = 32
+TEXT_BYTES_MAX = 1_024
+
+_log = logs.get("outbox")
 
 
 class Outbox(Protocol):
@@ -24,3 +42,241 @@ class Outbox(Protocol):
         happen. Without it never raises for lack of room.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolLimits:
+    """Bounds of a spool on disk."""
+
+    # About half a million entries of 500 bytes: an hour without audit at 140 entries a second.
+    bytes_max: int = 256 * 1024 * 1024
+    # The part of it that only privileged entries may fill, so that noise does not stop an operator.
+    privileged_bytes: int = 16 * 1024 * 1024
+
+
+@dataclass(eq=False, slots=True)
+class _Pending:
+    """One call of `record` that waits for the disk."""
+
+    drafts: Sequence[EntryDraft]
+    privileged: bool
+    kept: asyncio.Future[None]
+
+
+class SpooledOutbox:
+    """An `Outbox` on a `Spool`. Owned by the event loop; the disk is touched on two threads only.
+
+    Group commit: what comes while a flush is on its way to the disk shares the next one.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        *,
+        service: str,
+        replica_id: str,
+        clock: Clock,
+        metrics: Metrics,
+        limits: SpoolLimits | None = None,
+    ) -> None:
+        self._spool, self._clock, self._limits = spool, clock, limits or SpoolLimits()
+        self._replica_id = replica_id
+        self._actor = f"service/{service}"
+        self._id_prefix = f"{service}/{replica_id}/{spool.spool_id}."
+        self._writer = ThreadPoolExecutor(1, "spool-write")
+        self._shipper = shipper.Shipper(spool, self._writer, self._made_room)
+        self._pending: list[_Pending] = []
+        self._flushing: asyncio.Task[None] | None = None
+        # Entries that were dropped since there was room last; 0 while all is well.
+        self._dropped = 0
+        self._dropped_metric = metrics.counter("outbox_dropped_entries", "Entries lost to a full spool.")
+        self._recorded_metric = metrics.counter("outbox_recorded_entries", "Entries that are on disk.")
+        self._flush_metric = metrics.histogram("outbox_flush_seconds", "From a flush's start to the disk.")
+        depth = metrics.gauge("outbox_depth_entries", "Entries that audit has not confirmed.")
+        depth.set_function(lambda: spool.next_sequence - 1 - self._shipper.acked)
+        size = metrics.gauge("outbox_bytes", "Bytes of the spool on disk.")
+        size.set_function(lambda: spool.size_bytes)
+
+    async def record(self, entries: Sequence[EntryDraft], *, privileged: bool = False) -> None:
+        """See `Outbox.record`. A cancelled caller's entries are kept all the same."""
+        if not entries:
+            return
+        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pending.append(_Pending(entries, privileged, kept))
+        self._start_flush()
+        await kept
+
+    async def ship(self, connect: Callable[[], Awaitable[grpc.aio.Channel]]) -> None:
+        """Bring what is recorded to audit, for ever; run it supervised.
+
+        `connect` finds an audit replica and returns a new channel to it, which is closed here; it may raise
+        ServiceError, OSError or AioRpcError when none is known.
+        """
+        await self._shipper.run(connect)
+
+    async def wait_shipped(self) -> None:
+        """Return when audit has confirmed everything that is recorded now."""
+        await self._shipper.wait_acked(self._spool.next_sequence - 1)
+
+    async def close(self) -> None:
+        """Flush what is pending and close the files; stop `ship` first."""
+        if self._dropped:
+            self._start_flush(least_room=0)
+        if self._flushing is not None:
+            await self._flushing
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._writer, self._spool.close)
+        await loop.run_in_executor(None, self._writer.shutdown)
+
+    def _made_room(self) -> None:
+        """Audit has confirmed something: what was dropped meanwhile can be reported."""
+        if self._dropped:
+            self._start_flush()
+
+    def _start_flush(self, least_room: int | None = None) -> None:
+        if self._flushing is None:
+            least_room = self._limits.privileged_bytes if least_room is None else least_room
+            self._flushing = asyncio.create_task(self._flush(least_room), name="outbox-flush")
+
+    async def _flush(self, least_room: int) -> None:
+        """Run while something is pending. Every pending call gets its answer, whatever happens here."""
+        try:
+            while True:
+                batch, self._pending = self._pending, []
+                try:
+                    with self._flush_metric.time():
+                        await self._keep(batch, least_room)
+                except BaseException as error:
+                    # A defect, or the loop is closing: nobody shall wait for an answer for ever.
+                    for call in batch + self._pending:
+                        _settle(call, ServiceError(Reason.AUDIT_UNAVAILABLE, f"recording failed: {error!r}"))
+                    self._pending = []
+                    raise
+                if not self._pending:
+                    return
+        finally:
+            self._flushing = None
+
+    async def _keep(self, batch: Sequence[_Pending], least_room: int) -> None:
+        room = self._limits.bytes_max - self._spool.size_bytes
+        payloads: list[bytes] = []
+        kept: list[_Pending] = []
+        refused: list[_Pending] = []
+        if self._dropped and room > least_room:
+            room -= self._add(payloads, [self._overflow()])
+        reported = self._dropped if payloads else 0
+        for call in batch:
+            least = 0 if call.privileged else self._limits.privileged_bytes
+            before = len(payloads)
+            size = self._add(payloads, call.drafts) if room > least else 0
+            if room <= least or size > room - least:
+                del payloads[before:]
+                refused.append(call)
+            else:
+                room -= size
+                kept.append(call)
+        why = "the spool is full: bring audit back"
+        if payloads:
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._writer, self._spool.append, payloads)
+            except OSError as error:
+                # Nothing of it is there (see Spool.append), so that all are in the same position.
+                why = f"the spool's disk failed: {error.strerror}"
+                reported, refused, kept = 0, [*kept, *refused], []
+            else:
+                # Commit point. From here a crash loses nothing: the shipper starts from the disk.
+                self._recorded_metric.inc(len(payloads))
+                self._shipper.stir()
+        self._dropped -= reported
+        for call in kept:
+            _settle(call, None)
+        self._refuse(refused, why)
+
+    def _refuse(self, refused: Sequence[_Pending], why: str) -> None:
+        for call in refused:
+            if call.privileged:
+                message = f"this operation can not be recorded, so it was not done: {why}"
+                _settle(call, ServiceError(Reason.AUDIT_UNAVAILABLE, message, retry_after_ms=1_000))
+                continue
+            if self._dropped == 0:
+                _log.error("dropping audit entries", why=why)
+            self._dropped += len(call.drafts)
+            self._dropped_metric.inc(len(call.drafts))
+            _settle(call, None)
+
+    def _add(self, payloads: list[bytes], drafts: Sequence[EntryDraft]) -> int:
+        """Append the drafts' records under their numbers; return their size on disk in bytes."""
+        size = 0
+        for draft in drafts:
+            entry_id = f"{self._id_prefix}{self._spool.next_sequence + len(payloads)}"
+            payload = to_entry(draft, entry_id, self._replica_id).SerializeToString()
+            payloads.append(payload)
+            size += len(payload) + 8
+        return size
+
+    def _overflow(self) -> EntryDraft:
+        return EntryDraft(
+            self._clock.now(),
+            actor=self._actor,
+            operation="spool.overflow",
+            subject=f"spool/{self._spool.spool_id}",
+            outcome=Outcome.FAILED,
+            reason=Reason.AUDIT_UNAVAILABLE,
+            attributes={"dropped": str(self._dropped)},
+        )
+
+
+async def open_outbox(
+    directory: Path,
+    *,
+    service: str,
+    replica_id: str,
+    clock: Clock,
+    metrics: Metrics,
+    limits: SpoolLimits | None = None,
+) -> SpooledOutbox:
+    """Open the spool in `directory`, taking up what an earlier run recorded; may raise SpoolError."""
+    spool = await asyncio.get_running_loop().run_in_executor(None, Spool.open, directory)
+    return SpooledOutbox(
+        spool, service=service, replica_id=replica_id, clock=clock, metrics=metrics, limits=limits
+    )
+
+
+def to_entry(draft: EntryDraft, entry_id: str, replica_id: str) -> entry_pb2.Entry:
+    """Return the draft as the proto that audit takes; texts beyond the proto's limits are cut."""
+    entry = entry_pb2.Entry(
+        entry_id=entry_id,
+        replica_id=replica_id,
+        actor=_cut(draft.actor),
+        operation=_cut(draft.operation),
+        subject=_cut(draft.subject),
+        outcome=_OUTCOMES[draft.outcome],
+        reason=draft.reason,
+        cause_id=_cut(draft.cause_id),
+        collaboration_id=_cut(draft.collaboration_id),
+        traceparent=_cut(draft.traceparent),
+    )
+    seconds, milliseconds = divmod(draft.event_time, 1000)
+    entry.event_time.seconds, entry.event_time.nanos = seconds, milliseconds * 1_000_000
+    for key, value in list(draft.attributes.items())[:ATTRIBUTES_MAX]:
+        entry.attributes[_cut(key)] = _cut(value)
+    return entry
+
+
+_OUTCOMES = {outcome: entry_pb2.Outcome.Value(f"OUTCOME_{outcome.name}") for outcome in Outcome}
+
+
+def _cut(text: str) -> str:
+    # The first test spares the encoding of what is short in any encoding.
+    if len(text) * 4 <= TEXT_BYTES_MAX and text.isascii():
+        return text
+    return text.encode("utf-8", "replace")[:TEXT_BYTES_MAX].decode("utf-8", "ignore")
+
+
+def _settle(call: _Pending, error: Exception | None) -> None:
+    if call.kept.done():
+        return
+    if error is None:
+        call.kept.set_result(None)
+    else:
+        call.kept.set_exception(error)

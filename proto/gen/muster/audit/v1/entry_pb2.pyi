@@ -89,7 +89,7 @@ class Entry(_message.Message):
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     entry_id: _builtins.str
-    """Unique: "<service>/<replica>/<sequence>". Set by the producing service."""
+    """Unique: "<service>/<replica>/<spool>.<sequence>". Set by the producing service."""
     service: _builtins.str
     """"registry", "broker", "scheduler", "audit". Set by audit from the producer's certificate."""
     replica_id: _builtins.str
