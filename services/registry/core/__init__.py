@@ -1,0 +1,1 @@
+"""The registry's decisions, pure: no clock, no IO, no randomness."""
