@@ -19,6 +19,10 @@ _POLL_S = 0.05
 STORY_LINES = 8
 
 
+class PartFailedError(Exception):
+    """A process ended, or did not get ready in time; the message has the end of its log."""
+
+
 class Child:
     """A running process of ours. It gets a session of its own, so that Ctrl-C reaches only its parent.
 

@@ -18,14 +18,12 @@ from pathlib import Path
 from services.common.core.errors import ServiceError
 from services.common.etcd.channel import EtcdTls
 from services.common.etcd.client import EtcdClient
-from services.local.child import Child
+from services.local.child import Child, PartFailedError
 from services.local.ports import LOOPBACK
 
 VERSION_MIN = (3, 4)
 # How long a member may take until it answers, in seconds; its first election alone takes one.
 READY_S_MAX = 20.0
-# How long a member may take to end after SIGTERM, in seconds.
-STOP_GRACE_S = 5.0
 # History that watchers may come back to; etcd compacts what is older.
 COMPACTION_RETENTION = "1h"
 # etcd's default. Beyond it etcd refuses writes, which Muster says as DISK_FULL.
@@ -35,10 +33,6 @@ _PROBE_TIMEOUT_S = 0.5
 
 class EtcdMissingError(Exception):
     """No usable etcd was found."""
-
-
-class EtcdFailedError(Exception):
-    """etcd did not start; the message has the end of its log."""
 
 
 def find_etcd() -> Path:
@@ -92,18 +86,30 @@ class EtcdMember:
 
 
 class EtcdServer:
-    """One member, alone or of a cluster of `members`."""
+    """One member, alone or of a cluster of `members`; `tls` are the files with which we ask it."""
 
     def __init__(
         self,
         binary: Path,
         member: EtcdMember,
         files: EtcdFiles,
+        tls: EtcdTls,
         members: Sequence[EtcdMember] = (),
     ) -> None:
         self.member = member
+        self._tls = tls
         self._command = command_line(binary, member, files, members or (member,))
         self.child: Child | None = None
+
+    @property
+    def name(self) -> str:
+        """The member's name."""
+        return self.member.name
+
+    @property
+    def address(self) -> str:
+        """host:port for clients."""
+        return self.member.endpoint
 
     def start(self) -> None:
         """Start the process; `wait_ready` tells when it answers."""
@@ -112,22 +118,19 @@ class EtcdServer:
         self.member.data_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.child = Child(self.member.name, self._command, log_path=self.member.log_path)
 
-    async def wait_ready(self, tls: EtcdTls) -> None:
-        """Return when the member answers a linearizable read; raises `EtcdFailedError` when it ends first."""
+    async def wait_ready(self) -> None:
+        """Return when the member answers a linearizable read; raises `PartFailedError` when it ends first."""
         child = self._running()
-        async with EtcdClient([self.member.endpoint], tls, request_timeout_s=_PROBE_TIMEOUT_S) as client:
+        async with EtcdClient(
+            [self.member.endpoint], self._tls, request_timeout_s=_PROBE_TIMEOUT_S
+        ) as client:
             try:
                 async with asyncio.timeout(READY_S_MAX):
                     while not await _answers(client):
                         if child.exit_code is not None:
-                            raise EtcdFailedError(child.story())
+                            raise PartFailedError(child.story())
             except TimeoutError as error:
-                raise EtcdFailedError(f"no answer in {READY_S_MAX:.0f} s; {child.story()}") from error
-
-    async def stop(self) -> None:
-        """End the member; its data stays."""
-        if self.child is not None:
-            await self.child.stop(STOP_GRACE_S)
+                raise PartFailedError(f"no answer in {READY_S_MAX:.0f} s; {child.story()}") from error
 
     def signal(self, number: signal.Signals) -> None:
         """Send the member a signal, for tests that hurt it."""

@@ -37,7 +37,7 @@ class EtcdHarness:
         ]
         files = self.certificates.etcd_server()
         binary = find_etcd()
-        self.servers = [EtcdServer(binary, place, files, places) for place in places]
+        self.servers = [EtcdServer(binary, place, files, self.tls, places) for place in places]
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -64,7 +64,7 @@ class EtcdHarness:
     async def restart(self, index: int = 0) -> None:
         """Start a killed member again, on the same data and ports, and wait until it answers."""
         self.servers[index].start()
-        await self.servers[index].wait_ready(self.tls)
+        await self.servers[index].wait_ready()
 
     def kill(self, index: int = 0) -> None:
         """Kill a member as a power cut would."""
@@ -91,7 +91,7 @@ class EtcdHarness:
 
     async def _wait_ready(self) -> None:
         for server in self.servers:
-            await server.wait_ready(self.tls)
+            await server.wait_ready()
 
 
 @contextlib.contextmanager
