@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from services.audit.core.model import Batch
+from services.audit.core.model import Batch, Producer
 from services.audit.core.tree import Tree
 from services.common.core.errors import ServiceError
 
@@ -14,6 +15,8 @@ class Commit:
     """Make the batch durable; answer with `Committed` or `CommitFailed`. One at a time."""
 
     batch: Batch
+    # Where every producer stands before the batch. The machine's own: it stays as it is until the answer.
+    standing: Mapping[Producer, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from hashlib import blake2b
 
 from services.audit.core.model import Batch, Producer
 from services.audit.core.tiles import MalformedBundleError, decode_bundle, encode_bundle
+from services.audit.core.tree import ContradictionError
 
 _FILE_MARK = b"muster audit journal 1\n"
 _RECORD_MARK = b"\xf1\x1fREC\n"
@@ -34,7 +35,7 @@ _CURSOR = struct.Struct(">BBBQ")
 SALT_BYTES = 16
 
 
-class DamagedJournalError(Exception):
+class DamagedJournalError(ContradictionError):
     """A segment that cannot have come out of a crash; the message names the place."""
 
 

@@ -150,7 +150,7 @@ class LogMachine:
                 answers.append(Acknowledge(frame.ticket, logged))
         if leaves:
             self._staged = Batch(self.durable_size, tuple(leaves), cursors)
-            answers.append(Commit(self._staged))
+            answers.append(Commit(self._staged, self._cursors))
         return answers
 
     def _take_over_batch(self) -> list[Effect]:

@@ -24,7 +24,7 @@ from services.audit.core.tiles import (
 
 
 class ContradictionError(Exception):
-    """Tiles that do not belong together, or not to the checkpoint; the message says which."""
+    """The log on disk is not whole, or not one log: it must not be continued. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)

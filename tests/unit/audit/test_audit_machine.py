@@ -73,7 +73,7 @@ def bench() -> Iterator[Bench]:
 def test_a_frame_is_acked_after_its_commit(bench: Bench) -> None:
     effects = bench.turn(frame(BROKER, 1, 3, ticket=7))
     leaves = tuple(leaf(BROKER, n) for n in (1, 2, 3))
-    assert effects == [Commit(Batch(0, leaves, {BROKER: 3}))]
+    assert effects == [Commit(Batch(0, leaves, {BROKER: 3}), {})]
     assert bench.step(Committed()) == [Acknowledge(7, 3)]
     assert bench.machine.durable_size == 3
     assert bench.machine.durable_sequence(BROKER) == 3
@@ -96,7 +96,7 @@ def test_what_was_logged_before_is_acked_and_not_logged_again(bench: Bench) -> N
     bench.now = NOT_DUE
     assert bench.turn(frame(BROKER, 1, 2, ticket=5)) == [Acknowledge(5, 3)]
     (commit,) = bench.turn(frame(BROKER, 2, 4, ticket=6))
-    assert commit == Commit(Batch(3, (leaf(BROKER, 4), leaf(BROKER, 5)), {BROKER: 5}))
+    assert commit == Commit(Batch(3, (leaf(BROKER, 4), leaf(BROKER, 5)), {BROKER: 5}), {BROKER: 3})
 
 
 def test_a_repeated_frame_waits_for_the_commit_of_the_first(bench: Bench) -> None:
@@ -302,7 +302,7 @@ class AnyCourse(RuleBasedStateMachine):
     def carry_out(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
-                case Commit(batch):
+                case Commit(batch, _):
                     assert self.committing is None
                     self.committing = batch
                 case Integrate():
