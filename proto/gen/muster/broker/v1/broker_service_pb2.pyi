@@ -120,8 +120,8 @@ class MailboxHello(_message.Message):
     """True: only sends; no deliveries are wanted and no incarnation is fenced."""
     resume_ack_token: _builtins.int
     """The greatest ack_token that this incarnation has received, to go on after a lost link; 0 for none.
-    Deliveries with greater tokens that are still outstanding come again under the same tokens; those up
-    to it stay outstanding and can be settled on this stream. A receiver knows repeats by their token.
+    What it holds up to that token stays outstanding and can be settled on this stream. Later deliveries
+    never arrived: they come again, in order, under new tokens, and do not count as failed.
     """
     @_builtins.property
     def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -287,9 +287,10 @@ class MailboxResponse(_message.Message):
 
     @_builtins.property
     def recalled(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """ack_tokens of deliveries that the broker took back because an earlier one of the same sender and lane
-        must come again first: drop them unhandled if possible; they come again in order under new tokens.
-        What was handled nevertheless comes a second time. Taken back is not a delivery that failed.
+        """ack_tokens of deliveries that the broker took back: their ack deadline passed, or an earlier one of the
+        same sender and lane must come again first. Drop them unhandled if possible: they come again in order
+        under new tokens, and what was handled nevertheless then comes a second time. A delivery that was taken
+        back for an earlier one's sake does not count as failed. Their credits are used, as for any delivery.
         """
 
     def __init__(
