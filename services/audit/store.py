@@ -85,6 +85,15 @@ class IndexState:
     last_hash: bytes = b""
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An answer of the index: these, and no others before `end`, match."""
+
+    indices: tuple[int, ...]
+    # The first leaf index that was not looked at.
+    end: int
+
+
 class EntryIndex(Protocol):
     """Finds leaves by what their entries say. Derived: all of it can be made again from the log.
 
@@ -105,8 +114,11 @@ class EntryIndex(Protocol):
         """Forget everything."""
         ...
 
-    async def find(self, wanted: EntryFilter, begin: int, end: int, limit: int) -> list[int]:
-        """Return the first `limit` leaf indices in begin <= i < end that match, in order."""
+    async def find(self, wanted: EntryFilter, begin: int, end: int, limit: int) -> Found:
+        """Return matching leaf indices from `begin` on, at most `limit`, none from `end` on.
+
+        May stop earlier than that when a search would take long; `Found.end` says how far it came.
+        """
         ...
 
     async def close(self) -> None:

@@ -14,7 +14,7 @@ from services.audit.core.query import EntryFilter, IndexRow
 from services.audit.core.recovery import recover
 from services.audit.core.tiles import TilePath, cut
 from services.audit.core.tree import Growth
-from services.audit.store import IndexState, LogUnusableError, Opened
+from services.audit.store import Found, IndexState, LogUnusableError, Opened
 from services.audit.stores.key import Ed25519Signer
 from services.common.core.errors import Reason, ServiceError
 
@@ -94,15 +94,15 @@ class MemoryIndex:
         """See `EntryIndex.clear`."""
         self._rows, self._state = [], IndexState()
 
-    async def find(self, wanted: EntryFilter, begin: int, end: int, limit: int) -> list[int]:
+    async def find(self, wanted: EntryFilter, begin: int, end: int, limit: int) -> Found:
         """See `EntryIndex.find`."""
         found: list[int] = []
         for index in range(begin, min(end, len(self._rows))):
             if len(found) == limit:
-                break
+                return Found(tuple(found), index)
             if wanted.matches(self._rows[index]):
                 found.append(index)
-        return found
+        return Found(tuple(found), end)
 
     async def close(self) -> None:
         """See `EntryIndex.close`."""
