@@ -52,6 +52,9 @@ class SpoolLimits:
     bytes_max: int = 256 * 1024 * 1024
     # The part of it that only privileged entries may fill, so that noise does not stop an operator.
     privileged_bytes: int = 16 * 1024 * 1024
+    # After an overflow nothing but privileged entries is kept until this much more is free: one gap that is
+    # recorded once, instead of an overflow entry beside every second entry.
+    resume_bytes: int = 16 * 1024 * 1024
 
 
 @dataclass(eq=False, slots=True)
@@ -120,10 +123,11 @@ class SpooledOutbox:
 
     async def close(self) -> None:
         """Flush what is pending and close the files; stop `ship` first."""
-        if self._dropped:
-            self._start_flush(least_room=0)
         if self._flushing is not None:
             await self._flushing
+        if self._dropped:
+            self._start_flush(closing=True)
+            await asyncio.gather(self._flushing)
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._writer, self._spool.close)
         await loop.run_in_executor(None, self._writer.shutdown)
@@ -133,19 +137,18 @@ class SpooledOutbox:
         if self._dropped:
             self._start_flush()
 
-    def _start_flush(self, least_room: int | None = None) -> None:
+    def _start_flush(self, *, closing: bool = False) -> None:
         if self._flushing is None:
-            least_room = self._limits.privileged_bytes if least_room is None else least_room
-            self._flushing = asyncio.create_task(self._flush(least_room), name="outbox-flush")
+            self._flushing = asyncio.create_task(self._flush(closing=closing), name="outbox-flush")
 
-    async def _flush(self, least_room: int) -> None:
+    async def _flush(self, *, closing: bool) -> None:
         """Run while something is pending. Every pending call gets its answer, whatever happens here."""
         try:
             while True:
                 batch, self._pending = self._pending, []
                 try:
                     with self._flush_metric.time():
-                        await self._keep(batch, least_room)
+                        await self._keep(batch, closing=closing)
                 except BaseException as error:
                     # A defect, or the loop is closing: nobody shall wait for an answer for ever.
                     for call in batch + self._pending:
@@ -157,16 +160,20 @@ class SpooledOutbox:
         finally:
             self._flushing = None
 
-    async def _keep(self, batch: Sequence[_Pending], least_room: int) -> None:
-        room = self._limits.bytes_max - self._spool.size_bytes
+    async def _keep(self, batch: Sequence[_Pending], *, closing: bool) -> None:
+        limits = self._limits
+        room = limits.bytes_max - self._spool.size_bytes
         payloads: list[bytes] = []
         kept: list[_Pending] = []
         refused: list[_Pending] = []
-        if self._dropped and room > least_room:
+        least_ordinary = limits.privileged_bytes
+        if self._dropped and (closing or room > limits.privileged_bytes + limits.resume_bytes):
             room -= self._add(payloads, [self._overflow()])
+        elif self._dropped:
+            least_ordinary = limits.bytes_max
         reported = self._dropped if payloads else 0
         for call in batch:
-            least = 0 if call.privileged else self._limits.privileged_bytes
+            least = 0 if call.privileged else least_ordinary
             before = len(payloads)
             size = self._add(payloads, call.drafts) if room > least else 0
             if room <= least or size > room - least:

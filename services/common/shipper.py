@@ -83,7 +83,9 @@ class Shipper:
             asyncio.create_task(self._receive(stream), name="shipper-receive"),
         ]
         try:
-            ended, _ = await asyncio.wait(halves, return_when=asyncio.FIRST_COMPLETED)
+            # Each half ends with an error, but for a sender that finds the stream ended: then the other one
+            # knows why.
+            ended, _ = await asyncio.wait(halves, return_when=asyncio.FIRST_EXCEPTION)
             for half in ended:
                 half.result()
         finally:
@@ -106,7 +108,11 @@ class Shipper:
             records = await loop.run_in_executor(
                 None, self._spool.read, following, min(free, FRAME_ENTRIES_MAX), FRAME_BYTES_MAX
             )
-            await stream.write(_frame(self._spool.spool_id, following, records))
+            try:
+                await stream.write(_frame(self._spool.spool_id, following, records))
+            except asyncio.InvalidStateError:
+                # What grpc.aio raises once the call has its status.
+                return
             following += len(records)
 
     async def _receive(self, stream: Any) -> None:
