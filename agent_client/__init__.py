@@ -1,1 +1,90 @@
 """The client of Muster: write an agent, submit a collaboration, check the log."""
+
+from agent_client.agent import Agent
+from agent_client.client import Client, Collaboration, Event
+from agent_client.context import Context, load_context
+from agent_client.core.records import FencingToken, Payload
+from agent_client.core.vocabulary import MessageType, Priority
+from agent_client.errors import (
+    AccessError,
+    AgentLeftError,
+    CallTimeoutError,
+    CollaborationFailedError,
+    ContextError,
+    FencedError,
+    HistoryGoneError,
+    InternalError,
+    InvalidRequestError,
+    LimitError,
+    LockLostError,
+    MusterError,
+    NotFoundError,
+    PermanentFailure,
+    PreconditionError,
+    RequestReusedError,
+    ResourceHeldError,
+    StaleTokenError,
+    TaskCancelled,
+    TransientFailure,
+    UnavailableError,
+    Violation,
+)
+from agent_client.locks import Held, Lock
+from agent_client.mailbox import Delivery, Reply
+from agent_client.pending import Pending
+from agent_client.task import Task
+from agent_client.views import (
+    CollaborationInfo,
+    Contribution,
+    Gap,
+    Progress,
+    Result,
+    TaskInfo,
+)
+
+__all__ = [
+    "AccessError",
+    "Agent",
+    "AgentLeftError",
+    "CallTimeoutError",
+    "Client",
+    "Collaboration",
+    "CollaborationFailedError",
+    "CollaborationInfo",
+    "Context",
+    "ContextError",
+    "Contribution",
+    "Delivery",
+    "Event",
+    "FencedError",
+    "FencingToken",
+    "Gap",
+    "Held",
+    "HistoryGoneError",
+    "InternalError",
+    "InvalidRequestError",
+    "LimitError",
+    "Lock",
+    "LockLostError",
+    "MessageType",
+    "MusterError",
+    "NotFoundError",
+    "Payload",
+    "Pending",
+    "PermanentFailure",
+    "PreconditionError",
+    "Priority",
+    "Progress",
+    "Reply",
+    "RequestReusedError",
+    "ResourceHeldError",
+    "Result",
+    "StaleTokenError",
+    "Task",
+    "TaskCancelled",
+    "TaskInfo",
+    "TransientFailure",
+    "UnavailableError",
+    "Violation",
+    "load_context",
+]

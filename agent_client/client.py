@@ -1,0 +1,366 @@
+"""Submit collaborations, watch them, and look at the plane.
+
+async with Client() as client:
+    collaboration = await client.submit({"tasks": [{"task_id": "a", "required_skills": ["greet"]}]})
+    result = await collaboration.result()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from muster.broker.v1 import broker_service_pb2 as broker
+from muster.broker.v1.broker_service_pb2_grpc import BrokerServiceStub
+from muster.common.v1 import page_pb2
+from muster.registry.v1 import agent_pb2
+from muster.registry.v1 import registry_service_pb2 as registry
+from muster.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+from muster.scheduler.v1 import collaboration_pb2
+from muster.scheduler.v1 import scheduler_service_pb2 as scheduler
+from muster.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
+
+from agent_client.connection import Connection, Method
+from agent_client.context import load_context
+from agent_client.core.watch import WatchCursor
+from agent_client.errors import CallTimeoutError, InvalidRequestError, MusterError, Violation
+from agent_client.loop import link_thread
+from agent_client.spec import Spec, build_spec
+from agent_client.tls import Dialer
+from agent_client.views import Change, CollaborationInfo, Gap, Progress, Result, change_of
+from agent_client.wire import moment
+
+T = TypeVar("T")
+
+# Items asked for in one page of a list.
+PAGE_SIZE = 200
+# Seconds that a call may take with all its retries, unless the client is made with another patience.
+PATIENCE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change of a collaboration; `generation` is 0 for progress, which is not durable."""
+
+    collaboration_id: str
+    generation: int
+    time: datetime | None
+    change: Change
+
+
+class Client:
+    """A requester's or operator's connection to a plane.
+
+    It speaks as the context's operator, or as `agent` when one is named. `patience` is how many seconds a
+    call may take with all its retries. `home` is the directory of the plane's context ($MUSTER_HOME, else
+    ./.muster).
+    """
+
+    def __init__(
+        self,
+        *,
+        home: str | os.PathLike[str] | None = None,
+        agent: str | None = None,
+        patience: float = PATIENCE_S,
+    ) -> None:
+        context = load_context(home)
+        identity = context.agent(agent) if agent else context.operator()
+        self._thread = link_thread()
+        self._connection = Connection(Dialer(context, identity), patience)
+        self._patience = patience
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._thread.run(self._connection.close())
+
+    # Collaborations.
+
+    async def submit(self, spec: Mapping[str, Any] | Spec, *, request_id: str | None = None) -> Collaboration:
+        """Submit a collaboration; when this returns, it is durable.
+
+        The same `request_id` (made here unless given) with the same content is accepted once and answered
+        the same. Raises InvalidRequestError naming every bad field.
+        """
+        request = scheduler.SubmitCollaborationRequest(
+            request_id=request_id or f"r-{secrets.token_hex(12)}", collaboration=build_spec(spec)
+        )
+        answer = await self._call(
+            "scheduler", lambda channel: SchedulerServiceStub(channel).SubmitCollaboration, request
+        )
+        return Collaboration(
+            self, answer.collaboration_id, tuple(answer.warnings), already_accepted=answer.already_accepted
+        )
+
+    def collaboration(self, collaboration_id: str) -> Collaboration:
+        """Return the handle of a collaboration that was submitted before."""
+        return Collaboration(self, collaboration_id)
+
+    async def get(self, collaboration_id: str) -> CollaborationInfo:
+        """Return a collaboration with its tasks. Raises NotFoundError."""
+        answer = await self._call(
+            "scheduler",
+            lambda channel: SchedulerServiceStub(channel).GetCollaboration,
+            scheduler.GetCollaborationRequest(collaboration_id=collaboration_id),
+        )
+        return CollaborationInfo(answer.collaboration)
+
+    async def collaborations(
+        self, *, states: Iterable[str] = (), limit: int = 100
+    ) -> list[CollaborationInfo]:
+        """Return the newest collaborations, without their tasks, at most `limit`."""
+        request = scheduler.ListCollaborationsRequest(states=[_state(state) for state in states])
+        found = [
+            CollaborationInfo(message)
+            async for answer in self._pages(
+                "scheduler", lambda channel: SchedulerServiceStub(channel).ListCollaborations, request, limit
+            )
+            for message in answer.collaborations
+        ]
+        return found[:limit]
+
+    async def cancel(self, collaboration_id: str, reason: str = "") -> CollaborationInfo:
+        """Cancel what has not ended of a collaboration; cancelling twice is harmless."""
+        answer = await self._call(
+            "scheduler",
+            lambda channel: SchedulerServiceStub(channel).CancelCollaboration,
+            scheduler.CancelCollaborationRequest(collaboration_id=collaboration_id, reason=reason),
+        )
+        return CollaborationInfo(answer.collaboration)
+
+    async def watch(self, collaboration_id: str, *, from_generation: int = 0) -> AsyncIterator[Event]:
+        """Yield the changes after `from_generation` (0 starts with a snapshot) until it has ended.
+
+        A broken stream is resumed where it was, for ever as long as the plane comes back within the client's
+        patience.
+        """
+        frames = self._relay(
+            _Watch(self._connection, self._patience, collaboration_id, from_generation).run()
+        )
+        async for event in frames:
+            yield event
+            if isinstance(event.change, CollaborationInfo) and event.change.final:
+                return
+
+    async def locks(self, resource: str = "") -> list[scheduler.Lock]:
+        """Return who holds and who waits for `resource`, or for every resource."""
+        answer = await self._call(
+            "scheduler",
+            lambda channel: SchedulerServiceStub(channel).ListLocks,
+            scheduler.ListLocksRequest(resource=resource),
+        )
+        return [*answer.locks]
+
+    # Agents and services.
+
+    async def agents(self, skill: str = "") -> list[agent_pb2.Agent]:
+        """Return the known agents by name; only those with `skill` when it is given."""
+        request = registry.ListAgentsRequest(skill=skill)
+        return [
+            agent
+            async for answer in self._pages(
+                "registry", lambda channel: RegistryServiceStub(channel).ListAgents, request, None
+            )
+            for agent in answer.agents
+        ]
+
+    async def agent(self, name: str) -> agent_pb2.Agent:
+        """Return one agent. Raises NotFoundError when it never registered."""
+        answer = await self._call(
+            "registry",
+            lambda channel: RegistryServiceStub(channel).GetAgent,
+            registry.GetAgentRequest(agent_id=name),
+        )
+        agent: agent_pb2.Agent = answer.agent
+        return agent
+
+    async def watch_agents(self) -> AsyncIterator[registry.WatchAgentsResponse]:
+        """Yield frames of agents: everything known first, then each change; ends with MusterError."""
+        request = registry.WatchAgentsRequest()
+        async for frame in self._relay(
+            self._connection.stream(
+                "registry", lambda channel: RegistryServiceStub(channel).WatchAgents, request
+            )
+        ):
+            yield frame
+
+    async def services(self) -> registry.ListServicesResponse:
+        """Return the live replicas of every service, and who leads."""
+        answer: registry.ListServicesResponse = await self._call(
+            "registry",
+            lambda channel: RegistryServiceStub(channel).ListServices,
+            registry.ListServicesRequest(),
+        )
+        return answer
+
+    # Messages.
+
+    async def mailbox(self, agent: str) -> broker.GetMailboxResponse:
+        """Return how full an agent's mailbox is."""
+        answer: broker.GetMailboxResponse = await self._call(
+            "broker",
+            lambda channel: BrokerServiceStub(channel).GetMailbox,
+            broker.GetMailboxRequest(agent_id=agent),
+        )
+        return answer
+
+    async def dead_letters(self, agent: str, *, limit: int = 100) -> list[broker.DeadLetter]:
+        """Return messages to an agent that were given up, oldest first, at most `limit`."""
+        request = broker.ListDeadLettersRequest(agent_id=agent)
+        found = [
+            letter
+            async for answer in self._pages(
+                "broker", lambda channel: BrokerServiceStub(channel).ListDeadLetters, request, limit
+            )
+            for letter in answer.dead_letters
+        ]
+        return found[:limit]
+
+    # From the caller's loop to the link loop.
+
+    async def _call(self, service: str, method: Method, request: Any) -> Any:
+        return await self._thread.run(self._connection.call(service, method, request))
+
+    async def _pages(
+        self, service: str, method: Method, request: Any, limit: int | None
+    ) -> AsyncIterator[Any]:
+        asked, token = 0, ""
+        while True:
+            size = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit - asked)
+            request.page.CopyFrom(page_pb2.PageRequest(page_size=size, page_token=token))
+            answer = await self._call(service, method, request)
+            yield answer
+            asked, token = asked + size, answer.page.next_page_token
+            if not token or (limit is not None and asked >= limit):
+                return
+
+    async def _relay(self, source: AsyncIterator[T]) -> AsyncIterator[T]:
+        """Yield here what an iterator of the link loop yields there."""
+
+        async def following() -> T | None:
+            return await anext(source, None)
+
+        async def end() -> None:
+            await source.aclose()  # type: ignore[attr-defined]  # only async generators come here
+
+        try:
+            while (item := await self._thread.run(following())) is not None:
+                yield item
+        finally:
+            await self._thread.run(end())
+
+
+class Collaboration:
+    """A submitted collaboration."""
+
+    def __init__(
+        self,
+        client: Client,
+        collaboration_id: str,
+        warnings: tuple[str, ...] = (),
+        *,
+        already_accepted: bool = False,
+    ) -> None:
+        self._client = client
+        self.id, self.warnings, self.already_accepted = collaboration_id, warnings, already_accepted
+
+    def __repr__(self) -> str:
+        return f"Collaboration({self.id})"
+
+    async def info(self) -> CollaborationInfo:
+        """Return it with its tasks as they are now."""
+        return await self._client.get(self.id)
+
+    def watch(self, *, from_generation: int = 0) -> AsyncIterator[Event]:
+        """Yield its changes until it has ended; see `Client.watch`."""
+        return self._client.watch(self.id, from_generation=from_generation)
+
+    async def result(self, timeout: float | None = None) -> Result:
+        """Wait for its end and return the result.
+
+        Raises CollaborationFailedError when it fails or is cancelled, CallTimeoutError after `timeout`
+        seconds; the collaboration itself goes on then.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                async for _ in self.watch():
+                    pass
+                return (await self.info()).result()
+        except TimeoutError:
+            raise CallTimeoutError(
+                f"collaboration {self.id} has not ended within {timeout} s; it goes on"
+            ) from None
+
+    async def cancel(self, reason: str = "") -> CollaborationInfo:
+        """Cancel what has not ended of it."""
+        return await self._client.cancel(self.id, reason)
+
+
+class _Watch:
+    """Follows one collaboration across broken streams; runs on the link loop."""
+
+    def __init__(
+        self, connection: Connection, patience_s: float, collaboration_id: str, from_generation: int
+    ) -> None:
+        self._connection, self._patience_s = connection, patience_s
+        self._collaboration_id = collaboration_id
+        self._cursor = WatchCursor(from_generation)
+
+    async def run(self) -> AsyncIterator[Event]:
+        failures, deadline = 0, time.monotonic() + self._patience_s
+        while True:
+            try:
+                async for frame in self._frames():
+                    failures, deadline = 0, time.monotonic() + self._patience_s
+                    for message in frame.events:
+                        if (event := self._read(message)) is not None:
+                            yield event
+            except MusterError as error:
+                failures += 1
+                await self._connection.pause("scheduler", error, failures, deadline)
+
+    def _frames(self) -> AsyncIterator[scheduler.WatchCollaborationsResponse]:
+        request = scheduler.WatchCollaborationsRequest(
+            collaboration_id=self._collaboration_id, from_generation=self._cursor.resume_from
+        )
+        self._cursor.opened()
+        return self._connection.stream(
+            "scheduler", lambda channel: SchedulerServiceStub(channel).WatchCollaborations, request
+        )
+
+    def _read(self, message: collaboration_pb2.CollaborationEvent) -> Event | None:
+        change = change_of(message)
+        if change is None:
+            return None
+        if isinstance(change, Gap):
+            self._cursor.gap()
+        elif not isinstance(change, Progress):
+            self._cursor.seen(message.generation)
+        return Event(message.collaboration_id, message.generation, moment(message.event_time), change)
+
+
+def _state(name: str) -> collaboration_pb2.CollaborationState.ValueType:
+    known = {
+        key.removeprefix("COLLABORATION_STATE_"): value
+        for key, value in collaboration_pb2.CollaborationState.items()
+        if value
+    }
+    state = known.get(name.upper())
+    if state is None:
+        description = f"{name!r} is none of {', '.join(known)}"
+        raise InvalidRequestError(f"states: {description}", violations=[Violation("states", description)])
+    return state

@@ -1,0 +1,1 @@
+"""The client's decisions: plain synchronous Python without clock, sockets or chance."""

@@ -1,0 +1,95 @@
+"""The link thread: one event loop for everything that this process says to the plane.
+
+All gRPC streams of a process live on this one loop, in a thread of their own. So heartbeats, probes and
+acks go on while a handler blocks the loop it runs in, and grpc.aio, whose poller serves the whole process,
+never meets a loop that was closed under it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+# Items handled in one turn of a loop, so that a flood of them does not keep the loop from its other work.
+TURN_ITEMS_MAX = 1_024
+# Seconds that the end of the process waits for the link thread.
+EXIT_WAIT_S = 5.0
+
+
+class LinkThread:
+    """A daemon thread that runs an event loop until the process ends."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="muster-link", daemon=True)
+        self._thread.start()
+        atexit.register(self._stop)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def _stop(self) -> None:
+        # The loop is stopped, not closed: gRPC's poller may still hand it an event while the process ends.
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(EXIT_WAIT_S)
+
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine on the link loop; thread-safe."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+
+    async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the link loop and wait for it here; cancelling the wait cancels it there."""
+        return await asyncio.wrap_future(self.start(coroutine))
+
+
+_lock = threading.Lock()
+_thread: LinkThread | None = None
+
+
+def link_thread() -> LinkThread:
+    """Return the process's link thread, started at the first call."""
+    global _thread  # noqa: PLW0603  # grpc.aio has one poller per process, so there is one link loop too
+    with _lock:
+        if _thread is None:
+            _thread = LinkThread()
+        return _thread
+
+
+class Inlet(Generic[T]):
+    """Hands items from any thread to a loop, in order, and wakes it once for many of them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, handle: Callable[[T], None]) -> None:
+        self._loop, self._handle = loop, handle
+        self._items: deque[T] = deque()
+        # Written by both sides without a lock: it is cleared before the items are taken, so an item is
+        # either seen by the turn that is due or schedules the next one.
+        self._due = False
+
+    def post(self, item: T) -> None:
+        """Queue an item; thread-safe, never blocks. Items for a loop that is closed are dropped."""
+        self._items.append(item)
+        if not self._due:
+            self._due = True
+            try:
+                self._loop.call_soon_threadsafe(self._turn)
+            except RuntimeError:
+                # The loop is closed: nobody is left to whom the item could matter.
+                self._items.clear()
+
+    def _turn(self) -> None:
+        self._due = False
+        for _ in range(TURN_ITEMS_MAX):
+            if not self._items:
+                return
+            self._handle(self._items.popleft())
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self._turn)

@@ -1,0 +1,65 @@
+"""Channels to the services: mutual TLS in both directions, keepalive, no hidden retries."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+
+from agent_client.context import Context, Identity
+from agent_client.errors import ContextError
+
+# The services' own limit (services/common/rpc/server.py).
+MESSAGE_BYTES_MAX = 4 * 1024 * 1024
+KEEPALIVE_TIME_MS = 20_000
+KEEPALIVE_TIMEOUT_MS = 10_000
+
+
+class Dialer:
+    """Opens channels as one identity.
+
+    The files are read for every channel, so that a renewed certificate is used from the next link on.
+    """
+
+    def __init__(self, context: Context, identity: Identity) -> None:
+        self.context, self.identity = context, identity
+
+    def __repr__(self) -> str:
+        return f"Dialer({self.identity.principal})"
+
+    async def open(self, service: str, address: str) -> grpc.aio.Channel:
+        """Return a channel to `service` at host:port. Raises ContextError when a file can not be read.
+
+        The server must present a certificate of the plane's CA for `<service>.<trust domain>`, whatever
+        address it was reached by.
+        """
+        credentials = await asyncio.to_thread(self._credentials)
+        return grpc.aio.secure_channel(
+            address,
+            credentials,
+            options=[
+                ("grpc.ssl_target_name_override", f"{service}.{self.context.trust_domain}"),
+                ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+                ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+                # Half-open connections are found also when nobody talks.
+                ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+                ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+                ("grpc.http2.max_pings_without_data", 0),
+                # The cores decide when to try again; a shared or lingering connection would decide for them.
+                ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.enable_retries", 0),
+            ],
+        )
+
+    def _credentials(self) -> grpc.ChannelCredentials:
+        try:
+            root = self.context.ca.read_bytes()
+            certificate = self.identity.certificate.read_bytes()
+            key = self.identity.key.read_bytes()
+        except OSError as error:
+            raise ContextError(
+                f"{error.filename} can not be read: {error.strerror}; run `muster up`, "
+                "or `muster agents enroll` for an agent's certificate",
+                reason="NO_CERTIFICATE",
+            ) from error
+        return grpc.ssl_channel_credentials(root, key, certificate)
