@@ -213,7 +213,7 @@ class Plane:
     async def _wait_coordinator(self, directory: ServiceDirectory, epoch: int) -> None:
         """Return when a coordinator with a larger epoch leads, and from then on tell of each new one.
 
-        A key left by an earlier run may live on for its lease; its epoch is smaller than anything of this run.
+        A key left by an earlier run may live on for its lease; its epoch is smaller than those of this run.
         """
         elected = asyncio.Event()
 

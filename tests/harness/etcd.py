@@ -61,10 +61,10 @@ class EtcdHarness:
         with ThreadPoolExecutor(max_workers=1) as pool:
             pool.submit(asyncio.run, self._wait_ready()).result()
 
-    async def restart(self, index: int = 0) -> None:
-        """Start a killed member again, on the same data and ports, and wait until it answers."""
-        self.servers[index].start()
-        await self.servers[index].wait_ready()
+    async def restart(self) -> None:
+        """Start killed members again, on the same data and ports, and wait until all answer."""
+        self._start_processes()
+        await self._wait_ready()
 
     def kill(self, index: int = 0) -> None:
         """Kill a member as a power cut would."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf.timestamp_pb2 import Timestamp
-
 from muster.registry.v1 import registry_service_pb2 as registry_pb
+
 from services.common import logs
 from services.common.clock import SystemClock
 from services.common.config import knob, load
