@@ -178,6 +178,22 @@ class TestOrder:
         bench.ask("z waits for y", "bridge tunnel", owner="z")
         assert granted(bench.ask("x passes z", "bridge", owner="x")) == ["x passes z"]
 
+    def test_an_owner_may_pass_as_soon_as_somebody_waits_for_it(self, bench: Bench) -> None:
+        bench.take("o1", "road", owner="o")
+        bench.take("z1", "tunnel", owner="z")
+        bench.ask("w", "bridge tunnel")
+        assert bench.ask("o2", "bridge", owner="o") == []
+        # Now w waits for z, and z for o.
+        assert granted(bench.ask("z2", "road", owner="z")) == ["o2"]
+
+    def test_an_owner_may_pass_as_soon_as_it_got_what_others_wait_for(self, bench: Bench) -> None:
+        bench.take("z", "tunnel")
+        bench.ask("w", "bridge tunnel ford")
+        assert bench.ask("o1", "bridge", owner="o") == []
+        # An emergency goes before w on the ford; from then on w waits for o.
+        outcomes = bench.ask("o2", "ford", owner="o", priority=Priority.EMERGENCY)
+        assert granted(outcomes) == ["o2", "o1"]
+
 
 class TestTwoSteps:
     def test_a_proposed_grant_occupies_its_resource(self, bench: Bench) -> None:
@@ -419,6 +435,29 @@ class TestDeadlock:
         assert bench.ask("a2", "road", owner="a") == []
         assert bench.ask("b2", "bridge", owner="b") == []
         assert granted(bench.confirm("a1")) == ["b2"]
+
+    def test_a_grant_that_was_put_off_goes_when_its_owner_gives_the_other_wish_up(self, bench: Bench) -> None:
+        bench.take("w1", "road", owner="w")
+        bench.take("h", "tunnel", owner="h")
+        bench.take("z", "ford", owner="z")
+        bench.ask("o1", "bridge tunnel", owner="o")
+        bench.ask("o2", "road", owner="o")
+        bench.ask("w2", "bridge ford", owner="w")
+        bench.release("h")
+        assert granted(bench.release("o2")) == ["o1"]
+
+    def test_a_grant_that_was_put_off_goes_when_the_one_in_flight_is_wanted_no_more(
+        self, bench: Bench
+    ) -> None:
+        bench.ask("w1", "road", owner="w")
+        bench.take("h", "tunnel", owner="h")
+        bench.take("z", "ford", owner="z")
+        bench.ask("o1", "bridge tunnel", owner="o")
+        bench.ask("o2", "road", owner="o")
+        bench.ask("w2", "bridge ford", owner="w")
+        bench.release("h")
+        # w1 is on its way into the store and will end whatever w does: o no longer waits for w.
+        assert granted(bench.release("w1")) == ["o1"]
 
 
 class TestForeignKeys:
