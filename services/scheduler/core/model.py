@@ -125,6 +125,11 @@ class AttemptRef(NamedTuple):
     task_id: TaskId
     token: FencingToken
 
+    @property
+    def task_key(self) -> TaskKey:
+        """The task that it tries."""
+        return TaskKey(self.collaboration_id, self.task_id)
+
     def __str__(self) -> str:
         return f"{self.collaboration_id}/{self.task_id}#{self.token}"
 

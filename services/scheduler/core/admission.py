@@ -1,0 +1,76 @@
+"""Whether a submission is taken: its own faults, the plane's bounds, skills that nobody has."""
+
+from __future__ import annotations
+
+from services.common.core.errors import Reason, ServiceError
+from services.common.core.instants import Instant
+from services.scheduler.core.book import Book
+from services.scheduler.core.model import CollaborationSpec, TaskSpec, UnknownSkillPolicy
+from services.scheduler.core.placement import demand_of
+from services.scheduler.core.validation import validate
+
+#: When a full plane may be asked again.
+RETRY_AFTER_MS = 1_000
+#: Tasks named in one answer; the others are counted.
+_NAMED_MAX = 10
+
+
+def size_of(spec: CollaborationSpec) -> int:
+    """Return the bytes of a submission as counted against the plane's bound."""
+    return len(spec.shared_context.data) + sum(len(task.encoded) for task in spec.tasks)
+
+
+def admit(book: Book, spec: CollaborationSpec, now: Instant) -> tuple[str, ...]:
+    """Return warnings for people, or raise `ServiceError` when `spec` is not taken.
+
+    Raises what `validate` raises, QUOTA_EXCEEDED with "limit" when the plane is full, and UNKNOWN_SKILL with
+    "skills" when the requester asked for that instead of waiting.
+    """
+    validate(spec, now, book.settings.limits)
+    _check_bounds(book, spec)
+    return _check_skills(book, spec)
+
+
+def _check_bounds(book: Book, spec: CollaborationSpec) -> None:
+    settings = book.settings
+    for name, used, more, bound in (
+        ("open_collaboration_max", book.open_collaboration_count, 1, settings.open_collaboration_max),
+        ("open_task_max", book.open_task_count, len(spec.tasks), settings.open_task_max),
+        ("open_bytes_max", book.open_bytes, size_of(spec), settings.open_bytes_max),
+    ):
+        if used + more > bound:
+            raise ServiceError(
+                Reason.QUOTA_EXCEEDED,
+                f"the plane holds {used} of at most {bound} ({name}) and {more} more do not fit: "
+                "try again when open collaborations have ended",
+                metadata={"limit": name},
+                retry_after_ms=RETRY_AFTER_MS,
+            )
+
+
+def _check_skills(book: Book, spec: CollaborationSpec) -> tuple[str, ...]:
+    unserved = [task for task in spec.tasks if not book.directory.serves(demand_of(task))]
+    if not unserved:
+        return ()
+    stories = [_story(book, task) for task in unserved[:_NAMED_MAX]]
+    if len(unserved) > _NAMED_MAX:
+        stories.append(f"and {len(unserved) - _NAMED_MAX} more tasks that no known agent can do")
+    if spec.unknown_skill_policy is UnknownSkillPolicy.FAIL:
+        skills = {skill for task in unserved for skill in book.directory.unknown_skills(demand_of(task))}
+        raise ServiceError(
+            Reason.UNKNOWN_SKILL,
+            "; ".join(stories) + ": register such an agent first, or submit with UNKNOWN_SKILL_POLICY_WAIT",
+            metadata={"skills": ",".join(sorted(skills))},
+        )
+    return tuple(stories)
+
+
+def _story(book: Book, task: TaskSpec) -> str:
+    demand = demand_of(task)
+    unknown = book.directory.unknown_skills(demand)
+    if unknown:
+        return f"task {task.task_id}: no known agent has the skill {', '.join(unknown)}"
+    wanted = " + ".join(sorted(demand.skills))
+    if demand.agents:
+        return f"task {task.task_id}: none of {', '.join(sorted(demand.agents))} is known to have {wanted}"
+    return f"task {task.task_id}: no known agent has {wanted} together"

@@ -1,0 +1,119 @@
+"""One try of a task: placed, started, over. What its end means for the task is decided in `outcomes`."""
+
+from __future__ import annotations
+
+from services.common.core.fencing import FencingToken
+from services.common.core.ids import AgentId
+from services.common.core.instants import after
+from services.scheduler.core import claims, places
+from services.scheduler.core.book import Step
+from services.scheduler.core.course import Attempt, Collaboration, Task
+from services.scheduler.core.effects import Assign, CancelAttempt
+from services.scheduler.core.instances import Instance
+from services.scheduler.core.machine import (
+    ATTEMPT,
+    COLLABORATION,
+    TASK,
+    AttemptInput,
+    CollaborationInput,
+    TaskInput,
+)
+from services.scheduler.core.model import AttemptState, CollaborationState, Failure
+from services.scheduler.core.timers import TimerKind
+
+
+def assign(step: Step, task: Task, instance: Instance, explanation: str) -> None:
+    """Give a ready task, its claims granted, to an instance with a free slot."""
+    book = step.book
+    places.leave(step, task)
+    token = FencingToken(book.epoch, task.attempt_count + 1)
+    attempt = Attempt(token, instance.key, instance.incarnation, AttemptState.ASSIGNED, step.now, explanation)
+    task.state = TASK.next(str(task.key), task.state, TaskInput.ASSIGN)
+    task.add_attempt(attempt)
+    watch(step, task, attempt)
+    instance.held[task.key] = task
+    instance.credits -= 1
+    instance.turn = book.index.next_turn()
+    book.index.touch(instance)
+    claims.bind(step, task, attempt, instance)
+    _join(step, task.collaboration, instance.key.agent_id)
+    step.task_changed(task)
+    step.entry(
+        "task.assign",
+        f"task/{task.key}",
+        f"agent/{instance.key.agent_id}",
+        collaboration_id=task.key.collaboration_id,
+        cause_id=task.cause_id,
+        attributes={"token": str(token), "instance": str(instance.key), "why": explanation},
+    )
+    if not task.spec.resources and instance.stream is not None:
+        # With claims it goes out when the keys' revision, their token, is known: `lock_changes.written`.
+        step.effects.append(Assign(instance.stream, task, attempt, ()))
+
+
+def start(step: Step, task: Task, attempt: Attempt) -> None:
+    """The agent says that the current attempt runs; a repetition changes nothing."""
+    if attempt.state is not AttemptState.ASSIGNED:
+        return
+    state = ATTEMPT.next(str(task.key), attempt.state, AttemptInput.START)
+    task.replace_newest(attempt._replace(state=state, start_time=step.now))
+    task.state = TASK.next(str(task.key), task.state, TaskInput.START)
+    step.task_changed(task)
+    step.entry(
+        "task.start",
+        f"task/{task.key}",
+        f"agent/{attempt.instance.agent_id}",
+        collaboration_id=task.key.collaboration_id,
+        cause_id=str(task.ref(attempt)),
+    )
+
+
+def watch(step: Step, task: Task, attempt: Attempt) -> None:
+    """Give up an open attempt when it has run for longer than its task allows."""
+    until = after(attempt.assign_time, task.spec.attempt_timeout_ms)
+    task.timer = step.book.timers.set(until, TimerKind.ATTEMPT_TIMEOUT, task)
+
+
+def close(
+    step: Step, task: Task, given: AttemptInput, failure: Failure | None = None, notice: str = ""
+) -> None:
+    """End the current attempt and all that hangs on it; what the task does next is the caller's business.
+
+    With a `notice` its agent is told why its token and its locks are void; without one the agent said so
+    itself, or is gone.
+    """
+    book = step.book
+    attempt = task.attempts[-1]
+    state = ATTEMPT.next(str(task.key), attempt.state, given)
+    task.replace_newest(attempt._replace(state=state, end_time=step.now, failure=failure))
+    book.timers.cancel(task.timer)
+    task.timer = None
+    task.progress, task.stage = 0.0, ""
+    instance = book.instance_of(attempt)
+    if instance is not None:
+        instance.held.pop(task.key, None)
+        book.index.touch(instance)
+        if notice and instance.stream is not None:
+            step.effects.append(CancelAttempt(instance.stream, task.ref(attempt), notice))
+    claims.end_attempt(step, task, attempt, notice)
+
+
+def begin(step: Step, collaboration: Collaboration, first: AgentId) -> None:
+    """The first attempt of a collaboration was made, by `first`."""
+    collaboration.state = COLLABORATION.next(
+        collaboration.collaboration_id, collaboration.state, CollaborationInput.BEGIN
+    )
+    # The preferred agent was set at submission; without one the first that gets work coordinates.
+    collaboration.coordinator_agent = collaboration.coordinator_agent or first
+    step.collaboration_changed(collaboration)
+
+
+def _join(step: Step, collaboration: Collaboration, agent_id: AgentId) -> None:
+    """Make an agent a member; the first one begins the collaboration."""
+    if agent_id in collaboration.members:
+        return
+    collaboration.members[agent_id] = None
+    if collaboration.state is CollaborationState.INITIALIZING:
+        begin(step, collaboration, agent_id)
+    else:
+        step.collaboration_changed(collaboration)

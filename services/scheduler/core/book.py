@@ -1,0 +1,208 @@
+"""Everything that a leader knows, and the record of one step. Data only: the decisions are in the modules
+that take a `Book` and a `Step`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from services.common.core.entries import EntryDraft, Outcome
+from services.common.core.fencing import FencingToken
+from services.common.core.ids import CollaborationId, ResourceName
+from services.common.core.instants import Instant
+from services.scheduler.core.course import Attempt, Change, Collaboration, Task
+from services.scheduler.core.directory import Directory
+from services.scheduler.core.effects import Effect, Publish, SaveCollaboration, SaveTask
+from services.scheduler.core.events import HeldLock, StreamId
+from services.scheduler.core.index import PlacementIndex
+from services.scheduler.core.instances import Instance
+from services.scheduler.core.lock_queue import LockId, LockRequest
+from services.scheduler.core.locks import LockTable
+from services.scheduler.core.model import AttemptRef, InstanceKey, Limits, TaskKey
+from services.scheduler.core.timers import Timer, Timers
+
+_GOLDEN_RATIO = 0.6180339887498949
+
+
+_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The numbers that decisions depend on; `services.scheduler.config` explains them."""
+
+    limits: Limits = _LIMITS
+    reconnect_grace_ms: int = 2_000
+    takeover_grace_ms: int = 5_000
+    probe_interval_ms: int = 3_000
+    silence_ms_max: int = 10_000
+    retention_ms: int = 600_000
+    retained_max: int = 10_000
+    retained_task_max: int = 100_000
+    open_collaboration_max: int = 50_000
+    open_task_max: int = 200_000
+    open_bytes_max: int = 256 * 1024 * 1024
+    history_max: int = 1_024
+    credit_max: int = 1_024
+    loss_max: int = 50
+    wave_max: int = 1_024
+    lock_lease_ms: int = 15_000
+    lock_request_max: int = 1_024
+
+
+@dataclass(slots=True, eq=False)
+class LockUse:
+    """One lock request with whom it serves, from asking until its last claim has ended."""
+
+    request: LockRequest
+    #: When it was first asked for, which gives its place in the line.
+    asked: Instant
+    #: True: claimed by the task's specification; False: by an agent's code.
+    declared: bool
+    #: Who acts; None while a task waits for its declared claims.
+    instance: Instance | None
+    #: The task on whose behalf; None when it was taken outside of attempts.
+    task: Task | None
+    attempt: AttemptRef | None = None
+    #: Where the answer goes; None for declared claims.
+    stream: StreamId | None = None
+    lock_request_id: int = 0
+    #: When its owner gives up; None waits without limit.
+    wait_until: Instant | None = None
+    #: LOCK_WAIT, while it waits.
+    timer: Timer | None = None
+    #: The lock table has granted it.
+    proposed: bool = False
+    #: Its keys are in the store or in this batch.
+    written: bool = False
+    #: Ended while its keys were on their way.
+    abandoned: bool = False
+    #: Set when it counts.
+    token: FencingToken | None = None
+    #: Claims that have ended before the others.
+    ended: set[ResourceName] = field(default_factory=set)
+
+    @property
+    def held_locks(self) -> tuple[HeldLock, ...]:
+        """The claims that are held, with their token; empty before it counts."""
+        token = self.token
+        if token is None:
+            return ()
+        names = (claim.resource for claim in self.request.claims)
+        return tuple(HeldLock(name, token) for name in names if name not in self.ended)
+
+
+@dataclass(slots=True)
+class Book:
+    """The state of one leadership. Owned by `SchedulerState`."""
+
+    settings: Settings
+    #: The leadership that issues tokens now.
+    epoch: int
+    collaborations: dict[CollaborationId, Collaboration] = field(default_factory=dict)
+    instances: dict[InstanceKey, Instance] = field(default_factory=dict)
+    streams: dict[StreamId, Instance] = field(default_factory=dict)
+    directory: Directory = field(default_factory=Directory)
+    index: PlacementIndex = field(default_factory=PlacementIndex)
+    timers: Timers = field(default_factory=Timers)
+    locks: LockTable = field(default_factory=LockTable)
+    lock_uses: dict[LockId, LockUse] = field(default_factory=dict)
+    #: Tasks in the placement index whose declared claims are granted; the next placement empties it.
+    reserved: dict[LockId, Task] = field(default_factory=dict)
+    #: Lock requests of agents' code so far: makes their ids unique.
+    lock_serial: int = 0
+    #: Ended collaborations, oldest end first, and their tasks together.
+    ended: deque[CollaborationId] = field(default_factory=deque)
+    retained_task_count: int = 0
+    open_collaboration_count: int = 0
+    #: Tasks that have not ended, and the bytes of their collaborations.
+    open_task_count: int = 0
+    open_bytes: int = 0
+    #: Submissions accepted so far: gives every task its place in the order of arrival.
+    arrival: int = 0
+    probe_nonce: int = 0
+
+    def task(self, key: TaskKey | AttemptRef) -> Task | None:
+        """Return the named task, None when it is not known."""
+        collaboration = self.collaborations.get(key.collaboration_id)
+        return None if collaboration is None else collaboration.tasks.get(key.task_id)
+
+    def instance_of(self, attempt: Attempt) -> Instance | None:
+        """Return the instance that holds an open attempt."""
+        return self.instances.get(attempt.instance)
+
+    def note_end(self, collaboration: Collaboration) -> None:
+        """Count a collaboration among those that have ended."""
+        self.open_collaboration_count -= 1
+        self.open_bytes -= collaboration.size_bytes
+        self.ended.append(collaboration.collaboration_id)
+        self.retained_task_count += len(collaboration.tasks)
+
+
+class Step:
+    """One event being handled: on which state, what time it is, why, and the effects so far."""
+
+    __slots__ = ("_jitter", "book", "cause_id", "effects", "now")
+
+    def __init__(self, book: Book, now: Instant, cause_id: str, jitter: float = 0.0) -> None:
+        self.book = book
+        self.now = now
+        self.cause_id = cause_id
+        self.effects: list[Effect] = []
+        self._jitter = jitter
+
+    def draw(self) -> float:
+        """Return a number in [0, 1): the event's jitter first, then a sequence spread evenly from there.
+
+        Method: additive recurrence with the golden ratio (Kronecker sequence): many retries that one event
+        causes are as far from each other as can be.
+        """
+        jitter = self._jitter
+        self._jitter = (jitter + _GOLDEN_RATIO) % 1.0
+        return jitter
+
+    def task_changed(self, task: Task) -> None:
+        """Make the change of a task durable and known: one generation, one event (guarantee T6)."""
+        collaboration = task.collaboration
+        collaboration.generation += 1
+        task.generation += 1
+        change = Change(collaboration.collaboration_id, collaboration.generation, self.now, task.view())
+        collaboration.history.append(change)
+        self.effects += (SaveTask(task), Publish(change))
+
+    def collaboration_changed(self, collaboration: Collaboration) -> None:
+        """Make the change of a collaboration durable and known: one generation, one event (guarantee T6)."""
+        collaboration.generation += 1
+        change = Change(
+            collaboration.collaboration_id, collaboration.generation, self.now, collaboration.view()
+        )
+        collaboration.history.append(change)
+        self.effects += (SaveCollaboration(collaboration), Publish(change))
+
+    def entry(
+        self,
+        operation: str,
+        subject: str,
+        actor: str,
+        *,
+        outcome: Outcome = Outcome.OK,
+        reason: str = "",
+        collaboration_id: str = "",
+        cause_id: str = "",
+        attributes: dict[str, str] | None = None,
+    ) -> None:
+        """Have an operation recorded in the audit log."""
+        self.effects.append(
+            EntryDraft(
+                self.now,
+                actor,
+                operation,
+                subject,
+                outcome,
+                reason,
+                cause_id or self.cause_id,
+                collaboration_id,
+                attributes or {},
+            )
+        )

@@ -1,0 +1,183 @@
+"""Submission, cancellation on request, and retention; what lies between is in `outcomes`."""
+
+from __future__ import annotations
+
+from services.common.core.entries import Outcome
+from services.common.core.errors import Reason, ServiceError
+from services.common.core.ids import CollaborationId, TaskId
+from services.common.core.instants import Instant, after
+from services.scheduler.core import outcomes, places
+from services.scheduler.core.admission import admit, size_of
+from services.scheduler.core.book import Book, Step
+from services.scheduler.core.course import Collaboration, Task
+from services.scheduler.core.effects import Accepted, Answer, Forget, SaveSpecs
+from services.scheduler.core.events import CancelRequested, Submitted
+from services.scheduler.core.graph import upward_ranks
+from services.scheduler.core.history import History
+from services.scheduler.core.machine import TASK, TaskInput
+from services.scheduler.core.model import Submission, TaskKey
+from services.scheduler.core.placement import demand_of
+from services.scheduler.core.timers import TimerKind
+
+
+def submit(step: Step, event: Submitted) -> None:
+    """Accept a submission, answer it as before when it is a repetition, or refuse it (guarantee T1)."""
+    submission = event.submission
+    try:
+        accepted = _repeated(step.book, event) or _accept(step, event)
+    except ServiceError as error:
+        step.entry(
+            "collaboration.submit",
+            f"collaboration/{event.collaboration_id}",
+            submission.requester,
+            outcome=Outcome.REFUSED,
+            reason=error.reason,
+            attributes={"request_id": submission.request_id},
+        )
+        step.effects.append(Answer(event.reply, error))
+        return
+    step.effects.append(Answer(event.reply, accepted))
+
+
+def cancel(step: Step, event: CancelRequested) -> None:
+    """Cancel a collaboration; one that was cancelled before is answered as it is."""
+    collaboration = step.book.collaborations.get(event.collaboration_id)
+    error: ServiceError | None = None
+    if collaboration is None:
+        error = ServiceError(
+            Reason.COLLABORATION_NOT_FOUND, f"collaboration {event.collaboration_id} is not known (any more)"
+        )
+    elif collaboration.ended and collaboration.state.name != "CANCELLED":
+        error = ServiceError(
+            Reason.WRONG_STATE,
+            f"collaboration {event.collaboration_id} has ended: nothing is left to cancel",
+            metadata={"state": collaboration.state.name},
+        )
+    if error is not None or collaboration is None:
+        step.entry(
+            "collaboration.cancel",
+            f"collaboration/{event.collaboration_id}",
+            event.actor,
+            outcome=Outcome.REFUSED,
+            reason="" if error is None else error.reason,
+        )
+        if error is not None:
+            step.effects.append(Answer(event.reply, error))
+        return
+    if not collaboration.ended:
+        outcomes.cancel(step, collaboration, event.actor, event.reason)
+    step.effects.append(Answer(event.reply, collaboration))
+
+
+def forget_ended(step: Step) -> None:
+    """Let go of the collaborations whose retention is over: the window, or the bound on their number."""
+    book, settings = step.book, step.book.settings
+    while book.ended:
+        collaboration = book.collaborations[book.ended[0]]
+        if (
+            collaboration.end_time is not None
+            and step.now < after(collaboration.end_time, settings.retention_ms)
+            and len(book.ended) <= settings.retained_max
+            and book.retained_task_count <= settings.retained_task_max
+        ):
+            break
+        book.ended.popleft()
+        book.retained_task_count -= len(collaboration.tasks)
+        del book.collaborations[collaboration.collaboration_id]
+        step.effects.append(Forget(collaboration.collaboration_id))
+
+
+def build(
+    book: Book, collaboration_id: CollaborationId, submission: Submission, submit_time: Instant, arrival: int
+) -> Collaboration:
+    """Return a collaboration as it is before anything happened, counted as open in the book."""
+    spec = submission.spec
+    collaboration = Collaboration(
+        collaboration_id,
+        submission,
+        submit_time,
+        {},
+        History(book.settings.history_max),
+        arrival=arrival,
+        coordinator_agent=spec.coordinator_agent,
+        open_count=len(spec.tasks),
+        size_bytes=size_of(spec),
+    )
+    dependents: dict[TaskId, list[TaskId]] = {}
+    for task_spec in spec.tasks:
+        for dependency in task_spec.dependencies:
+            dependents.setdefault(dependency, []).append(task_spec.task_id)
+    ranks = upward_ranks(
+        {task.task_id: task.dependencies for task in spec.tasks},
+        {task.task_id: task.estimated_duration_ms for task in spec.tasks},
+    )
+    for task_spec in spec.tasks:
+        task_id = task_spec.task_id
+        collaboration.tasks[task_id] = Task(
+            collaboration,
+            TaskKey(collaboration_id, task_id),
+            task_spec,
+            spec.priority_of(task_spec),
+            spec.deadline_of(task_spec),
+            ranks[task_id],
+            demand_of(task_spec),
+            arrival,
+            tuple(dependents.get(task_id, ())),
+            len(task_spec.dependencies),
+        )
+    book.collaborations[collaboration_id] = collaboration
+    book.arrival = max(book.arrival, arrival)
+    book.open_collaboration_count += 1
+    book.open_task_count += len(spec.tasks)
+    book.open_bytes += collaboration.size_bytes
+    return collaboration
+
+
+def open_task(step: Step, task: Task) -> None:
+    """Begin the life of a task to which nothing has happened yet: its deadline counts, and it may be ready.
+
+    That it is ready belongs to the submission's own generation and follows from the specification: it needs
+    no record of its own.
+    """
+    if task.deadline is not None:
+        task.deadline_timer = step.book.timers.set(task.deadline, TimerKind.DEADLINE, task)
+    if task.unmet == 0:
+        task.state = TASK.next(str(task.key), task.state, TaskInput.DEPENDENCIES_MET)
+        task.ready_time = task.collaboration.submit_time
+        task.cause_id = task.collaboration.submission.request_id
+        places.enter_queue(step, task)
+
+
+def _repeated(book: Book, event: Submitted) -> Accepted | None:
+    """Return the answer to a submission that was accepted before; raise when its content differs."""
+    known = book.collaborations.get(event.collaboration_id)
+    if known is None:
+        return None
+    if known.submission.content_hash != event.submission.content_hash:
+        raise ServiceError(
+            Reason.REQUEST_ID_REUSED,
+            f"request_id {event.submission.request_id} was used before with other content: "
+            "a new collaboration needs a new request_id",
+            metadata={"collaboration_id": event.collaboration_id},
+        )
+    return Accepted(event.collaboration_id, known.generation, already_accepted=True, warnings=())
+
+
+def _accept(step: Step, event: Submitted) -> Accepted:
+    book, submission = step.book, event.submission
+    warnings = admit(book, submission.spec, step.now)
+    collaboration = build(book, event.collaboration_id, submission, step.now, book.arrival + 1)
+    step.effects.append(SaveSpecs(collaboration))
+    step.collaboration_changed(collaboration)
+    for task in collaboration.tasks.values():
+        open_task(step, task)
+    step.entry(
+        "collaboration.submit",
+        f"collaboration/{event.collaboration_id}",
+        submission.requester,
+        collaboration_id=event.collaboration_id,
+        attributes={"request_id": submission.request_id, "tasks": str(len(collaboration.tasks))},
+    )
+    return Accepted(
+        event.collaboration_id, collaboration.generation, already_accepted=False, warnings=warnings
+    )

@@ -1,0 +1,274 @@
+"""What happens to a task, an attempt and a collaboration: the mutable half of the model.
+
+Owned by `core.state.SchedulerState`. `Attempt` and the views are immutable: watchers, the history and the
+wire may keep them while the state moves on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum, auto
+from typing import NamedTuple
+
+from services.common.core.fencing import FencingToken
+from services.common.core.ids import AgentId, CollaborationId, TaskId
+from services.common.core.instants import Instant
+from services.scheduler.core.history import History
+from services.scheduler.core.lock_queue import LockId
+from services.scheduler.core.model import (
+    ATTEMPT_OPEN,
+    COLLABORATION_ENDED,
+    TASK_ENDED,
+    AttemptRef,
+    AttemptState,
+    CollaborationState,
+    Failure,
+    InstanceKey,
+    Payload,
+    Priority,
+    Submission,
+    TaskKey,
+    TaskSpec,
+    TaskState,
+)
+from services.scheduler.core.placement import Demand
+from services.scheduler.core.timers import Timer
+
+#: Attempts of one task that are kept; older ones are in the audit log.
+ATTEMPTS_KEPT_MAX = 32
+
+
+class Attempt(NamedTuple):
+    """One try of a task by one agent under one fencing token."""
+
+    token: FencingToken
+    instance: InstanceKey
+    incarnation: int
+    state: AttemptState
+    assign_time: Instant
+    #: Why this agent, for people.
+    explanation: str = ""
+    start_time: Instant | None = None
+    end_time: Instant | None = None
+    failure: Failure | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether its agent may still act under its token."""
+        return self.state in ATTEMPT_OPEN
+
+
+class Place(IntEnum):
+    """Where a READY task waits."""
+
+    #: Nowhere: it is not READY.
+    NOWHERE = auto()
+    #: In the placement index, for an agent.
+    QUEUE = auto()
+    #: In the lock table, for its claims.
+    LOCKS = auto()
+    #: For its retry delay.
+    DELAY = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """A task with its course. Times in milliseconds; `None` means not yet."""
+
+    collaboration: Collaboration = field(repr=False)
+    key: TaskKey
+    spec: TaskSpec
+    #: The class and the deadline that count, after inheritance.
+    priority: Priority
+    deadline: Instant | None
+    #: Longest chain of estimated durations from its start to the end of its collaboration.
+    rank_ms: int
+    #: Skills and agents it needs.
+    demand: Demand
+    #: Place in the order of submission over all tasks.
+    arrival: int
+    #: Tasks that depend on it.
+    dependents: tuple[TaskId, ...] = ()
+    #: Dependencies that have not succeeded yet; 0 in every state but PENDING, CANCELLED and FAILED.
+    unmet: int = 0
+    state: TaskState = TaskState.PENDING
+    #: Grows by one with every durable change of this task.
+    generation: int = 0
+    #: The newest ATTEMPTS_KEPT_MAX, oldest first; only the last one can be open.
+    attempts: tuple[Attempt, ...] = ()
+    #: Attempts made in all: the number of the newest token.
+    attempt_count: int = 0
+    #: Attempts that failed or timed out; a lost agent does not count.
+    failure_count: int = 0
+    result: Payload | None = None
+    failure: Failure | None = None
+    ready_time: Instant | None = None
+    end_time: Instant | None = None
+    #: End of the retry delay, while `place` is DELAY.
+    retry_time: Instant | None = None
+    #: Of the current attempt; not durable.
+    progress: float = 0.0
+    stage: str = ""
+    #: What made it ready: the request, or the attempt before.
+    cause_id: str = ""
+    place: Place = Place.NOWHERE
+    #: The request for its declared claims: waiting, granted or held.
+    lock_id: LockId | None = None
+    #: Grows when it enters the placement index; an index entry with another number is stale.
+    queue_number: int = 0
+    #: Its retry delay or its attempt's time-out; never both.
+    timer: Timer | None = None
+    deadline_timer: Timer | None = None
+
+    def __repr__(self) -> str:
+        return f"<Task {self.key} {self.state.name} attempt {self.attempt_count}>"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can happen to it any more."""
+        return self.state in TASK_ENDED
+
+    @property
+    def newest(self) -> Attempt | None:
+        """The newest attempt, open or not."""
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def current(self) -> Attempt | None:
+        """The open attempt; None when there is none."""
+        return self.attempts[-1] if self.attempts and self.attempts[-1].open else None
+
+    def ref(self, attempt: Attempt) -> AttemptRef:
+        """Return the name of one of its attempts."""
+        return AttemptRef(self.key.collaboration_id, self.key.task_id, attempt.token)
+
+    def add_attempt(self, attempt: Attempt) -> None:
+        """Append the next attempt; the oldest one beyond the bound goes."""
+        self.attempts = (*self.attempts[-(ATTEMPTS_KEPT_MAX - 1) :], attempt)
+        self.attempt_count = attempt.token.number
+
+    def replace_newest(self, attempt: Attempt) -> None:
+        """Put the newest attempt's next value in its place."""
+        self.attempts = (*self.attempts[:-1], attempt)
+
+    def view(self) -> TaskView:
+        """Return what it is now, immutable."""
+        return TaskView(
+            self,
+            self.state,
+            self.attempts,
+            self.result,
+            self.failure,
+            self.generation,
+            self.ready_time,
+            self.end_time,
+        )
+
+
+class TaskView(NamedTuple):
+    """A task as it was at one generation. `task` gives what never changes: key and spec."""
+
+    task: Task
+    state: TaskState
+    attempts: tuple[Attempt, ...]
+    result: Payload | None
+    failure: Failure | None
+    generation: int
+    ready_time: Instant | None
+    end_time: Instant | None
+
+
+@dataclass(slots=True, eq=False)
+class Collaboration:
+    """One submitted DAG with its course."""
+
+    collaboration_id: CollaborationId
+    submission: Submission
+    submit_time: Instant
+    #: In the order in which they were submitted.
+    tasks: dict[TaskId, Task]
+    history: History
+    #: Place in the order of submission.
+    arrival: int
+    state: CollaborationState = CollaborationState.INITIALIZING
+    #: Grows by one with every durable change of it or of one of its tasks.
+    generation: int = 0
+    end_time: Instant | None = None
+    #: The agent that coordinates locally; empty until one is chosen.
+    coordinator_agent: str = ""
+    #: Agents that hold or held an attempt, in order of their first one.
+    members: dict[AgentId, None] = field(default_factory=dict)
+    #: Tasks that have not ended.
+    open_count: int = 0
+    #: Set when FAILED or CANCELLED.
+    failure: Failure | None = None
+    #: Tasks in the order of their success, and of their failure.
+    succeeded: list[TaskId] = field(default_factory=list)
+    failed: list[TaskId] = field(default_factory=list)
+    #: Bytes of the tasks' wire forms, as counted against the plane's bound.
+    size_bytes: int = 0
+
+    def __repr__(self) -> str:
+        return f"<Collaboration {self.collaboration_id} {self.state.name} generation {self.generation}>"
+
+    @property
+    def requester(self) -> str:
+        """The identity that submitted it."""
+        return self.submission.requester
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can happen to it any more."""
+        return self.state in COLLABORATION_ENDED
+
+    def open_tasks(self) -> Iterator[Task]:
+        """Yield the tasks that have not ended."""
+        return (task for task in self.tasks.values() if not task.ended)
+
+    def view(self) -> CollaborationView:
+        """Return what it is now, immutable, without its tasks."""
+        return CollaborationView(
+            self,
+            self.state,
+            self.generation,
+            self.end_time,
+            self.coordinator_agent,
+            tuple(self.members),
+            len(self.succeeded),
+            self.failure,
+        )
+
+
+class CollaborationView(NamedTuple):
+    """A collaboration as it was at one generation; `collaboration` gives what never changes."""
+
+    collaboration: Collaboration
+    state: CollaborationState
+    generation: int
+    end_time: Instant | None
+    coordinator_agent: str
+    members: tuple[AgentId, ...]
+    succeeded_count: int
+    failure: Failure | None
+
+
+class Change(NamedTuple):
+    """One durable change, as watchers see it."""
+
+    collaboration_id: CollaborationId
+    #: The collaboration's generation after the change.
+    generation: int
+    time: Instant
+    subject: TaskView | CollaborationView
+
+
+class Progress(NamedTuple):
+    """A live report of one attempt; not durable, may be skipped."""
+
+    collaboration_id: CollaborationId
+    task_id: TaskId
+    attempt_number: int
+    progress: float
+    stage: str
+    time: Instant

@@ -1,0 +1,244 @@
+"""What can happen to the scheduler.
+
+Every event carries a `cause_id`: the request's id, or `<what>-<number>`; effects, audit entries and logs
+repeat it. Randomness arrives as `jitter`, a number in [0, 1) that the driver draws.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, NewType
+
+from services.common.core.fencing import FencingToken
+from services.common.core.ids import AgentId, CollaborationId, InstanceId, ResourceName, Skill
+from services.scheduler.core.model import (
+    AttemptRef,
+    Failure,
+    InstanceKey,
+    Payload,
+    ResourceClaim,
+    Submission,
+)
+from services.scheduler.core.records import StoredCollaboration, StoredLock
+
+#: Names one Work stream; made by the driver, never used again.
+StreamId = NewType("StreamId", int)
+#: Names who waits for an answer; opaque to the core.
+ReplyId = NewType("ReplyId", int)
+
+
+# From requesters.
+
+
+class Submitted(NamedTuple):
+    """A requester wants a DAG done."""
+
+    cause_id: str
+    submission: Submission
+    collaboration_id: CollaborationId
+    reply: ReplyId
+
+
+class CancelRequested(NamedTuple):
+    """Somebody who may (the edge has checked) wants a collaboration stopped."""
+
+    cause_id: str
+    collaboration_id: CollaborationId
+    actor: str
+    reason: str
+    reply: ReplyId
+
+
+# From agents.
+
+
+class HeldLock(NamedTuple):
+    """One lock grant as its holder names it."""
+
+    resource: ResourceName
+    token: FencingToken
+
+
+class WorkOpened(NamedTuple):
+    """An agent opened its Work stream."""
+
+    cause_id: str
+    stream: StreamId
+    instance: InstanceKey
+    incarnation: int
+    held: tuple[AttemptRef, ...] = ()
+    held_locks: tuple[HeldLock, ...] = ()
+
+
+class ProgressReport(NamedTuple):
+    """How far an attempt is: 0 to 1, and what it is doing."""
+
+    attempt: AttemptRef
+    progress: float
+    stage: str
+
+
+class Cancelled(NamedTuple):
+    """The agent stopped an attempt because it was asked to."""
+
+
+class ResultReport(NamedTuple):
+    """How an attempt ended."""
+
+    attempt: AttemptRef
+    outcome: Payload | Failure | Cancelled
+
+
+class LockRequested(NamedTuple):
+    """An agent's code wants locks: all of them or none."""
+
+    #: Unique per stream.
+    lock_request_id: int
+    claims: tuple[ResourceClaim, ...]
+    #: None waits without limit; 0 tries once.
+    wait_ms_max: int | None = None
+    #: The attempt on whose behalf; its end ends the locks.
+    attempt: AttemptRef | None = None
+
+
+class LockReleased(NamedTuple):
+    """An agent gives locks back, or withdraws a request that waits."""
+
+    lock_request_id: int
+    locks: tuple[HeldLock, ...] = ()
+
+
+class WorkFrame(NamedTuple):
+    """One frame from an agent, everything in it."""
+
+    cause_id: str
+    stream: StreamId
+    jitter: float
+    credits: int = 0
+    started: tuple[AttemptRef, ...] = ()
+    progress: tuple[ProgressReport, ...] = ()
+    results: tuple[ResultReport, ...] = ()
+    probe_nonce: int = 0
+    lock_requests: tuple[LockRequested, ...] = ()
+    lock_releases: tuple[LockReleased, ...] = ()
+    drain: bool = False
+
+
+class WorkClosed(NamedTuple):
+    """A Work stream ended, whoever ended it."""
+
+    cause_id: str
+    stream: StreamId
+
+
+# From the registry.
+
+
+class InstanceView(NamedTuple):
+    """One running copy of an agent as the registry sees it."""
+
+    instance_id: InstanceId
+    incarnation: int
+    #: Its lease ended, or it said farewell.
+    gone: bool
+    #: Skill to declared level, 0 < level <= 1.
+    skills: tuple[tuple[Skill, float], ...]
+
+
+class AgentView(NamedTuple):
+    """One identity as the registry sees it."""
+
+    agent_id: AgentId
+    #: Of all its instances, or the last known ones.
+    skills: frozenset[Skill]
+    instances: tuple[InstanceView, ...]
+
+
+class AgentsChanged(NamedTuple):
+    """The registry told of agents; with `snapshot` these are all there are."""
+
+    cause_id: str
+    jitter: float
+    agents: tuple[AgentView, ...]
+    snapshot: bool = False
+
+
+# From the store.
+
+
+class ForeignLock(NamedTuple):
+    """A key under a resource that another program holds, for example `etcdctl lock`."""
+
+    resource: ResourceName
+    #: The key without the resource's prefix.
+    claim_id: str
+    create_revision: int
+
+
+class LockKeysChanged(NamedTuple):
+    """Keys under the locks' prefix that others wrote, and keys that are gone."""
+
+    cause_id: str
+    jitter: float
+    foreign: tuple[ForeignLock, ...] = ()
+    #: (resource, claim_id), foreign or our own.
+    deleted: tuple[tuple[ResourceName, str], ...] = ()
+
+
+class LockWritten(NamedTuple):
+    """All keys of one lock request are durable."""
+
+    claim_id: str
+    #: The keys' create revision: the token's number.
+    revision: int
+    #: Keys of other programs that came before: then the lock is theirs.
+    beaten_by: tuple[ForeignLock, ...] = ()
+
+
+class LocksWritten(NamedTuple):
+    """A commit with lock keys succeeded."""
+
+    cause_id: str
+    locks: tuple[LockWritten, ...]
+
+
+# From the store, once, when a leadership begins.
+
+
+class Recovered(NamedTuple):
+    """Everything that the store holds, at the start of a leadership."""
+
+    cause_id: str
+    collaborations: tuple[StoredCollaboration, ...]
+    locks: tuple[StoredLock, ...]
+    foreign: tuple[ForeignLock, ...]
+
+
+# From the driver.
+
+
+class Ticked(NamedTuple):
+    """Time passed: what is due is done."""
+
+    cause_id: str
+    jitter: float
+
+
+class PlacementDue(NamedTuple):
+    """The batch has been stepped: place what can be placed."""
+
+    cause_id: str
+
+
+Event = (
+    Submitted
+    | CancelRequested
+    | WorkOpened
+    | WorkFrame
+    | WorkClosed
+    | AgentsChanged
+    | LockKeysChanged
+    | LocksWritten
+    | Recovered
+    | Ticked
+    | PlacementDue
+)

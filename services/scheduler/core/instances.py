@@ -1,0 +1,70 @@
+"""The running copies of agents as the scheduler sees them: link, credits and what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from services.common.core.ids import Skill
+from services.common.core.instants import Instant
+from services.scheduler.core.course import Task
+from services.scheduler.core.events import StreamId
+from services.scheduler.core.lock_queue import LockId
+from services.scheduler.core.model import InstanceKey, TaskKey
+from services.scheduler.core.timers import Timer
+
+#: Skill to declared level.
+Levels = Mapping[Skill, float]
+NO_SKILLS: Levels = MappingProxyType({})
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """One running copy of an agent, from its first sign until nothing depends on it any more."""
+
+    key: InstanceKey
+    #: The newest that was seen; an older one is fenced.
+    incarnation: int
+    #: Its Work stream; None while the link is down.
+    stream: StreamId | None = None
+    #: Attempts that it will accept beyond those it holds.
+    credits: int = 0
+    #: It takes nothing new.
+    draining: bool = False
+    #: Tasks whose open attempt it holds.
+    held: dict[TaskKey, Task] = field(default_factory=dict)
+    #: Locks that its code asked for, by request: waiting or held.
+    lock_ids: dict[LockId, None] = field(default_factory=dict)
+    #: Those asked for on the present stream, by the agent's number.
+    lock_requests: dict[int, LockId] = field(default_factory=dict)
+    #: From the registry; empty until it has told.
+    levels: Levels = field(default_factory=lambda: NO_SKILLS)
+    #: The registry says that its session is over.
+    gone: bool = False
+    #: When the last frame came; None while the link is down.
+    heard: Instant | None = None
+    #: The newest probe; 0 when none is unanswered.
+    probe_nonce: int = 0
+    #: PROBE while the stream is open, GRACE while it is not.
+    timer: Timer | None = None
+    #: When it last got an attempt, as a number that only grows.
+    turn: int = 0
+    #: Owned by the placement index: which entry is current, and the slots that it counts.
+    index_number: int = 0
+    index_free: int = 0
+
+    def __repr__(self) -> str:
+        link = "linked" if self.stream is not None else "unlinked"
+        return f"<Instance {self.key}@{self.incarnation} {link} held {len(self.held)} credits {self.credits}>"
+
+    @property
+    def free(self) -> int:
+        """Attempts that may be assigned to it now."""
+        return self.credits if self.stream is not None and not self.draining else 0
+
+    @property
+    def load(self) -> float:
+        """Share of its slots in use, 0 to 1; a slot is an attempt that it holds or would accept."""
+        slots = len(self.held) + self.credits
+        return len(self.held) / slots if slots else 1.0

@@ -1,0 +1,38 @@
+"""Where a ready task waits: the placement index, the lock table or its retry delay; never in two places."""
+
+from __future__ import annotations
+
+from services.common.core.instants import Instant
+from services.scheduler.core.book import Step
+from services.scheduler.core.course import Place, Task
+from services.scheduler.core.timers import TimerKind
+
+
+def enter_queue(step: Step, task: Task) -> None:
+    """Let a task wait for an agent."""
+    task.place = Place.QUEUE
+    step.book.index.add_task(task)
+
+
+def enter_delay(step: Step, task: Task, until: Instant) -> None:
+    """Let a task wait until an instant, then for an agent."""
+    task.place = Place.DELAY
+    task.retry_time = until
+    task.timer = step.book.timers.set(until, TimerKind.RETRY, task)
+
+
+def enter_locks(step: Step, task: Task) -> None:
+    """Let a task that waits for an agent wait for its claims instead."""
+    step.book.index.remove_task(task)
+    task.place = Place.LOCKS
+
+
+def leave(step: Step, task: Task) -> None:
+    """Let a task wait nowhere; its lock request is the caller's business."""
+    if task.place is Place.QUEUE:
+        step.book.index.remove_task(task)
+    elif task.place is Place.DELAY:
+        step.book.timers.cancel(task.timer)
+        task.timer = None
+        task.retry_time = None
+    task.place = Place.NOWHERE
