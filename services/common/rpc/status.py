@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 import grpc
@@ -19,6 +19,7 @@ TRAILER = "grpc-status-details-bin"
 MESSAGE_BYTES_MAX = 768
 STATUS_BYTES_MAX = 3_584
 METADATA_VALUE_BYTES_MAX = 512
+METADATA_BYTES_MAX = 1_536
 
 # What a status without our ErrorInfo means: it came from gRPC itself or from a foreign server.
 _FOREIGN: dict[str, Reason] = {
@@ -61,10 +62,8 @@ def to_status(error: ServiceError) -> status_pb2.Status:
         status.details.add().Pack(quota)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
     # The table's own two keys win over what the raiser wrote.
-    own = {key: _cut(value, METADATA_VALUE_BYTES_MAX) for key, value in error.metadata.items()}
-    info.metadata.update(
-        own | {"definite": _flag(value=row.definite), "retryable": _flag(value=row.retryable)}
-    )
+    info.metadata.update(_bounded(error.metadata))
+    info.metadata.update({"definite": _flag(value=row.definite), "retryable": _flag(value=row.retryable)})
     bad = error_details_pb2.BadRequest()
     room = STATUS_BYTES_MAX - status.ByteSize() - info.ByteSize() - 256
     for violation in error.violations:
@@ -136,6 +135,19 @@ def _known(reason: str) -> Reason | None:
 
 def _code_name(code: int) -> str:
     return str(code_pb2.Code.Name(code)) if code in code_pb2.Code.values() else "UNKNOWN"
+
+
+def _bounded(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return what fits of the raiser's metadata: each value cut, all together bounded."""
+    kept: dict[str, str] = {}
+    room = METADATA_BYTES_MAX
+    for key, value in metadata.items():
+        short = _cut(value, METADATA_VALUE_BYTES_MAX)
+        # Four bytes of protobuf framing for the pair, its key and its value.
+        room -= len(key.encode("utf-8", "replace")) + len(short.encode("utf-8", "replace")) + 8
+        if room >= 0:
+            kept[key] = short
+    return kept
 
 
 def _flag(*, value: bool) -> str:
