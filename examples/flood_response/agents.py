@@ -86,9 +86,11 @@ def rainfall_outlook(task: Task) -> dict[str, Any]:
 def inundation_forecast(task: Task) -> dict[str, Any]:
     """Route every member of the ensemble down the river; CPU-bound, so a plain function."""
     stages = {gauge["id"]: gauge["stage_m"] for gauge in task.inputs["gauge-quality"]["gauges"]}
-    return forecast.inundation(
-        task.shared_context, stages, lambda share: task.report_progress(share, "routing the ensemble")
-    )
+
+    def report(share: float) -> None:
+        task.progress(share, "routing the ensemble")
+
+    return forecast.inundation(task.shared_context, stages, report)
 
 
 @field.handler("road-outlook")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
-def check_plan(scenario: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
+def check_plan(scenario: dict[str, Any], inputs: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the plan; empty when it holds. Recomputed from the parts, not trusted."""
     problems = []
     ranked, movements = inputs["priorities"]["ranked"], inputs["evacuation-routes"]["movements"]
@@ -33,7 +34,7 @@ def check_plan(scenario: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
     return problems
 
 
-def decide(scenario: dict[str, Any], inputs: dict[str, Any], notices: list[str]) -> dict[str, Any]:
+def decide(scenario: dict[str, Any], inputs: Mapping[str, Any], notices: list[str]) -> dict[str, Any]:
     """Return the decision: headline, summary lines for people, orders, open problems."""
     ranked = inputs["priorities"]["ranked"]
     movements = inputs["evacuation-routes"]["movements"]
