@@ -44,6 +44,8 @@ class Child:
                 stderr=descriptor,
                 env=None if environ is None else dict(environ),
                 start_new_session=True,
+                # What a service or etcd writes is for its owner only.
+                umask=0o077,
             )
         finally:
             os.close(descriptor)

@@ -12,7 +12,7 @@ Emit = Callable[["PlaneEvent"], None]
 
 @dataclass(frozen=True, slots=True)
 class PlaneEvent:
-    """One event; `kind` is one of the keys of `_HUMAN`, `facts` are JSON values.
+    """One event; `kind` is one of the keys of `TEXTS`, `facts` are JSON values.
 
     starting    directory
     serving     name, pid, address, took_ms
@@ -38,10 +38,10 @@ class PlaneEvent:
 
     def to_text(self) -> str:
         """Return the event as a person wants to read it."""
-        return _HUMAN[self.kind].format(**self.facts)
+        return TEXTS[self.kind].format(**self.facts)
 
 
-_HUMAN = {
+TEXTS = {
     "starting": "Muster: starting the control plane in {directory}",
     "serving": "  {name:<12} {address:<16} serving after {took_ms} ms",
     "coordinator": "  coordinator  {address:<16} {replica_id} leads with epoch {epoch}",

@@ -162,6 +162,7 @@ class Plane:
 
     def _write_files(self) -> None:
         trust_domain = self.settings.trust_domain
+        self.places.all_data.mkdir(mode=0o700, exist_ok=True)
         for replica in REPLICAS:
             settings = describe.service_settings(
                 replica, self.places, self.ports, self.certificates, trust_domain
@@ -170,7 +171,7 @@ class Plane:
             write_toml(
                 self.places.config(replica.replica_id), settings, "Written at each start of the local plane."
             )
-            self.places.data(replica.replica_id).mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.places.data(replica.replica_id).mkdir(mode=0o700, exist_ok=True)
         write_json(
             self.places.context, describe.context(self.places, self.ports, self.certificates, trust_domain)
         )

@@ -129,6 +129,11 @@ class Places:
         """A process's log."""
         return self.directory / "logs" / f"{name}.log"
 
+    @property
+    def all_data(self) -> Path:
+        """The folder of what all processes own."""
+        return self.directory / "data"
+
     def data(self, name: str) -> Path:
         """The files that a process owns."""
-        return self.directory / "data" / name
+        return self.all_data / name
