@@ -32,9 +32,7 @@ def test_a_line_says_who_what_and_why(stream: io.StringIO) -> None:
     logs.configure("registry", "r-1", "INFO", stream)
     log = logs.get("registry.driver")
     log.debug("not said")
-    log.info(
-        "session opened", cause_id="rpc-1", agent="智能体", incarnation=3, ratio=0.5, none=None, path=["x"]
-    )
+    log.info("session opened", cause_id="rpc-1", agent="智能体", n=3, ratio=0.5, none=None, path=["x"])
     log.warning("plain")
     said, plain = lines(stream)
     assert said.pop("ts").endswith("+00:00")
