@@ -12,7 +12,8 @@ SERVICES = ("registry", "broker", "scheduler", "audit", "quality")
 PURE = frozenset(
     """
     __future__ abc array base64 binascii bisect collections contextlib dataclasses decimal difflib enum
-    fractions functools hashlib heapq itertools json math numbers operator re statistics string struct types typing zlib
+    fractions functools hashlib heapq itertools json math numbers operator re statistics string struct types
+    typing zlib
     """.split()  # noqa: SIM905  # a list of forty quoted words is not easier to read
 )
 # Pure computation from elsewhere, by the package that may use it and why.
