@@ -10,7 +10,7 @@ from services.common.core.errors import ServiceError
 from services.common.core.ids import AgentId
 from services.registry.core.effects import Change
 from services.registry.core.events import AgentSnapshot, PresenceSeen, RecordSeen
-from services.registry.core.model import Coordinator, LeaseId, ServiceReplica
+from services.registry.core.model import LeaseId
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +74,4 @@ class FleetStore(Protocol):
 
         Closing it (`contextlib.aclosing`) ends the last lease and its presence keys at once.
         """
-        ...
-
-
-class PlaneDirectory(Protocol):
-    """Who else is part of the plane. Each iterator yields what is there now, then every new picture.
-
-    A slow reader may miss pictures, never the newest. Both wait for as long as the store is away.
-    """
-
-    def replicas(self) -> AsyncGenerator[tuple[ServiceReplica, ...], None]:
-        """Yield the live replicas of all services, by service and replica."""
-        ...
-
-    def coordinator(self) -> AsyncGenerator[Coordinator | None, None]:
-        """Yield the scheduler that leads, None when there is none."""
         ...

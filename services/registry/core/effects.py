@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from services.common.core.errors import Reason, ServiceError
+from services.common.core.entries import EntryDraft
+from services.common.core.errors import ServiceError
 from services.common.core.ids import AgentId, InstanceId
 from services.common.core.instants import Instant
 from services.registry.core.model import AgentRecord, LeaseId, LinkId
@@ -62,20 +62,6 @@ class Reload:
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
-    """An operation for the audit log; recorded before the answers of the same step are given."""
-
-    operation: str
-    # "agent/x" or "service/registry".
-    actor: str
-    # "agent/x/instance".
-    subject: str
-    cause: str
-    refusal: Reason | None = None
-    attributes: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class Welcome:
     """A session is open; follows its commit."""
 
@@ -120,4 +106,5 @@ class Changed:
     agent_id: AgentId
 
 
-Effect = Commit | Reload | Note | Welcome | RefuseOpen | Ack | EndLink | Changed
+# An entry is recorded before the answers of the same step are given.
+Effect = Commit | Reload | EntryDraft | Welcome | RefuseOpen | Ack | EndLink | Changed

@@ -185,16 +185,6 @@ class CoordinatorSeen:
     epoch: int
 
 
-# From the process.
-
-
-@dataclass(frozen=True, slots=True)
-class DrainStarted:
-    """This replica stops: agents shall go on elsewhere."""
-
-    cause: str
-
-
 Event = (
     OpenRequested
     | LinkRefused
@@ -212,5 +202,4 @@ Event = (
     | LeaseGranted
     | LeaseEnded
     | CoordinatorSeen
-    | DrainStarted
 )

@@ -55,7 +55,6 @@ class Fleet:
         self.epoch = 0
         # Counts as a renewal of every session.
         self.floor = Instant(0)
-        self.draining = False
 
     def agent(self, agent_id: AgentId, now: Instant) -> AgentRecord | None:
         """Return an agent as it is published: what is committed, with the newest reports known here."""
@@ -95,11 +94,19 @@ class Fleet:
         return session_id == session_id_of(slot.agent_id, slot.record.register_time, current)
 
     def refuse(
-        self, agent_id: AgentId, instance_id: str, link: LinkId, error: ServiceError, cause: str
+        self,
+        agent_id: AgentId,
+        instance_id: str,
+        link: LinkId,
+        error: ServiceError,
+        *,
+        cause: str,
+        now: Instant,
     ) -> list[Effect]:
         """Tell a link that it gets no session."""
         self.opens.pop(link, None)
-        return [notes.refused(agent_id, instance_id, error.reason, cause), RefuseOpen(cause, link, error)]
+        note = notes.refused(agent_id, instance_id, error.reason, cause, now)
+        return [note, RefuseOpen(cause, link, error)]
 
     def end_link(self, session: Session, error: ServiceError | None, cause: str) -> list[Effect]:
         """Close the session's link, if it has one; the session itself goes on until its lease ends."""
@@ -115,14 +122,14 @@ class Fleet:
         effects: list[Effect] = []
         old = slot.sessions.pop(session.instance_id, None)
         if old is not None and not old.state.live:
-            effects.append(notes.ended(old, pending.cause))
+            effects.append(notes.ended(old, pending.cause, now))
         if old is not None:
             same = old.incarnation == session.incarnation
             error = refusals.superseded(old) if same else refusals.fenced(old, session.incarnation)
             effects += self.end_link(old, error, pending.cause)
         if opening.fenced_incarnation:
-            effects.append(notes.fenced(opening))
-        effects.append(notes.opened(opening))
+            effects.append(notes.fenced(opening, now))
+        effects.append(notes.opened(opening, now))
         slot.sessions[session.instance_id] = session
         # The lease begins with the welcome: the commit's time is not taken from it.
         session.renewed = max(now, session.renewed)
@@ -137,8 +144,6 @@ class Fleet:
         effects.append(
             Welcome(pending.cause, pending.link, opening.session_id, session.incarnation, opening.resumed)
         )
-        if self.draining:
-            effects += self.end_link(session, refusals.shutting_down(), pending.cause)
         return effects
 
     def ground(self, slot: Slot) -> None:
@@ -178,7 +183,9 @@ class Fleet:
             except ServiceError as error:
                 if pending.link is not None:
                     instance_id = pending.hello.instance_id
-                    effects += self.refuse(slot.agent_id, instance_id, pending.link, error, pending.cause)
+                    effects += self.refuse(
+                        slot.agent_id, instance_id, pending.link, error, cause=pending.cause, now=now
+                    )
         for session in slot.sessions.values():
             draft.follow(session)
         slot.flight = draft.flight(cause)
@@ -207,7 +214,7 @@ class Fleet:
             del slot.sessions[session.instance_id]
             self.deadlines.disarm((session.agent_id, session.instance_id))
             effects += self.end_link(session, error, cause)
-        if slot.record is not None and not self.draining:
+        if slot.record is not None:
             for instance in slot.record.instances:
                 name = instance.instance_id
                 if (

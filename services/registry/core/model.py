@@ -150,27 +150,6 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
-class ServiceReplica:
-    """One running copy of a service."""
-
-    service: str
-    replica_id: str
-    address: str
-    version: str
-    start_time: Instant
-    metrics_address: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Coordinator:
-    """The scheduler replica that leads."""
-
-    replica_id: str
-    address: str
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
 class Limits:
     """Every time and bound that decides something; config.py has the defaults and the reasons."""
 

@@ -71,15 +71,6 @@ def too_many(limit: str, value: int, *, retry_after_ms: int) -> ServiceError:
     )
 
 
-def shutting_down() -> ServiceError:
-    """This replica drains."""
-    return ServiceError(
-        Reason.SHUTTING_DOWN,
-        "this registry replica stops; resume the session at another one, or here when it is back",
-        retry_after_ms=500,
-    )
-
-
 def store_failed(message: str) -> ServiceError:
     """The commit of an open had no answer."""
     return ServiceError(

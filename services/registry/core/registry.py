@@ -46,7 +46,6 @@ class Registry:
             events.LeaseGranted: self._on_lease_granted,
             events.LeaseEnded: self._on_lease_ended,
             events.CoordinatorSeen: self._on_coordinator,
-            events.DrainStarted: self._on_drain_started,
         }
 
     # Read only.
@@ -121,7 +120,9 @@ class Registry:
             hello = admit_hello(event.agent_id, event.hello)
             self._check_room(event.agent_id, hello.instance_id)
         except ServiceError as error:
-            return fleet.refuse(event.agent_id, event.hello.instance_id, event.link, error, event.cause)
+            return fleet.refuse(
+                event.agent_id, event.hello.instance_id, event.link, error, cause=event.cause, now=now
+            )
         slot = fleet.slot(event.agent_id)
         session = slot.sessions.get(hello.instance_id)
         if session is not None and fleet.resumable(slot, session, hello.resume_session_id):
@@ -132,8 +133,8 @@ class Registry:
         fleet.opens[event.link] = slot, pending
         return fleet.reconcile(slot, now, event.cause)
 
-    def _on_link_refused(self, event: events.LinkRefused, _now: Instant) -> list[Effect]:
-        return [notes.refused(event.agent_id, "", event.reason, event.cause)]
+    def _on_link_refused(self, event: events.LinkRefused, now: Instant) -> list[Effect]:
+        return [notes.refused(event.agent_id, "", event.reason, event.cause, now)]
 
     def _on_drain(self, event: events.DrainRequested, now: Instant) -> list[Effect]:
         fleet = self.fleet
@@ -213,7 +214,7 @@ class Registry:
                 session.presence_lease = flight.change.lease_id
         for session in flight.ending:
             del slot.sessions[session.instance_id]
-            effects.append(notes.ended(session, flight.cause))
+            effects.append(notes.ended(session, flight.cause, now))
             # After a farewell; of a lost session the link is closed already.
             effects += fleet.end_link(session, None, flight.cause)
         return effects + fleet.take_in(slot, before, now, event.cause)
@@ -225,7 +226,7 @@ class Registry:
         slot.install(event.snapshot)
         return self.fleet.take_in(slot, before, now, event.cause)
 
-    def _on_commit_failed(self, event: events.CommitFailed, _now: Instant) -> list[Effect]:
+    def _on_commit_failed(self, event: events.CommitFailed, now: Instant) -> list[Effect]:
         slot = self.fleet.slots[event.agent_id]
         self.fleet.ground(slot)
         # Whether the change happened is unknown: nothing is drafted before the agent was read again. An
@@ -237,7 +238,9 @@ class Registry:
             if pending.link is not None:
                 error = refusals.store_failed(event.message)
                 instance_id = pending.hello.instance_id
-                effects += self.fleet.refuse(slot.agent_id, instance_id, pending.link, error, pending.cause)
+                effects += self.fleet.refuse(
+                    slot.agent_id, instance_id, pending.link, error, cause=pending.cause, now=now
+                )
         return effects
 
     def _on_reloaded(self, event: events.Reloaded, now: Instant) -> list[Effect]:
@@ -283,27 +286,8 @@ class Registry:
         self.fleet.epoch = max(self.fleet.epoch, event.epoch)
         return []
 
-    # From the process.
-
-    def _on_drain_started(self, event: events.DrainStarted, _now: Instant) -> list[Effect]:
-        fleet = self.fleet
-        fleet.draining = True
-        effects: list[Effect] = []
-        for session in list(fleet.links.values()):
-            effects += fleet.end_link(session, refusals.shutting_down(), event.cause)
-        for link, (slot, pending) in list(fleet.opens.items()):
-            # An open that is on its way is welcomed and ended when its commit is known.
-            if pending in slot.waiting:
-                slot.waiting.remove(pending)
-                effects += fleet.refuse(
-                    slot.agent_id, pending.hello.instance_id, link, refusals.shutting_down(), pending.cause
-                )
-        return effects
-
     def _check_room(self, agent_id: AgentId, instance_id: InstanceId) -> None:
         fleet, limits = self.fleet, self._limits
-        if fleet.draining:
-            raise refusals.shutting_down()
         slot = fleet.slots.get(agent_id)
         if slot is None and len(fleet.slots) >= limits.agents_max:
             raise refusals.too_many("agents_max", limits.agents_max, retry_after_ms=60_000)

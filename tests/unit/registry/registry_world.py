@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
+from services.common.core.entries import EntryDraft
 from services.common.core.errors import ServiceError
 from services.common.core.ids import AgentId, InstanceId, Skill
 from services.common.core.instants import Instant
@@ -71,7 +72,7 @@ class Replica:
         self.links: dict[LinkId, Link] = {}
         self.commits: deque[effects.Commit] = deque()
         self.reloads: deque[AgentId] = deque()
-        self.notes: list[effects.Note] = []
+        self.notes: list[EntryDraft] = []
         self.changed: list[AgentId] = []
         self.seen = 0
         self.lease: LeaseId | None = None
@@ -102,7 +103,7 @@ class Replica:
                     self.commits.append(effect)
                 case effects.Reload(agent_id=agent_id):
                     self.reloads.append(agent_id)
-                case effects.Note():
+                case EntryDraft():
                     self.notes.append(effect)
                 case effects.Changed(agent_id=agent_id):
                     self.changed.append(agent_id)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from services.common.core.entries import Outcome
 from services.common.core.errors import Reason
 from services.common.core.ids import AgentId, InstanceId, Skill
 from services.common.core.instants import Instant
@@ -25,7 +26,7 @@ def replica(world: World) -> Replica:
 
 
 def operations(replica: Replica) -> list[str]:
-    return [note.operation if note.refusal is None else f"!{note.operation}" for note in replica.notes]
+    return [f"!{note.operation}" if note.reason else note.operation for note in replica.notes]
 
 
 class TestOpening:
@@ -60,7 +61,7 @@ class TestOpening:
         assert refusal is not None
         assert refusal.reason is Reason.INVALID_FIELD
         assert operations(replica) == ["!session.open"]
-        assert replica.notes[0].refusal is Reason.INVALID_FIELD
+        assert (replica.notes[0].outcome, replica.notes[0].reason) == (Outcome.REFUSED, "INVALID_FIELD")
         assert replica.core.fleet.slots == {}
 
     def test_two_instances_of_one_agent_open_in_one_commit_after_the_first(
@@ -512,28 +513,6 @@ class TestBounds:
         _, record = world.shelf.records[AgentId("x")]
         assert [one.instance_id for one in record.instances] == ["d", "e"]
         assert set(world.shelf.incarnations) == {("x", "d"), ("x", "e")}
-
-
-def test_a_draining_replica_refuses_opens_and_ends_links_but_no_session() -> None:
-    world = World()
-    replica = world.add()
-    opened = replica.open("a")
-    world.settle()
-    flying = replica.open("b")
-    waiting = [replica.open("b"), replica.open("b", "1")]
-    replica.step(events.DrainStarted("drain"))
-    late = replica.open("c")
-    world.settle()
-    for link in (opened, flying):
-        ended = replica.links[link].ended
-        assert ended is not None
-        assert ended.error is not None
-        assert ended.error.reason is Reason.SHUTTING_DOWN
-    for link in (*waiting, late):
-        refusal = replica.links[link].refusal
-        assert refusal is not None
-        assert refusal.reason is Reason.SHUTTING_DOWN
-    assert replica.state("a") is AgentState.JOINING
 
 
 def test_beating_sessions_need_one_heap_entry_and_one_commit_each() -> None:
