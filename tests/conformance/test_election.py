@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
 import pytest
@@ -108,13 +108,23 @@ async def soon(awaited: asyncio.Task[Leadership]) -> Leadership:
     return await asyncio.wait_for(awaited, PATIENCE_S)
 
 
-async def queue(rig: Rig, candidate: Election, value: bytes, place: int) -> asyncio.Task[Leadership]:
-    """Start a campaign and wait until it has its place in the queue (1 is the leader's)."""
-    campaign = asyncio.create_task(candidate.campaign(value))
-    async with asyncio.timeout(PATIENCE_S):
-        while len(await rig.epochs()) < place:
-            await asyncio.sleep(0.005)
-    return campaign
+Queue = Callable[[Election, bytes, int], Awaitable[asyncio.Task[Leadership]]]
+Eventually = Callable[..., Awaitable[None]]
+
+
+@pytest.fixture
+def queue(rig: Rig, eventually: Eventually) -> Queue:
+    """Return a function that starts a campaign and waits until it has its place (1 is the leader's)."""
+
+    async def stand(candidate: Election, value: bytes, place: int) -> asyncio.Task[Leadership]:
+        async def placed() -> bool:
+            return len(await rig.epochs()) >= place
+
+        campaign = asyncio.create_task(candidate.campaign(value))
+        await eventually(placed)
+        return campaign
+
+    return stand
 
 
 async def withdraw(*campaigns: asyncio.Task[Leadership]) -> None:
@@ -130,10 +140,10 @@ async def test_the_first_candidate_leads_and_may_write(rig: Rig) -> None:
     assert await rig.passes(leadership.guard)
 
 
-async def test_the_second_leads_when_the_first_resigns(rig: Rig) -> None:
+async def test_the_second_leads_when_the_first_resigns(rig: Rig, queue: Queue) -> None:
     first, second = rig.candidate(), rig.candidate()
     old = await first.campaign(b"a")
-    waiting = await queue(rig, second, b"b", 2)
+    waiting = await queue(second, b"b", 2)
     assert not waiting.done()
 
     await first.resign()
@@ -146,11 +156,11 @@ async def test_the_second_leads_when_the_first_resigns(rig: Rig) -> None:
     await asyncio.wait_for(old.wait_lost(), PATIENCE_S)
 
 
-async def test_candidates_lead_in_the_order_in_which_they_came(rig: Rig) -> None:
+async def test_candidates_lead_in_the_order_in_which_they_came(rig: Rig, queue: Queue) -> None:
     candidates = [rig.candidate() for _ in range(4)]
     leader = await candidates[0].campaign(b"0")
     waiting = [
-        await queue(rig, candidate, str(place).encode(), place + 1)
+        await queue(candidate, str(place).encode(), place + 1)
         for place, candidate in enumerate(candidates[1:], start=1)
     ]
     for place in range(3):
@@ -160,11 +170,11 @@ async def test_candidates_lead_in_the_order_in_which_they_came(rig: Rig) -> None
         assert not any(later.done() for later in waiting[place + 1 :])
 
 
-async def test_a_cancelled_campaign_leaves_the_queue(rig: Rig) -> None:
+async def test_a_cancelled_campaign_leaves_the_queue(rig: Rig, queue: Queue) -> None:
     first, second, third = rig.candidate(), rig.candidate(), rig.candidate()
     await first.campaign(b"a")
-    leaving = await queue(rig, second, b"b", 2)
-    staying = await queue(rig, third, b"c", 3)
+    leaving = await queue(second, b"b", 2)
+    staying = await queue(third, b"c", 3)
     await withdraw(leaving)
     assert len(await rig.epochs()) == 2
 
@@ -176,10 +186,10 @@ async def test_a_cancelled_campaign_leaves_the_queue(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("how", ["expire", "depose"])
-async def test_a_leader_that_loses_its_key_is_told_and_followed(rig: Rig, how: str) -> None:
+async def test_a_leader_that_loses_its_key_is_told_and_followed(rig: Rig, queue: Queue, how: str) -> None:
     first, second = rig.candidate(), rig.candidate()
     old = await first.campaign(b"a")
-    waiting = await queue(rig, second, b"b", 2)
+    waiting = await queue(second, b"b", 2)
     await getattr(rig, how)(old.epoch)
     new = await soon(waiting)
     await asyncio.wait_for(old.wait_lost(), PATIENCE_S)
@@ -188,22 +198,26 @@ async def test_a_leader_that_loses_its_key_is_told_and_followed(rig: Rig, how: s
     assert await rig.passes(new.guard)
 
     # The old leader stands again, behind the new one, with a larger epoch.
-    again = await queue(rig, first, b"a", 2)
+    again = await queue(first, b"a", 2)
     await second.resign()
     third = await soon(again)
     assert third.epoch > new.epoch > old.epoch
 
 
 @pytest.mark.parametrize("how", ["expire", "depose"])
-async def test_a_candidate_that_loses_its_place_queues_again(rig: Rig, how: str) -> None:
+async def test_a_candidate_that_loses_its_place_queues_again(
+    rig: Rig, queue: Queue, eventually: Eventually, how: str
+) -> None:
     first, second = rig.candidate(), rig.candidate()
     old = await first.campaign(b"a")
-    waiting = await queue(rig, second, b"b", 2)
+    waiting = await queue(second, b"b", 2)
     place = (await rig.epochs())[1]
     await getattr(rig, how)(place)
-    async with asyncio.timeout(PATIENCE_S):
-        while (await rig.epochs())[1:] in ([], [place]):
-            await asyncio.sleep(0.005)
+
+    async def queued_again() -> bool:
+        return (await rig.epochs())[1:] not in ([], [place])
+
+    await eventually(queued_again)
     assert not waiting.done()
     assert old.held
 
@@ -213,7 +227,7 @@ async def test_a_candidate_that_loses_its_place_queues_again(rig: Rig, how: str)
     assert await rig.passes(new.guard)
 
 
-async def test_observers_see_who_leads(rig: Rig) -> None:
+async def test_observers_see_who_leads(rig: Rig, queue: Queue) -> None:
     first, second = rig.candidate(), rig.candidate()
     seen: asyncio.Queue[Leader | None] = asyncio.Queue()
 
@@ -230,7 +244,7 @@ async def test_observers_see_who_leads(rig: Rig) -> None:
         assert await next_seen() is None
         old = await first.campaign(b"a")
         assert await next_seen() == Leader(b"a", old.epoch)
-        waiting = await queue(rig, second, b"b", 2)
+        waiting = await queue(second, b"b", 2)
         await first.resign()
         new = await soon(waiting)
         assert await next_seen() == Leader(b"b", new.epoch)
@@ -241,12 +255,12 @@ async def test_observers_see_who_leads(rig: Rig) -> None:
         await asyncio.gather(watching, return_exceptions=True)
 
 
-async def test_a_candidate_stands_once_at_a_time(rig: Rig) -> None:
+async def test_a_candidate_stands_once_at_a_time(rig: Rig, queue: Queue) -> None:
     first, second = rig.candidate(), rig.candidate()
     await first.campaign(b"a")
     with pytest.raises(RuntimeError):
         await first.campaign(b"a")
-    waiting = await queue(rig, second, b"b", 2)
+    waiting = await queue(second, b"b", 2)
     with pytest.raises(RuntimeError):
         await second.campaign(b"b")
     assert len(await rig.epochs()) == 2

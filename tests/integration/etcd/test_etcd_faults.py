@@ -7,7 +7,7 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from services.common.etcd.ops import Compare, Put
 from services.common.etcd.session import EtcdSession
 from tests.harness.etcd import EtcdHarness
 
+Eventually = Callable[..., Awaitable[None]]
 PATIENCE_S = 20.0
 TTL_S = 2
 
@@ -34,7 +35,7 @@ async def put_for_certain(client: EtcdClient, key: str, value: bytes) -> None:
             except ServiceError as error:
                 if error.reason is not Reason.STORE_UNAVAILABLE:
                     raise
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # sleeps: a client's pause between its tries
 
 
 async def test_a_watch_misses_nothing_over_a_restart(own_etcd: EtcdHarness) -> None:
@@ -57,7 +58,7 @@ async def test_a_watch_misses_nothing_over_a_restart(own_etcd: EtcdHarness) -> N
         assert seen == [f"/w/{number}-{when}" for number in range(3) for when in ("before", "after")]
 
 
-async def test_what_etcd_acknowledged_survives_kill_9(own_etcd: EtcdHarness) -> None:
+async def test_what_etcd_acknowledged_survives_kill_9(own_etcd: EtcdHarness, eventually: Eventually) -> None:
     async with own_etcd.client(request_timeout_s=1.0) as client:
         acknowledged: list[int] = []
 
@@ -70,9 +71,7 @@ async def test_what_etcd_acknowledged_survives_kill_9(own_etcd: EtcdHarness) -> 
                 acknowledged.append(number)
 
         writing = asyncio.create_task(write())
-        async with asyncio.timeout(PATIENCE_S):
-            while len(acknowledged) < 50:
-                await asyncio.sleep(0.001)
+        await eventually(lambda: len(acknowledged) >= 50)
         own_etcd.kill()
         await writing
         await own_etcd.restart()
