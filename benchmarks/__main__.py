@@ -1,0 +1,62 @@
+"""`python -m benchmarks NAME`: measure, and print one JSON line per figure on stdout; see README.md."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from benchmarks import ceiling
+from benchmarks.figures import Figure
+from benchmarks.machine import commit, keeps_nothing, machine
+from benchmarks.programs import ProgramFailedError
+from benchmarks.turns import say
+
+RUNS_DEFAULT = 5
+
+Benchmark = Callable[[int, Path], Coroutine[Any, Any, list[Figure]]]
+
+BENCHMARKS: dict[str, tuple[str, Benchmark]] = {
+    "ceiling": ("what gRPC with TLS, etcd and fdatasync allow; no peers", ceiling.run),
+}
+
+
+def main() -> int:
+    """Run one benchmark; return the exit code."""
+    names = "\n".join(f"  {name:<10} {text}" for name, (text, _) in BENCHMARKS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=f"{__doc__}\n\nnames:\n{names}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", choices=list(BENCHMARKS), metavar="NAME")
+    parser.add_argument(
+        "--runs", type=int, default=RUNS_DEFAULT, help="runs of each contender (default %(default)s)"
+    )
+    parser.add_argument(
+        "--directory", type=Path, help="where data goes while it runs; must be a real disk (default: $TMPDIR)"
+    )
+    options = parser.parse_args()
+    _, benchmark = BENCHMARKS[options.name]
+    with tempfile.TemporaryDirectory(prefix="muster-bench-", dir=options.directory) as folder:
+        directory = Path(folder)
+        if keeps_nothing(directory):
+            say(f"{directory} is in memory: fsync is free there. Choose a disk with --directory.")
+            return 2
+        where, what = machine(directory), commit()
+        try:
+            figures = asyncio.run(benchmark(options.runs, directory))
+        except ProgramFailedError as error:
+            say(f"benchmark {options.name}: {error}")
+            return 1
+    for figure in figures:
+        print(figure.line(where, what))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

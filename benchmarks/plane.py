@@ -1,0 +1,58 @@
+"""Our own side of the comparisons: a whole local plane, or only its certificates."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.programs import ProgramFailedError, module, running
+from services.common.identity import Principal
+from services.common.tls import TlsIdentity
+from services.local.certs import PlaneCertificates
+from services.local.layout import SERVICES
+
+
+@dataclass(frozen=True, slots=True)
+class RunningPlane:
+    """A plane that serves; `home` is what agents know as $MUSTER_HOME."""
+
+    home: Path
+    # replica id -> host:port
+    addresses: dict[str, str]
+
+
+def certificates(directory: Path, agents: Sequence[str]) -> PlaneCertificates:
+    """Make a plane's certificates and those of `agents`."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    made = PlaneCertificates(directory)
+    made.prepare(SERVICES)
+    for name in agents:
+        made.issue(Principal("agent", name))
+    return made
+
+
+def agent_tls(home: Path, name: str) -> TlsIdentity:
+    """Return an agent's TLS identity from a plane's folder."""
+    return TlsIdentity(home / "ca.crt", home / "agents" / f"{name}.crt", home / "agents" / f"{name}.key")
+
+
+def operator_tls(home: Path) -> TlsIdentity:
+    """Return the operator's TLS identity from a plane's folder."""
+    return TlsIdentity(home / "ca.crt", home / "operators" / "admin.crt", home / "operators" / "admin.key")
+
+
+@asynccontextmanager
+async def running_plane(folder: Path, agents: Sequence[str]) -> AsyncIterator[RunningPlane]:
+    """Start etcd and every service as processes of their own; stop them when the block ends."""
+    home = folder / "plane"
+    certificates(home, agents)
+    command = module(
+        "services.local", "up", "--directory", home, "--port-base", 0, "--json-events", "--until-stdin-ends"
+    )
+    async with running("plane", command, folder) as program:
+        while (event := await program.next_event())["event"] != "ready":
+            if event["event"] == "failed":
+                raise ProgramFailedError(f"the plane did not start: {event['message']}")
+        yield RunningPlane(home, event["addresses"])
