@@ -6,9 +6,11 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from services.common import logs
+
+T = TypeVar("T")
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -74,8 +76,8 @@ class Service(Protocol):
 def run_service(build: Callable[[], Awaitable[Service]]) -> int:
     """Build and run a service until SIGTERM, SIGINT or the crash of a supervised loop; return the exit code.
 
-    0 after a clean drain, 1 after a crash, a failed start or a drain that took longer than `DRAIN_MS_MAX`. A
-    second signal exits at once with 130: what is acknowledged is durable anyway.
+    0 after a clean drain, 1 after a crash, a failed start or a drain longer than `DRAIN_MS_MAX`. A second
+    signal exits at once with 130: what is acknowledged is durable anyway.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_run(build))
@@ -91,29 +93,26 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def _run(build: Callable[[], Awaitable[Service]]) -> int:
-    stopping = asyncio.Event()
+    told = asyncio.Event()
 
     def on_signal(name: str) -> None:
-        if stopping.is_set():
+        if told.is_set():
             _log.warning("second signal: leaving at once", signal=name)
             os._exit(EXIT_FORCED)
         _log.info("draining", signal=name)
-        stopping.set()
+        told.set()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number.name)
-    service = await build()
-    code = EXIT_OK
     try:
-        await service.start()
-        await _wait_either(stopping, service.supervisor.failed)
-        code = EXIT_FAILED if service.supervisor.failed.is_set() else EXIT_OK
-    except Exception as error:  # noqa: BLE001  # the last line of defence: say it, drain, leave with 1
-        _log.error("the service could not start", error=error)
-        code = EXIT_FAILED
-    # From here on a first signal is a second one.
-    stopping.set()
+        service = await _unless(build(), told)
+    except Exception as error:  # noqa: BLE001  # the last line of defence: say it, leave with 1
+        _log.error("the service could not be built", error=error)
+        return EXIT_FAILED
+    if service is None:
+        return EXIT_OK
+    code = await _serve(service, told)
     try:
         async with asyncio.timeout(DRAIN_MS_MAX / 1000):
             await service.drain()
@@ -126,10 +125,34 @@ async def _run(build: Callable[[], Awaitable[Service]]) -> int:
     return code
 
 
-async def _wait_either(first: asyncio.Event, second: asyncio.Event) -> None:
-    waits = [asyncio.create_task(first.wait()), asyncio.create_task(second.wait())]
+async def _serve(service: Service, told: asyncio.Event) -> int:
+    """Start the service and wait until it is told to stop or can not go on; return the exit code."""
+    failed = service.supervisor.failed
     try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        # A start may wait for its stores for ever: it gives way to a signal like everything else.
+        await _unless(service.start(), told, failed)
+        await _unless(asyncio.Event().wait(), told, failed)
+    except Exception as error:  # noqa: BLE001  # the last line of defence: say it, drain, leave with 1
+        _log.error("the service could not start", error=error)
+        return EXIT_FAILED
+    return EXIT_FAILED if failed.is_set() else EXIT_OK
+
+
+async def _unless(work: Awaitable[T], *events: asyncio.Event) -> T | None:
+    """Return what `work` returns; when an event is set first, cancel it and return None."""
+
+    async def run() -> T:
+        return await work
+
+    working = asyncio.create_task(run(), name="service")
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait([working, *waits], return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        return None
     finally:
         for wait in waits:
             wait.cancel()

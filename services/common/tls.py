@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 import threading
 from dataclasses import dataclass
@@ -118,8 +119,12 @@ class TlsIdentity:
 
         def choose(connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _: ssl.SSLContext) -> None:
             nonlocal made
-            if made[0] != self._material.version:
-                made = (self._material.version, self._ssl_context(ssl.PROTOCOL_TLS_SERVER))
+            version = self._material.version
+            if made[0] != version:
+                # OpenSSL wants files, and the next rotation may be half done there: then the old one serves
+                # this handshake and the next one tries again.
+                with contextlib.suppress(TlsMaterialError):
+                    made = (version, self._ssl_context(ssl.PROTOCOL_TLS_SERVER))
             connection.context = made[1]
 
         # Called in every handshake, also without SNI: the one place where OpenSSL lets a context be replaced.
@@ -127,7 +132,7 @@ class TlsIdentity:
         return context
 
     def client_ssl_context(self) -> ssl.SSLContext:
-        """Return a context for asyncio clients of the newest material: TLS 1.3, host name checked."""
+        """Return a context for asyncio clients: TLS 1.3, host name checked; may raise `TlsMaterialError`."""
         return self._ssl_context(ssl.PROTOCOL_TLS_CLIENT)
 
     def _ssl_context(self, protocol: int) -> ssl.SSLContext:
@@ -136,7 +141,11 @@ class TlsIdentity:
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(cadata=self._material.ca.decode("ascii"))
         _, certificate_path, key_path = self._paths
-        context.load_cert_chain(certificate_path, key_path)
+        try:
+            context.load_cert_chain(certificate_path, key_path)
+        except OSError as error:
+            # ssl.SSLError is one too: the two files do not match at this moment.
+            raise TlsMaterialError(f"{certificate_path} and {key_path}: {error}") from error
         return context
 
     def _read_stamp(self) -> tuple[tuple[int, int, int], ...]:

@@ -37,8 +37,9 @@ class Plane:
     _channels: list[grpc.aio.Channel] = field(default_factory=list)
 
     async def start(self) -> None:
+        self.tls = self.certificates.tls("service/audit")
         self.server = GrpcServer(
-            self.certificates.tls("service/audit"),
+            self.tls,
             "127.0.0.1:0",
             self.access,
             self.metrics,
@@ -78,7 +79,12 @@ async def serve(certificates: Certificates) -> AsyncIterator[Serve]:
     """Return `await serve(Query=handler, …)`: a running server with these handlers."""
     planes: list[Plane] = []
 
-    async def start(*, limits: ServerLimits | None = None, **handlers: Any) -> Plane:
+    async def start(
+        *,
+        limits: ServerLimits | None = None,
+        certificates: Certificates = certificates,
+        **handlers: Any,
+    ) -> Plane:
         servicer = type("Servicer", (audit_grpc.AuditServiceServicer,), {})()
         for name, handler in handlers.items():
             setattr(servicer, name, handler)
