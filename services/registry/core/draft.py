@@ -16,9 +16,9 @@ from services.registry.core.model import AgentRecord, Instance, LeaseId, Limits,
 from services.registry.core.sessions import Session
 from services.registry.core.slot import Flight, Opening, PendingOpen, Slot
 
-# Instances that one change may touch, so that it fits into one etcd transaction (128 operations: each
-# instance takes at most three, and the pruned ones at most `instances_ended_max` more). What is left waits
-# for the next change.
+# Instances that one change may touch, and those that it may forget, so that it fits into one etcd
+# transaction: 128 operations, of which a touched instance takes at most two and a forgotten one takes one.
+# What is left waits for the next change.
 TOUCHED_MAX = 32
 
 
@@ -158,9 +158,9 @@ class Draft:
             if one.instance_id not in self._touched
             and (place >= self._limits.instances_ended_max or one.lease_expire_time < horizon)
         )
-        for instance_id in forgotten:
+        for instance_id in forgotten[-TOUCHED_MAX:]:
             del self._instances[instance_id]
-        return forgotten
+        return forgotten[-TOUCHED_MAX:]
 
     def _record(self) -> AgentRecord:
         instances = tuple(self._instances[name] for name in sorted(self._instances))
