@@ -14,6 +14,7 @@ from services.common.clock import Clock, SystemClock
 from services.common.core.errors import ServiceError
 from services.common.etcd.client import EtcdClient
 from services.common.etcd.directory import ServiceDirectory
+from services.common.etcd.ops import Get
 from services.common.identity import TRUST_DOMAIN
 from services.common.tls import TlsIdentity
 from services.local import describe
@@ -67,6 +68,8 @@ class Plane:
         # Filled by `start` in its order, emptied by `stop` from the end.
         self._stages: list[list[Part]] = []
         self._loops: list[asyncio.Task[None]] = []
+        # Name of a part -> the loop that keeps it alive.
+        self.keepers: dict[str, asyncio.Task[None]] = {}
         self._etcd: EtcdClient | None = None
         self._ports: Ports | None = None
 
@@ -112,7 +115,7 @@ class Plane:
         try:
             await self._start_stages([[etcd]])
             self._etcd = EtcdClient([etcd.address], self.certificates.etcd_client())
-            before = (await self._etcd.get_prefix(describe.KEY_PREFIX)).revision
+            before = (await self._etcd.read(Get(describe.KEY_PREFIX))).revision
             directory = ServiceDirectory(self._etcd, describe.KEY_PREFIX)
             self._loops.append(asyncio.create_task(directory.run(), name="directory"))
             await self._start_stages([[self._service_part(one) for one in stage] for stage in STAGES])
@@ -121,17 +124,24 @@ class Plane:
             raise PlaneError(str(error)) from error
         self._emit(PlaneEvent("ready", describe.ready_facts(self.places, self.ports, self.certificates)))
 
+    def keep(self, supervised: Supervised) -> None:
+        """From now on start a part again each time that it ends."""
+        name = supervised.part.name
+        self.keepers[name] = asyncio.create_task(supervised.keep(), name=f"keep-{name}")
+
     async def supervise(self) -> None:
         """Keep every process alive until cancelled."""
-        done, _ = await asyncio.wait(self._loops, return_when=asyncio.FIRST_EXCEPTION)
+        running = [*self._loops, *self.keepers.values()]
+        done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
         for loop in done:
             # Only a defect ends a loop; it must not pass in silence.
             loop.result()
 
     async def stop(self) -> None:
         """End every process in the reverse order of its start; what does not end in time is killed."""
-        await _cancel(self._loops)
+        await _cancel([*self._loops, *self.keepers.values()])
         self._loops.clear()
+        self.keepers.clear()
         if self._etcd is not None:
             await self._etcd.close()
             self._etcd = None
@@ -209,7 +219,8 @@ class Plane:
             await asyncio.gather(*starts)
         finally:
             await _cancel(starts)
-        self._loops += [asyncio.create_task(one.keep(), name=f"keep-{one.part.name}") for one in supervised]
+        for one in supervised:
+            self.keep(one)
 
     async def _wait_coordinator(self, directory: ServiceDirectory, epoch: int) -> None:
         """Return when a coordinator with a larger epoch leads, and from then on tell of each new one.
