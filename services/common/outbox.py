@@ -126,8 +126,7 @@ class SpooledOutbox:
         if self._flushing is not None:
             await self._flushing
         if self._dropped:
-            self._start_flush(closing=True)
-            await asyncio.gather(self._flushing)
+            await self._start_flush(closing=True)
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._writer, self._spool.close)
         await loop.run_in_executor(None, self._writer.shutdown)
@@ -137,9 +136,10 @@ class SpooledOutbox:
         if self._dropped:
             self._start_flush()
 
-    def _start_flush(self, *, closing: bool = False) -> None:
+    def _start_flush(self, *, closing: bool = False) -> asyncio.Task[None]:
         if self._flushing is None:
             self._flushing = asyncio.create_task(self._flush(closing=closing), name="outbox-flush")
+        return self._flushing
 
     async def _flush(self, *, closing: bool) -> None:
         """Run while something is pending. Every pending call gets its answer, whatever happens here."""

@@ -13,11 +13,12 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
+from prometheus_client import Counter
 
 from services.common.clock import Clock, SystemClock
 from services.common.core.entries import EntryDraft, Outcome
@@ -65,26 +66,37 @@ class LiveCall:
         self.handler.cancel()
 
 
+# The call that the present handler serves: its principal and cause id need not be worked out again.
 current_call: ContextVar[LiveCall] = ContextVar("current_call")
 
 
-@dataclass(slots=True)
 class CallMetrics:
     """Calls by method and code, their latency, and how many run."""
 
-    metrics: Metrics
-    ended: Any = field(init=False)
-    seconds: Any = field(init=False)
-    in_flight: Any = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.ended = self.metrics.counter("rpc_calls", "Calls that ended.", ("method", "code"))
-        self.seconds = self.metrics.histogram(
-            "rpc_latency_seconds",
-            "From a call's start to its status; a stream counts whole.",
-            ("method",),
+    def __init__(self, metrics: Metrics) -> None:
+        self.ended = metrics.counter("rpc_calls", "Calls that ended.", ("method", "code"))
+        self.seconds = metrics.histogram(
+            "rpc_latency_seconds", "From a call's start to its status; a stream counts whole.", ("method",)
         )
-        self.in_flight = self.metrics.gauge("rpc_in_flight", "Calls that run now.", ("method",))
+        self.in_flight = metrics.gauge("rpc_in_flight", "Calls that run now.", ("method",))
+
+
+class MethodMeter:
+    """One method's metrics, its labels looked up once."""
+
+    def __init__(self, metrics: CallMetrics, method: str) -> None:
+        self.method = method
+        self.in_flight = metrics.in_flight.labels(method)
+        self.seconds = metrics.seconds.labels(method)
+        self._ended = metrics.ended
+        self._by_code: dict[str, Counter] = {}
+
+    def ended(self, code: str) -> None:
+        """Count one call that ended with `code`, the name of a gRPC status."""
+        counter = self._by_code.get(code)
+        if counter is None:
+            counter = self._by_code[code] = self._ended.labels(self.method, code)
+        counter.inc()
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
@@ -129,37 +141,33 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             "response_serializer": handler.response_serializer,
         }
         if handler.request_streaming and handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(
-                self._streaming(method, _as_writer(handler.stream_stream)), **coders
-            )
+            body = self._around(method, _as_writer(handler.stream_stream), streaming=True)
+            return grpc.stream_stream_rpc_method_handler(body, **coders)
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                self._streaming(method, _as_writer(handler.unary_stream)), **coders
-            )
+            body = self._around(method, _as_writer(handler.unary_stream), streaming=True)
+            return grpc.unary_stream_rpc_method_handler(body, **coders)
         if handler.request_streaming:
-            return grpc.stream_unary_rpc_method_handler(
-                self._streaming(method, handler.stream_unary), **coders
-            )
-        return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), **coders)
+            body = self._around(method, handler.stream_unary, streaming=True)
+            return grpc.stream_unary_rpc_method_handler(body, **coders)
+        body = self._around(method, handler.unary_unary, streaming=False)
+        return grpc.unary_unary_rpc_method_handler(body, **coders)
 
-    def _unary(self, method: str, body: Body) -> Body:
+    def _around(self, method: str, body: Body, *, streaming: bool) -> Body:
+        meter = MethodMeter(self._metrics, method)
+
         async def call(request: Any, context: Any) -> Any:
-            return await self._run(method, body, request, context, streaming=False)
+            return await self._run(meter, body, request, context, streaming=streaming)
 
         return call
 
-    def _streaming(self, method: str, body: Body) -> Body:
-        async def call(request: Any, context: Any) -> Any:
-            return await self._run(method, body, request, context, streaming=True)
-
-        return call
-
-    async def _run(self, method: str, body: Body, request: Any, context: Any, *, streaming: bool) -> Any:
-        start_ms = self._clock.monotonic_ms()
-        in_flight = self._metrics.in_flight.labels(method)
-        in_flight.inc()
+    async def _run(
+        self, meter: MethodMeter, body: Body, request: Any, context: Any, *, streaming: bool
+    ) -> Any:
+        method, now = meter.method, asyncio.get_running_loop().time
+        start = now()
+        meter.in_flight.inc()
         cause_id = f"rpc-{secrets.token_hex(8)}"
-        code, principal, error = "OK", None, None
+        code, error = "OK", None
         try:
             principal = await self._admit(method, context, cause_id)
             handler = asyncio.current_task()
@@ -192,19 +200,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             self._log.error("a call failed unexpectedly", cause_id=cause_id, method=method, error=unexpected)
             error, code = _internal(cause_id), "INTERNAL"
         finally:
-            in_flight.dec()
-            self._metrics.ended.labels(method, code).inc()
-            elapsed_ms = self._clock.monotonic_ms() - start_ms
-            self._metrics.seconds.labels(method).observe(elapsed_ms / 1000)
-            self._log.debug(
-                "call",
-                cause_id=cause_id,
-                method=method,
-                actor=str(principal or ""),
-                code=code,
-                reason=error.reason if error else "",
-                elapsed_ms=elapsed_ms,
-            )
+            meter.in_flight.dec()
+            meter.ended(code)
+            meter.seconds.observe(now() - start)
+            self._log.debug("call ended", cause_id=cause_id, method=method, code=code, why=error)
         await abort(context, error)
         return None
 
