@@ -18,7 +18,7 @@ from agent_client.core.vocabulary import MessageType, Priority
 from agent_client.driver import AgentLink
 from agent_client.errors import ContextError, MusterError
 from agent_client.handlers import Function
-from agent_client.link import Link, Profile, Sink
+from agent_client.link import Link, Profile
 from agent_client.locks import Lock
 from agent_client.mailbox import Delivery, Mailbox, Reply
 from agent_client.pending import Pending
@@ -194,13 +194,10 @@ class Agent:
     async def __aenter__(self) -> Self:
         context = load_context(self._home)
         link = AgentLink(Dialer(context, context.agent(self.name)), self.profile())
-        sink = self.attach(link)
-        life = self._running
-        life.presence = link
-        life.finished = link.begin(sink)
-        life.mailbox.open()
+        self.attach(link)
+        self._running.presence = link
         if self._drain_asked:
-            life.drain()
+            self._running.drain()
         return self
 
     async def __aexit__(
@@ -224,22 +221,22 @@ class Agent:
             )
         return Profile(self.name, self.instance, skills, self._labels, self.slots)
 
-    def attach(self, link: Link) -> Sink:
-        """Join handlers and `link` in the running loop; return where the link brings work and messages."""
+    def attach(self, link: Link) -> None:
+        """Join handlers and `link` in the running loop."""
         if self._life is not None:
             raise RuntimeError(f"agent {self.name} runs already")
         mailbox = Mailbox(link, self._message_handlers)
         loop = asyncio.get_running_loop()
         runner = Runner(self.name, self._handlers, link, mailbox, slots=self.slots, loop=loop)
         self._life = _Life(link, mailbox, runner, loop)
-        return runner
+        link.begin(runner)
+        mailbox.open()
 
-    def detach(self) -> None:
+    async def detach(self) -> None:
         """Undo `attach`; handlers that still run are cancelled."""
         life, self._life = self._life, None
         if life is not None:
-            life.mailbox.close()
-            life.runner.abandon()
+            await life.end_handlers()
 
     @property
     def _running(self) -> _Life:
@@ -253,8 +250,8 @@ class _Life:
 
     def __init__(self, link: Link, mailbox: Mailbox, runner: Runner, loop: asyncio.AbstractEventLoop) -> None:
         self.link, self.mailbox, self.runner = link, mailbox, runner
+        # The link again, when it is the real one.
         self.presence: AgentLink | None = None
-        self.finished: Future[None] | None = None
         self._loop = loop
         # Guards `_drained` against two threads that ask for the drain.
         self._lock = threading.Lock()
@@ -270,9 +267,9 @@ class _Life:
         self._loop.call_soon_threadsafe(self._drain_asked.set)
 
     async def wait_ready(self) -> None:
-        if self.presence is not None and self.finished is not None:
+        if self.presence is not None:
             ready = asyncio.wrap_future(self.presence.ready())
-            finished = asyncio.wrap_future(self.finished)
+            finished = asyncio.wrap_future(self.presence.finished)
             await asyncio.wait({ready, finished}, return_when=asyncio.FIRST_COMPLETED)
             if finished.done():
                 ready.cancel()
@@ -280,8 +277,8 @@ class _Life:
 
     async def wait_end(self) -> None:
         """Wait until the drain is over. Raises MusterError when the link gave up."""
-        assert self.finished is not None  # noqa: S101  # `__aenter__` has set it
-        finished = asyncio.wrap_future(self.finished)
+        assert self.presence is not None  # noqa: S101  # `__aenter__` has set it
+        finished = asyncio.wrap_future(self.presence.finished)
         asked = asyncio.create_task(self._drain_asked.wait())
         try:
             waits: set[asyncio.Future[Any]] = {finished, asked}
@@ -294,15 +291,19 @@ class _Life:
         finally:
             asked.cancel()
 
+    async def end_handlers(self) -> None:
+        """Cancel every handler that still runs, and let it clean up."""
+        await self.mailbox.close()
+        await self.runner.abandon()
+
     async def leave(self) -> None:
         """Leave the plane; handlers that still run are cancelled, and others do their tasks."""
-        self.mailbox.close()
-        self.runner.abandon()
-        if self.presence is None or self.finished is None or self.finished.done():
+        await self.end_handlers()
+        if self.presence is None or self.presence.finished.done():
             return
         await asyncio.wrap_future(self.presence.flush())
         self.presence.leave()
-        await asyncio.wrap_future(self.finished)
+        await asyncio.wrap_future(self.presence.finished)
 
 
 class _Signals:

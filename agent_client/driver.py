@@ -41,8 +41,8 @@ class AgentLink:
     def __repr__(self) -> str:
         return f"AgentLink({self._profile.name}/{self._profile.instance})"
 
-    def begin(self, sink: Sink) -> Future[None]:
-        """Open the streams. The future ends when `leave` was called, or with the error that ended them."""
+    def begin(self, sink: Sink) -> None:
+        """Open the streams; `finished` ends when `leave` was called, or with the error that ended them."""
         self._discovery = Discovery(self._dialer)
         self._load = LoadMeter(self._profile.slots)
         self._session = SessionStream(
@@ -60,7 +60,7 @@ class AgentLink:
             self._dialer, self._discovery, self._profile, session=self._session, sink=sink
         )
         self._leaving = asyncio.Event()
-        return self._thread.start(self._live())
+        self.finished = self._thread.start(self._live())
 
     def ready(self) -> Future[None]:
         """Return a future that ends when work and messages reach this agent for the first time."""

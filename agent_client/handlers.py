@@ -7,10 +7,13 @@ import contextvars
 import inspect
 import queue
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
+
+# Seconds that handlers get to notice that the agent leaves.
+LEAVE_GRACE_S = 1.0
 
 # A handler is a coroutine function or a plain function of one argument.
 Function = Callable[[Any], Any]
@@ -97,3 +100,16 @@ async def call(function: Function, argument: Any, threads: Threads) -> Any:
         result = await running
     # A plain function that wraps a coroutine function returns a coroutine.
     return await result if isinstance(result, Awaitable) else result
+
+
+async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel the tasks of handlers and wait for them, each time at most `LEAVE_GRACE_S`.
+
+    The second cancellation gives functions up that still run in their threads; see `call`.
+    """
+    waiting = set(tasks)
+    for _ in range(2):
+        for task in waiting:
+            task.cancel()
+        if waiting:
+            _, waiting = await asyncio.wait(waiting, timeout=LEAVE_GRACE_S)

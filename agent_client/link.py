@@ -137,6 +137,10 @@ class Sink(Protocol):
 class Link(Protocol):
     """The side of the plane."""
 
+    def begin(self, sink: Sink) -> None:
+        """Start to bring work and messages to `sink`; called once, before anything else."""
+        ...
+
     def started(self, attempt: AttemptRef) -> None:
         """The handler of an attempt runs."""
         ...

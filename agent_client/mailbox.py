@@ -22,7 +22,7 @@ from agent_client.errors import (
     PermanentFailure,
     Violation,
 )
-from agent_client.handlers import Function, Threads, call
+from agent_client.handlers import Function, Threads, call, end_tasks
 from agent_client.link import Delivered, Envelope, Link
 from agent_client.payload import decode, encode
 from agent_client.pending import Pending
@@ -222,12 +222,11 @@ class Mailbox:
         if self._handlers:
             self.link.want_messages()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End every `messages()` loop and every handler; what they held comes again."""
         self._closed = True
         self._arrived.set()
-        for running in self._running:
-            running.cancel()
+        await end_tasks(self._running)
         self._threads.close()
 
     # Sending.

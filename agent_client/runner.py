@@ -11,7 +11,7 @@ from typing import Any
 from agent_client.core.inbox import Domain, Key
 from agent_client.core.records import AttemptRef, Failed, Outcome, Stopped, Succeeded
 from agent_client.errors import MusterError, PermanentFailure, TaskCancelled, TransientFailure
-from agent_client.handlers import Function, Threads, call
+from agent_client.handlers import Function, Threads, call, end_tasks
 from agent_client.link import Assignment, Delivered, Link
 from agent_client.loop import Inlet
 from agent_client.mailbox import Mailbox
@@ -72,12 +72,12 @@ class Runner:
 
     # On the loop.
 
-    def abandon(self) -> None:
-        """Cancel every handler; used when the agent leaves without waiting for them."""
+    async def abandon(self) -> None:
+        """Cancel every handler and wait for its end; used when the agent leaves without their results."""
         self._abandoned = True
-        for task, running in self._running.values():
+        for task, _ in self._running.values():
             task.cancel("the agent leaves")
-            running.cancel()
+        await end_tasks({running for _, running in self._running.values()})
         self._threads.close()
 
     def _start(self, assignment: Assignment) -> None:

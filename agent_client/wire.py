@@ -169,15 +169,18 @@ def work_frame_to_proto(frame: WorkFrame) -> work_pb2.WorkRequest:
     )
 
 
+def failure_to_proto(failure: Failed) -> task_pb2.TaskFailure:
+    """Return why a handler gave up."""
+    kind = task_pb2.FAILURE_KIND_PERMANENT if failure.permanent else task_pb2.FAILURE_KIND_TRANSIENT
+    return task_pb2.TaskFailure(kind=kind, reason=failure.reason, message=failure.message)
+
+
 def _result_to_proto(attempt: AttemptRef, outcome: Outcome) -> work_pb2.AttemptResult:
     message = work_pb2.AttemptResult(attempt=attempt_to_proto(attempt))
     if isinstance(outcome, Succeeded):
         message.result.CopyFrom(payload_to_proto(outcome.result))
     elif isinstance(outcome, Failed):
-        kind = task_pb2.FAILURE_KIND_PERMANENT if outcome.permanent else task_pb2.FAILURE_KIND_TRANSIENT
-        message.failure.CopyFrom(
-            task_pb2.TaskFailure(kind=kind, reason=outcome.reason, message=outcome.message)
-        )
+        message.failure.CopyFrom(failure_to_proto(outcome))
     else:
         message.cancelled = True
     return message

@@ -176,15 +176,17 @@ class FakeBroker(broker_grpc.BrokerServiceServicer):
         answer = broker.MailboxResponse(
             settled=[ack.ack_token for ack in (*frame.acks, *frame.nacks, *frame.rejects)]
         )
-        known = {envelope.message_id for envelope in self.stored}
         for envelope in frame.sends:
             error = self.errors.get(envelope.receiver_id)
             if error is not None:
                 answer.accepted.add(message_id=envelope.message_id, error=to_status(error))
                 continue
-            if envelope.message_id not in known:
+            ids = [stored.message_id for stored in self.stored]
+            if envelope.message_id not in ids:
                 self.stored.append(envelope)
-            answer.accepted.add(message_id=envelope.message_id, sequence_number=len(self.stored))
+                ids.append(envelope.message_id)
+            number = ids.index(envelope.message_id) + 1
+            answer.accepted.add(message_id=envelope.message_id, sequence_number=number)
         answer.send_credits = len(frame.sends)
         if self.answers and (answer.settled or answer.accepted):
             peer.out.put_nowait(answer)
