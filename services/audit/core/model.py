@@ -37,6 +37,14 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaf:
+    """A leaf with its place."""
+
+    index: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What one commit makes durable, all of it or nothing."""
 

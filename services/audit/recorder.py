@@ -1,0 +1,154 @@
+"""The audit service's own entries: what was read from it, and what was refused. An `Outbox` without a spool.
+
+They take the same way into the log as everybody's, so that they are durable when `record` returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+
+from services.audit.core.model import Producer
+from services.audit.core.reads import Read, ReadWindows, Summary
+from services.audit.driver import Driver
+from services.audit.metrics import AuditMetrics
+from services.common import logs
+from services.common.clock import Clock, to_datetime
+from services.common.core.entries import EntryDraft, Outcome
+from services.common.core.errors import Reason, ServiceError
+
+SERVICE = "audit"
+# Its entries are numbered like a spool's, under a name that no spool has.
+_OWN_SPOOL = "own"
+
+_log = logs.get("audit.recorder")
+
+
+class Recorder:
+    """Owned by the event loop; use it after the driver is open, and run `summarize` supervised."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        replica_id: str,
+        encode: Callable[[EntryDraft, str, str], bytes],
+        clock: Clock,
+        metrics: AuditMetrics,
+        *,
+        read_window_ms: int,
+    ) -> None:
+        self._driver, self._encode, self._clock, self._metrics = driver, encode, clock, metrics
+        self._replica_id = replica_id
+        self._producer = Producer(SERVICE, replica_id, _OWN_SPOOL)
+        # The last number that was given to an entry, whether it was logged or not; None before the first.
+        self._sequence: int | None = None
+        self._windows = ReadWindows(read_window_ms)
+        self._window_opened = asyncio.Event()
+        # Entries that could not be logged since the last one that could.
+        self._dropped = 0
+
+    def __repr__(self) -> str:
+        return f"Recorder({self._producer}, {len(self._windows)} windows, {self._dropped} dropped)"
+
+    async def record(self, entries: Sequence[EntryDraft], *, privileged: bool = False) -> None:
+        """See `Outbox.record`."""
+        drafts = [self._overflow(), *entries] if self._dropped else list(entries)
+        reported = self._dropped
+        try:
+            await self._submit(drafts)
+        except ServiceError as error:
+            if privileged:
+                raise ServiceError(
+                    Reason.AUDIT_UNAVAILABLE,
+                    f"this can not be recorded, so it was not done: {error.message}",
+                    retry_after_ms=error.retry_after_ms,
+                ) from error
+            if not self._dropped:
+                _log.error("own entries are lost", why=str(error))
+            self._dropped += len(entries)
+            self._metrics.unrecorded.inc(len(entries))
+        else:
+            self._dropped -= reported
+
+    async def record_read(
+        self, actor: str, operation: str, subject: str, cause_id: str, attributes: Mapping[str, str]
+    ) -> None:
+        """Record one read before it is answered; AUDIT_UNAVAILABLE when that fails."""
+        draft = EntryDraft(
+            self._clock.now(), actor, operation, subject, cause_id=cause_id, attributes=attributes
+        )
+        await self.record([draft], privileged=True)
+
+    async def record_repeated_read(self, actor: str, operation: str, subject: str, cause_id: str) -> None:
+        """Record the first of many like reads before it is answered, the others in one summary."""
+        now = self._clock.now()
+        summaries = self._windows.due(now)
+        if self._windows.seen(Read(actor, operation), subject, now):
+            self._window_opened.set()
+            await self.record_read(actor, operation, subject, cause_id, {})
+        if summaries:
+            await self._record_summaries(summaries)
+
+    async def record_refused(
+        self, actor: str, operation: str, subject: str, cause_id: str, error: ServiceError
+    ) -> None:
+        """Record a read that was refused."""
+        outcome = Outcome.REFUSED if error.row.definite else Outcome.FAILED
+        await self.record(
+            [EntryDraft(self._clock.now(), actor, operation, subject, outcome, error.reason, cause_id)]
+        )
+
+    async def summarize(self) -> None:
+        """Record the summary of each window when it is over, for ever."""
+        while True:
+            end = self._windows.next_end()
+            if end is None:
+                self._window_opened.clear()
+                await self._window_opened.wait()
+                continue
+            await asyncio.sleep(max(0, end - self._clock.now()) / 1000)
+            await self._record_summaries(self._windows.due(self._clock.now()))
+
+    async def flush(self) -> None:
+        """Record the summaries of all windows now; for the drain."""
+        await self._record_summaries(self._windows.flush(self._clock.now()))
+
+    async def _record_summaries(self, summaries: Sequence[Summary]) -> None:
+        if summaries:
+            await self.record([_draft(summary) for summary in summaries])
+
+    async def _submit(self, drafts: Sequence[EntryDraft]) -> None:
+        if self._sequence is None:
+            self._sequence = self._driver.durable_sequence(self._producer)
+        first = self._sequence + 1
+        self._sequence += len(drafts)
+        leaves = tuple(
+            self._encode(draft, f"{SERVICE}/{self._replica_id}/{sequence}", self._replica_id)
+            for sequence, draft in enumerate(drafts, first)
+        )
+        await self._driver.submit(self._producer, first, leaves, contiguous=False)
+
+    def _overflow(self) -> EntryDraft:
+        return EntryDraft(
+            self._clock.now(),
+            actor=f"service/{SERVICE}",
+            operation="spool.overflow",
+            subject=f"spool/{_OWN_SPOOL}",
+            outcome=Outcome.FAILED,
+            reason=Reason.AUDIT_UNAVAILABLE,
+            attributes={"dropped": str(self._dropped)},
+        )
+
+
+def _draft(summary: Summary) -> EntryDraft:
+    return EntryDraft(
+        summary.end,
+        summary.read.actor,
+        summary.read.operation,
+        summary.first_subject,
+        attributes={
+            "repeated": str(summary.count),
+            "last_subject": summary.last_subject,
+            "since": to_datetime(summary.begin).isoformat(timespec="milliseconds"),
+        },
+    )
