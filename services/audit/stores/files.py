@@ -77,6 +77,8 @@ class FilesLog:
     def open(self, *, first_start: bool) -> Opened:
         """See `LogStore.open`."""
         with mapped_errors(f"the log in {self._directory}"):
+            # What an earlier opening knew may have changed since.
+            self._directories = Directories(self._disk, self._directory)
             self._directories.ensure(self._directory)
             self._take_lock()
             try:
