@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 
+from services.common.core.errors import Reason, ServiceError
 from services.common.identity import TRUST_DOMAIN
 from services.common.tls import TlsIdentity
 
@@ -64,6 +65,23 @@ def make_channel(
             *options,
         ],
     )
+
+
+def connector(
+    addresses: Callable[[], Sequence[str]], tls: TlsIdentity, service: str
+) -> Callable[[], Awaitable[grpc.aio.Channel]]:
+    """Return a function that makes a new channel to the replicas of `service` that are known at that moment.
+
+    It raises PEER_SILENT when none is known. For loops that reconnect for ever, such as the outbox's.
+    """
+
+    async def connect() -> grpc.aio.Channel:
+        known = addresses()
+        if not known:
+            raise ServiceError(Reason.PEER_SILENT, f"no replica of {service} is known")
+        return make_channel(known, tls, service)
+
+    return connect
 
 
 def _list_target(addresses: Sequence[str]) -> str:

@@ -114,6 +114,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     ) -> None:
         self.live: set[LiveCall] = set()
         self.draining = False
+        self._idle = asyncio.Event()
         self._access = access
         self._metrics = CallMetrics(metrics)
         self._log = log
@@ -121,6 +122,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self._outbox = outbox
         self._clock = clock or SystemClock()
         self._wrapped: dict[str, Any] = {}
+
+    async def wait_idle(self) -> None:
+        """Return when `draining` is set and no handler runs any more."""
+        if self.live:
+            await self._idle.wait()
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
@@ -186,6 +192,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 return response
             finally:
                 self.live.discard(call)
+                if self.draining and not self.live:
+                    self._idle.set()
         except ServiceError as raised:
             error, code = raised, raised.row.code
         except asyncio.CancelledError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ REFLECTION = reflection.SERVICE_NAME
 REFLECTION_ACCESS = frozenset({"operator"})
 # How often the certificate files are looked at; three stat calls each time.
 TLS_REFRESH_MS = 1_000
+# How long a drained server waits for peers to take the last bytes of calls that have ended.
+FLUSH_MS_MAX = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,8 @@ class GrpcServer:
             ],
         )
         self._health = health.HealthServicer()
+        expiry = metrics.gauge("tls_expiry_seconds", "When the certificate in use ends, in Unix time.")
+        expiry.set_function(lambda: tls.expiry_seconds)
         self._services: list[str] = []
         self._refresher: asyncio.Task[None] | None = None
 
@@ -131,7 +136,8 @@ class GrpcServer:
     async def drain(self, grace_ms: int) -> None:
         """Refuse new calls, end streams with SHUTTING_DOWN, wait for unary calls, then close.
 
-        Takes at most about `grace_ms`; what still runs then is cut.
+        What still runs after `grace_ms` is cut; a peer that does not read its last bytes is cut after
+        `FLUSH_MS_MAX` more.
         """
         self._calls.draining = True
         await self._health.enter_graceful_shutdown()
@@ -141,7 +147,10 @@ class GrpcServer:
         if self._refresher is not None:
             self._refresher.cancel()
             await asyncio.gather(self._refresher, return_exceptions=True)
-        await self._server.stop(grace_ms / 1000)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_ms / 1000):
+                await self._calls.wait_idle()
+        await self._server.stop(FLUSH_MS_MAX / 1000 if grace_ms else 0)
 
     async def _refresh_tls(self) -> None:
         said = ""

@@ -27,10 +27,11 @@ from services.common.core.errors import Reason, ServiceError
 from services.common.core.instants import Instant
 from services.common.metrics import Metrics
 from services.common.outbox import SpooledOutbox, SpoolLimits, open_outbox, to_entry
+from services.common.rpc.channel import connector
 from services.common.rpc.status import status_proto
 from services.common.spool import Spool
 from services.common.testing.clock import FakeClock
-from tests.conftest import Eventually
+from tests.conftest import Certificates, Eventually
 from tests.integration.common.conftest import SERVICE, Plane, Serve
 
 SMALL = SpoolLimits(bytes_max=20_000, privileged_bytes=5_000, resume_bytes=5_000)
@@ -212,26 +213,26 @@ async def test_an_audit_that_fails_either_way_gets_each_entry_once(serve: Serve,
 
 
 async def test_an_audit_that_comes_late_gets_everything(
-    serve: Serve, rig: Open, eventually: Eventually
+    serve: Serve, rig: Open, eventually: Eventually, certificates: Certificates
 ) -> None:
     here = await rig()
-    known: list[Plane] = []
+    known: list[str] = []
     asked = 0
 
-    async def connect() -> grpc.aio.Channel:
+    def addresses() -> list[str]:
         nonlocal asked
         asked += 1
-        if not known:
-            raise ServiceError(Reason.AUDIT_UNAVAILABLE, "no audit replica is known")
-        known[0].access[f"{SERVICE}/Append"] = frozenset({"service/broker"})
-        return known[0].channel("service/broker")
+        return known
 
-    here.shipping = asyncio.create_task(here.outbox.ship(connect))
+    tls = certificates.tls("service/broker")
+    here.shipping = asyncio.create_task(here.outbox.ship(connector(addresses, tls, "audit")))
     for number in range(10):
         await here.outbox.record([draft(f"op.{number}")])
     await eventually(lambda: asked > 3)
     audit = AuditTwin()
-    known.append(await serve(Append=audit))
+    plane = await serve(Append=audit)
+    plane.access[f"{SERVICE}/Append"] = frozenset({"service/broker"})
+    known.append(plane.address)
     await here.outbox.wait_shipped()
     assert audit.operations == [f"op.{number}" for number in range(10)]
 
