@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check lint types proto-check proto-lint generate format interop nightly clean
+.PHONY: help install demo up test check lint types proto-check proto-lint generate format interop nightly bench bench-peers clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,23 @@ format: $(STAMP) ## let ruff format and fix
 
 nightly: $(STAMP) ## long campaigns
 	@$(BIN)/python -m pytest -m nightly --timeout=3600
+
+bench: $(STAMP) ## measure, ours and peers in turn: make bench NAME=messages (no NAME: list the names)
+	@$(BIN)/python -m benchmarks $(or $(NAME),--help)
+
+# The peers' environment is their own: nothing of it is ever imported by ours. Debian's packages are unpacked
+# into it, not installed, so that no service is started on this machine.
+BENCH := .bench-venv
+bench-peers: $(BENCH)/.installed ## install what the benchmarks compare with
+
+$(BENCH)/.installed: benchmarks/peers-constraints.txt
+	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	@echo "installing the peers into $(BENCH) (once; a minute or two)"
+	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< --upgrade pip
+	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< \
+	  nats-py 'redis[hiredis]' celery 'dask[distributed]' ray
+	@sh benchmarks/peers/unpack_debian.sh $(BENCH)/debian nats-server redis-server
+	@touch $@
 
 clean: ## remove the virtual environments and caches
 	@rm -rf $(VENV) .tools .bench-venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ceiling
+from benchmarks import ceiling, messages, tasks
 from benchmarks.figures import Figure
 from benchmarks.machine import commit, keeps_nothing, machine
 from benchmarks.programs import ProgramFailedError
@@ -22,6 +22,8 @@ Benchmark = Callable[[int, Path], Coroutine[Any, Any, list[Figure]]]
 
 BENCHMARKS: dict[str, tuple[str, Benchmark]] = {
     "ceiling": ("what gRPC with TLS, etcd and fdatasync allow; no peers", ceiling.run),
+    "messages": ("P1, P2: durable messages; NATS JetStream, Redis Streams, a bare forwarder", messages.run),
+    "tasks": ("P3, P4: durable no-op tasks; Ray, Dask, Celery", tasks.run),
 }
 
 

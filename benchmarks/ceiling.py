@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from benchmarks.exchange import Volume, both
+from benchmarks.exchange import UNLOADED_RATE, Volume, both
 from benchmarks.figures import Figure, percentile
 from benchmarks.plane import certificates
 from benchmarks.programs import module, running
@@ -186,7 +186,7 @@ def _grpc_figures(outcome: Outcome) -> list[Figure]:
             outcome.of("bare forwarder", f"{quantile}_ms").median,
             "ms",
             more_is_better=False,
-            params=outcome.params("bare forwarder", f"{quantile}_ms", loop="open", rate=200),
+            params=outcome.params("bare forwarder", f"{quantile}_ms", loop="open", rate=UNLOADED_RATE),
         )
         for quantile in ("p50", "p99")
     ]

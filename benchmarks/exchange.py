@@ -17,9 +17,9 @@ from benchmarks.programs import running
 from benchmarks.turns import Measured
 
 # Envelopes per second at which a sender does not load anything.
-UNLOADED_RATE = 200.0
-UNLOADED_COUNT = 800
-UNLOADED_WARMUP = 100
+UNLOADED_RATE = 100.0
+UNLOADED_COUNT = 400
+UNLOADED_WARMUP = 50
 _RECEIVED_S_MAX = 120.0
 
 # (role, options that every load program knows) -> command

@@ -1,0 +1,90 @@
+"""The servers of the peers: found, started on a free loopback port with data in our folder, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from benchmarks.programs import ROOT, Program, ProgramFailedError, running
+from benchmarks.turns import MissingPeerError
+from services.local.ports import LOOPBACK, free_ports
+
+ENVIRONMENT = ROOT / ".bench-venv"
+_DEBIAN = ENVIRONMENT / "debian"
+_READY_S_MAX = 20.0
+_POLL_S = 0.02
+
+
+def peer_python() -> str:
+    """Return the Python of the peers' environment. Raises `MissingPeerError`."""
+    python = ENVIRONMENT / "bin" / "python"
+    if not python.exists():
+        raise MissingPeerError("its Python packages are not here: run `make bench-peers`")
+    return str(python)
+
+
+def peer_script(name: str, *arguments: object) -> list[str]:
+    """Return the command that runs one of `benchmarks/peers` with the peers' Python."""
+    return [peer_python(), str(ROOT / "benchmarks" / "peers" / f"{name}.py"), *map(str, arguments)]
+
+
+def find_server(name: str) -> tuple[str, dict[str, str]]:
+    """Return a server's path and what its environment needs. Raises `MissingPeerError`."""
+    for folder in ("usr/sbin", "usr/bin"):
+        unpacked = _DEBIAN / folder / name
+        if unpacked.exists():
+            libraries = [str(path) for path in (_DEBIAN / "usr/lib").glob("*-linux-gnu")]
+            return str(unpacked), {"LD_LIBRARY_PATH": os.pathsep.join(libraries)}
+    installed = shutil.which(name)
+    if installed is None:
+        raise MissingPeerError(f"no {name} here: run `make bench-peers`, or install it so that it is on PATH")
+    return installed, {}
+
+
+@asynccontextmanager
+async def jetstream(folder: Path) -> AsyncIterator[int]:
+    """Run a NATS server with JetStream on files; yield its port."""
+    server, environ = find_server("nats-server")
+    (port,) = free_ports(1)
+    command = [server, "--addr", LOOPBACK, "--port", str(port), "--jetstream", "--store_dir", str(folder)]
+    async with running("nats-server", command, folder, environ) as program:
+        await _wait_listening(program, port)
+        yield port
+
+
+@asynccontextmanager
+async def redis(folder: Path, *, durable: bool) -> AsyncIterator[int]:
+    """Run a Redis server; yield its port. `durable`: each write is in the append-only file, and synced."""
+    server, environ = find_server("redis-server")
+    (port,) = free_ports(1)
+    command = [server, "--bind", LOOPBACK, "--port", str(port), "--dir", str(folder), "--save", ""]
+    if durable:
+        command += ["--appendonly", "yes", "--appendfsync", "always"]
+    async with running("redis-server", command, folder, environ) as program:
+        await _wait_listening(program, port)
+        yield port
+
+
+async def _wait_listening(program: Program, port: int) -> None:
+    try:
+        async with asyncio.timeout(_READY_S_MAX):
+            while not await _is_listening(port):
+                if program.has_ended:
+                    raise ProgramFailedError(f"{program.name} ended at once; see {program.log}")
+                await asyncio.sleep(_POLL_S)
+    except TimeoutError:
+        raise ProgramFailedError(f"{program.name} does not listen after {_READY_S_MAX:.0f} s") from None
+
+
+async def _is_listening(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(LOOPBACK, port)
+    except OSError:
+        return False
+    writer.close()
+    await writer.wait_closed()
+    return True

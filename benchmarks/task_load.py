@@ -1,0 +1,190 @@
+"""Both ends of tasks that do nothing: the agent that runs them, and the requester that waits for them.
+
+Run: python -m benchmarks.task_load --help. The plane is the one in $MUSTER_HOME. The agent is written with
+`agent_client`. The requester speaks to the scheduler by the generated stubs, in frames of many submissions,
+and once more by `agent_client`, one collaboration after the other.
+
+Every task is a collaboration of its own, so that it is compared with what a peer calls a task: it is accepted
+(durable), assigned (durable), run, its result committed (durable), its end seen by the requester.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from muster.registry.v1.registry_service_pb2 import GetCoordinatorRequest
+from muster.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+from muster.scheduler.v1.collaboration_pb2 import (
+    COLLABORATION_STATE_ACTIVE,
+    COLLABORATION_STATE_COMPLETED,
+    COLLABORATION_STATE_INITIALIZING,
+    CollaborationSpec,
+)
+from muster.scheduler.v1.scheduler_service_pb2 import (
+    SubmitCollaborationRequest,
+    SubmitRequest,
+    SubmitResponse,
+    WatchCollaborationsRequest,
+    WatchCollaborationsResponse,
+)
+from muster.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
+from muster.scheduler.v1.task_pb2 import TaskSpec
+
+from agent_client import Agent, Client, Task
+from benchmarks.plane import operator_tls
+from benchmarks.programs import tell
+from services.common.rpc.channel import make_channel
+
+SKILL = "nothing"
+SLOTS = 256
+# Collaborations that have not ended yet, and submissions in one frame.
+WINDOW = 1_024
+FRAME_MAX = 128
+
+Stream = Any  # grpc.aio's calls; their stubs do not know the message types
+
+
+async def be_agent(_options: argparse.Namespace) -> None:
+    """Run tasks until the process is ended."""
+    agent = Agent("worker", slots=SLOTS)
+
+    @agent.handler(SKILL)
+    async def nothing(_task: Task) -> None:
+        """Do nothing."""
+
+    async with agent:
+        await agent.wait_ready()
+        tell("ready")
+        await asyncio.Event().wait()
+
+
+async def be_requester(options: argparse.Namespace) -> None:
+    """Submit tasks and wait for their ends."""
+    tls = operator_tls(options.home)
+    async with make_channel(options.registry, tls, "registry") as channel:
+        registry: Any = RegistryServiceStub(channel)
+        coordinator = (await registry.GetCoordinator(GetCoordinatorRequest())).coordinator
+    async with make_channel(coordinator.address, tls, "scheduler") as channel:
+        requester = Requester(SchedulerServiceStub(channel))
+        await requester.start()
+        await requester.run_many(options.warmup)
+        begin = time.monotonic()
+        await requester.run_many(options.count)
+        rate = options.count / (time.monotonic() - begin)
+        took_us = []
+        for _ in range(options.single):
+            begin = time.monotonic()
+            await requester.run_many(1)
+            took_us.append((time.monotonic() - begin) * 1e6)
+        requester.stop()
+    tell("done", rate=rate, took_us=took_us, client_took_us=await _through_client(options.single))
+
+
+async def _through_client(count: int) -> list[float]:
+    took_us = []
+    async with Client() as client:
+        for _ in range(count):
+            begin = time.monotonic()
+            collaboration = await client.submit({"tasks": [{"task_id": "t", "required_skills": [SKILL]}]})
+            await collaboration.result(timeout=60.0)
+            took_us.append((time.monotonic() - begin) * 1e6)
+    return took_us
+
+
+class Requester:
+    """Submits in frames over one stream; sees ends over another."""
+
+    def __init__(self, stub: Any) -> None:
+        self._stub = stub
+        self._made = 0
+        # Accepted or submitted, not yet ended.
+        self._open = 0
+        self._changed = asyncio.Event()
+        self._loops: list[asyncio.Task[None]] = []
+        self._calls: list[Stream] = []
+
+    async def start(self) -> None:
+        """Open both streams."""
+        submits: Stream = self._stub.Submit()
+        watch: Stream = self._stub.WatchCollaborations(WatchCollaborationsRequest(collaborations_only=True))
+        self._calls = [submits, watch]
+        # The watch must see the first end, so it has to be open before anything is submitted.
+        await watch.initial_metadata()
+        self._loops = [asyncio.create_task(self._answers(submits)), asyncio.create_task(self._ends(watch))]
+
+    def stop(self) -> None:
+        """End both streams."""
+        for loop in self._loops:
+            loop.cancel()
+        for call in self._calls:
+            call.cancel()
+
+    async def run_many(self, count: int) -> None:
+        """Submit `count` collaborations of one task each; return when all have completed."""
+        left = count
+        while left or self._open:
+            size = min(FRAME_MAX, WINDOW - self._open, left)
+            if size:
+                self._open += size
+                left -= size
+                await self._calls[0].write(self._frame(size))
+            else:
+                self._changed.clear()
+                await self._wait_change()
+
+    def _frame(self, size: int) -> SubmitRequest:
+        submissions = []
+        for _ in range(size):
+            self._made += 1
+            spec = CollaborationSpec(tasks=[TaskSpec(task_id="t", required_skills=[SKILL])])
+            submissions.append(SubmitCollaborationRequest(request_id=f"b{self._made}", collaboration=spec))
+        return SubmitRequest(submissions=submissions)
+
+    async def _answers(self, submits: Stream) -> None:
+        while True:
+            frame: SubmitResponse = await submits.read()
+            for outcome in frame.outcomes:
+                if outcome.HasField("error"):
+                    raise RuntimeError(f"{outcome.request_id} was refused: {outcome.error}")
+
+    async def _ends(self, watch: Stream) -> None:
+        while True:
+            frame: WatchCollaborationsResponse = await watch.read()
+            for event in frame.events:
+                state = event.collaboration.state
+                if state == COLLABORATION_STATE_COMPLETED:
+                    self._open -= 1
+                elif state not in (COLLABORATION_STATE_INITIALIZING, COLLABORATION_STATE_ACTIVE):
+                    raise RuntimeError(f"not completed: {event}")
+            self._changed.set()
+
+    async def _wait_change(self) -> None:
+        """Wait for an end; raise what ended a stream if that comes first."""
+        change = asyncio.create_task(self._changed.wait())
+        done, _ = await asyncio.wait({change, *self._loops}, return_when=asyncio.FIRST_COMPLETED)
+        if change not in done:
+            change.cancel()
+            for loop in done:
+                loop.result()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.task_load", description=__doc__)
+    roles = {"agent": be_agent, "requester": be_requester}
+    parser.add_argument("role", choices=list(roles))
+    parser.add_argument("--home", type=Path, help="the plane's folder")
+    parser.add_argument("--registry", default="", help="host:port of a registry")
+    parser.add_argument("--count", type=int, default=0, help="tasks submitted as fast as the window allows")
+    parser.add_argument("--warmup", type=int, default=0, help="tasks before those that are counted")
+    parser.add_argument("--single", type=int, default=0, help="tasks run one after the other")
+    options = parser.parse_args()
+    uvloop.run(roles[options.role](options))
+
+
+if __name__ == "__main__":
+    main()
