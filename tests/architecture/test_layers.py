@@ -44,8 +44,8 @@ TABLE: list[tuple[str, list[str], str]] = [
     ),
     (
         r"services\.X\.(config|metrics)",
-        ["services.X.core", "services.common"],
-        "settings and metrics are read by every part, so they may depend on none",
+        ["services.X.core", "services.X.store", "services.common"],
+        "settings and metrics are read by every part, so they may know contracts and nouns only",
     ),
     (
         r"services\.X\.store",
@@ -54,8 +54,15 @@ TABLE: list[tuple[str, list[str], str]] = [
     ),
     (
         r"services\.X\.(wire|peers)(\..*)?",
-        ["services.X.core", "services.X.wire", "services.X.peers", "muster", "services.common"],
-        "translation knows the nouns and the protos and no driver",
+        [
+            "services.X.core",
+            "services.X.store",
+            "services.X.wire",
+            "services.X.peers",
+            "muster",
+            "services.common",
+        ],
+        "translation knows the nouns, the storage contract's included, and the protos, and no driver",
     ),
     (
         r"services\.X\.stores(\..*)?",

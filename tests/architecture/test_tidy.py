@@ -28,7 +28,7 @@ BANNED_CALLS: dict[str, tuple[tuple[str, ...], str]] = {
     "datetime.utcnow": ((), "a Clock; it returns a naive time"),
     "datetime.today": ((), "a Clock"),
     "asyncio.get_event_loop": ((), "asyncio.get_running_loop(): the other one may make a new loop"),
-    "asyncio.ensure_future": (("tests/",), "asyncio.create_task with a name"),
+    "asyncio.ensure_future": (("tests/", "benchmarks/"), "asyncio.create_task with a name"),
     "logging.getLogger": (
         ("services/common/logs.py", "tests/", "agent_client/"),
         "services.common.logs.get: every line is JSON with its cause",
