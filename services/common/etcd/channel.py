@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,6 +80,16 @@ def target(endpoints: Sequence[str]) -> str:
         f"etcd endpoints {', '.join(endpoints)}: give IP addresses of one family, or one DNS name that "
         "resolves to every member"
     )
+
+
+def cancelled_from_outside() -> bool:
+    """Return, in a handler of CancelledError, whether somebody cancelled this task.
+
+    gRPC raises CancelledError also when not the task but the call was cancelled, by closing the channel.
+    Passed on, that would end the task in silence.
+    """
+    running = asyncio.current_task()
+    return running is not None and running.cancelling() > 0
 
 
 def open_channel(endpoints: Sequence[str], tls: EtcdTls | None) -> grpc.aio.Channel:

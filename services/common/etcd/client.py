@@ -17,11 +17,11 @@ from typing import Any, Self
 
 import grpc
 from aetcd import rpc
-from grpc.aio import AioRpcError
+from grpc.aio import AioRpcError, UsageError
 
 from services.common.etcd import messages
-from services.common.etcd.channel import METADATA, PAGE_KEYS, EtcdTls, open_channel
-from services.common.etcd.errors import from_rpc_error
+from services.common.etcd.channel import METADATA, PAGE_KEYS, EtcdTls, cancelled_from_outside, open_channel
+from services.common.etcd.errors import closed, from_rpc_error
 from services.common.etcd.keepalive import KeepAlive
 from services.common.etcd.ops import (
     TXN_OPERATIONS_MAX,
@@ -78,7 +78,7 @@ class EtcdClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the channel; calls under way end with an error."""
+        """Close the channel; calls under way and later ones fail with STORE_UNAVAILABLE."""
         await self._channel.close(grace=None)
 
     # Transactions and reads.
@@ -203,9 +203,7 @@ class EtcdClient:
         self, method: Callable[..., Awaitable[Any]], request: Any, *, doing: str, lease_id: int = 0
     ) -> Any:
         try:
-            return await method(
-                request, timeout=self.request_timeout_s, metadata=METADATA, wait_for_ready=True
-            )
+            return await self._call(method, request, self.request_timeout_s, doing=doing)
         except AioRpcError as error:
             raise from_rpc_error(error, doing=doing, lease_id=lease_id) from error
 
@@ -213,10 +211,21 @@ class EtcdClient:
         loop = asyncio.get_running_loop()
         give_up = loop.time() + self.request_timeout_s
         while True:
-            left = give_up - loop.time()
             try:
-                return await method(request, timeout=left, metadata=METADATA, wait_for_ready=True)
+                return await self._call(method, request, give_up - loop.time(), doing=doing)
             except AioRpcError as error:
                 if error.code() not in _AGAIN or give_up - loop.time() <= _READ_RETRY_S:
                     raise from_rpc_error(error, doing=doing) from error
             await asyncio.sleep(_READ_RETRY_S)
+
+    async def _call(
+        self, method: Callable[..., Awaitable[Any]], request: Any, timeout_s: float, *, doing: str
+    ) -> Any:
+        try:
+            return await method(request, timeout=timeout_s, metadata=METADATA, wait_for_ready=True)
+        except UsageError as error:
+            raise closed(doing) from error
+        except asyncio.CancelledError as error:
+            if cancelled_from_outside():
+                raise
+            raise closed(doing) from error

@@ -36,6 +36,11 @@ def unavailable(story: str) -> ServiceError:
     return ServiceError(Reason.STORE_UNAVAILABLE, story, retry_after_ms=_RETRY_AFTER_MS)
 
 
+def closed(doing: str) -> ServiceError:
+    """Return the error of a call on, or cut by, a channel that was closed."""
+    return unavailable(f"etcd: {doing}: the client was closed")
+
+
 # (gRPC code, a part of etcd's text, our reason, what to do); the first row that fits wins. The texts are
 # those of etcd's `api/v3rpc/rpctypes/error.go`; what fits no row is indefinite.
 _DEFINITE: tuple[tuple[grpc.StatusCode, str, Reason, str], ...] = (

@@ -7,10 +7,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from aetcd import rpc
-from grpc.aio import AioRpcError
+from grpc.aio import AioRpcError, UsageError
 
-from services.common.etcd.channel import END_OF_STREAM, METADATA
-from services.common.etcd.errors import LeaseGoneError, from_rpc_error, unavailable
+from services.common.etcd.channel import END_OF_STREAM, METADATA, cancelled_from_outside
+from services.common.etcd.errors import LeaseGoneError, closed, from_rpc_error, unavailable
 
 
 class KeepAlive:
@@ -51,6 +51,13 @@ class KeepAlive:
         except AioRpcError as error:
             self.close()
             raise from_rpc_error(error, doing="renew a lease", lease_id=self._lease_id) from error
+        except UsageError as error:
+            raise closed("renew a lease") from error
+        except asyncio.CancelledError as error:
+            self.close()
+            if cancelled_from_outside():
+                raise
+            raise closed("renew a lease") from error
         except (TimeoutError, asyncio.InvalidStateError) as error:
             # InvalidStateError: gRPC refuses to write on a stream that has ended in the meantime.
             self.close()

@@ -14,12 +14,14 @@ from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Self
 
+from services.common import logs
 from services.common.clock import Clock
 from services.common.core.backoff import backoff_ms
 from services.common.core.errors import ServiceError
 from services.common.etcd.client import EtcdClient
 from services.common.etcd.errors import LeaseGoneError
 
+_log = logs.get("etcd.session")
 # Time to live of a session's lease in seconds: how long after a crash its keys stay. etcd's minimum is
 # 1.5 election timeouts, 2 s with its defaults.
 SESSION_TTL_S = 3
@@ -81,8 +83,7 @@ class EtcdSession:
         """
         self.lost.set()
         self._renewing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._renewing
+        await asyncio.wait((self._renewing,))
         with contextlib.suppress(ServiceError, TimeoutError):
             async with asyncio.timeout(self.ttl_s):
                 await self.client.lease_revoke(self.lease_id)
@@ -112,7 +113,9 @@ class EtcdSession:
                     left_ms = self._live_until_ms - self._clock.monotonic_ms()
                     await asyncio.sleep(max(0, min(pause_ms, left_ms)) / 1_000)
         finally:
-            self.lost.set()
+            if not self.lost.is_set():
+                self.lost.set()
+                _log.warning("lost a session in etcd", lease=f"{self.lease_id:x}")
 
 
 async def sessions(

@@ -8,15 +8,17 @@ from types import TracebackType
 from typing import Any, Self
 
 from aetcd import rpc
-from grpc.aio import AioRpcError
+from grpc.aio import AioRpcError, UsageError
 
+from services.common import logs
 from services.common.core.backoff import backoff_ms
 from services.common.core.errors import ServiceError
 from services.common.etcd import messages
-from services.common.etcd.channel import END_OF_STREAM, METADATA
-from services.common.etcd.errors import CompactedError, from_rpc_error, unavailable
+from services.common.etcd.channel import END_OF_STREAM, METADATA, cancelled_from_outside
+from services.common.etcd.errors import CompactedError, closed, from_rpc_error, unavailable
 from services.common.etcd.ops import KeyEvent, WatchBatch
 
+_log = logs.get("etcd.watch")
 # Delay before the link is opened anew: short, because a takeover waits on a watch.
 _RECONNECT_BASE_MS = 25
 _RECONNECT_MAX_MS = 1_000
@@ -65,19 +67,18 @@ class Watch:
                     raise unavailable("etcd: watch: the member closed the stream")
                 batch = self._take(response)
             except AioRpcError as error:
-                await self.aclose()
                 await self._pause(from_rpc_error(error, doing="watch"))
-            except CompactedError:
-                await self.aclose()
-                raise
             except (ServiceError, asyncio.InvalidStateError) as error:
                 # InvalidStateError: gRPC refuses to use a stream that has ended in the meantime.
-                await self.aclose()
                 await self._pause(error)
-            except asyncio.CancelledError:
+            except UsageError as error:
+                raise closed("watch") from error
+            except asyncio.CancelledError as error:
                 # gRPC cancels the whole call with the read; fragments read so far will come again.
                 await self.aclose()
-                raise
+                if cancelled_from_outside():
+                    raise
+                raise closed("watch") from error
             else:
                 if batch is not None:
                     return batch
@@ -112,9 +113,12 @@ class Watch:
         return WatchBatch(revision, events)
 
     async def _pause(self, error: Exception) -> None:
-        """Wait before the next try; an error that etcd means for good is raised."""
-        if isinstance(error, CompactedError) or (isinstance(error, ServiceError) and error.row.definite):
+        """End the stream and wait before the next try; an error that etcd means for good is raised."""
+        await self.aclose()
+        if isinstance(error, ServiceError) and error.row.definite:
             raise error
+        if self._failures == 0:
+            _log.warning("lost the watch on etcd; resuming", revision=self.next_revision, why=str(error))
         self._failures += 1
         delay_ms = backoff_ms(
             self._failures, base_ms=_RECONNECT_BASE_MS, max_ms=_RECONNECT_MAX_MS, jitter=random.random()
