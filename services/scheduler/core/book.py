@@ -167,6 +167,7 @@ class Step:
         collaboration = task.collaboration
         collaboration.generation += 1
         task.generation += 1
+        task.collaboration_generation = collaboration.generation
         change = Change(collaboration.collaboration_id, collaboration.generation, self.now, task.view())
         collaboration.history.append(change)
         self.effects += (SaveTask(task), Publish(change))

@@ -95,6 +95,8 @@ class Task:
     state: TaskState = TaskState.PENDING
     #: Grows by one with every durable change of this task.
     generation: int = 0
+    #: The collaboration's generation at its last change.
+    collaboration_generation: int = 0
     #: The newest ATTEMPTS_KEPT_MAX, oldest first; only the last one can be open.
     attempts: tuple[Attempt, ...] = ()
     #: Attempts made in all: the number of the newest token.

@@ -26,7 +26,7 @@ class TaskRecord(NamedTuple):
     task_id: TaskId
     state: TaskState
     generation: int
-    #: The collaboration's generation at that commit.
+    #: The collaboration's generation at the task's last change: the order in which tasks ended.
     collaboration_generation: int
     attempts: tuple[Attempt, ...]
     attempt_count: int
@@ -94,7 +94,7 @@ def task_record(task: Task) -> TaskRecord:
         task.key.task_id,
         task.state,
         task.generation,
-        task.collaboration.generation,
+        task.collaboration_generation,
         task.attempts,
         task.attempt_count,
         task.failure_count,

@@ -67,7 +67,6 @@ def _restore(step: Step, stored: StoredCollaboration) -> Collaboration:
     collaboration.failure = record.failure
     for task_record in stored.tasks:
         _restore_task(step, collaboration.tasks[task_record.task_id], task_record)
-    # The collaboration's generation at a task's last commit says in which order tasks ended.
     ends = sorted(stored.tasks, key=lambda task_record: task_record.collaboration_generation)
     for task_id, state in ((task_record.task_id, task_record.state) for task_record in ends):
         if state is TaskState.FAILED:
@@ -79,7 +78,7 @@ def _restore(step: Step, stored: StoredCollaboration) -> Collaboration:
     made = [attempt for task in collaboration.tasks.values() for attempt in task.attempts]
     made.sort(key=lambda attempt: attempt.assign_time)
     collaboration.members = {attempt.instance.agent_id: None for attempt in made}
-    collaboration.generation = max(record.generation, ends[-1].collaboration_generation if ends else 0)
+    collaboration.generation = max([record.generation, *(row.collaboration_generation for row in ends)])
     collaboration.history = History(step.book.settings.history_max, collaboration.generation)
     over = sum(task.ended for task in collaboration.tasks.values())
     collaboration.open_count -= over
@@ -90,6 +89,7 @@ def _restore(step: Step, stored: StoredCollaboration) -> Collaboration:
 def _restore_task(step: Step, task: Task, record: TaskRecord) -> None:
     task.state = record.state
     task.generation = record.generation
+    task.collaboration_generation = record.collaboration_generation
     task.attempts = record.attempts
     task.attempt_count = record.attempt_count
     task.failure_count = record.failure_count

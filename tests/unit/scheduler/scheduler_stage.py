@@ -1,9 +1,9 @@
-"""A stage for the pure core: what the driver, the store, the registry and agents would do, without any of them."""
+"""A stage for the pure core: what driver, store, registry and agents would do, without any of them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -185,19 +185,49 @@ class Stage:
             self.state.validate()
         return effects
 
+    def torn_batch(self, reached: Callable[[str], int], *events: Event) -> None:
+        """Step a batch whose commit is cut short: nothing of it is told to anybody.
+
+        The writes of one collaboration, and those of locks outside of attempts, are committed in order and in
+        parts; `reached` says how many of a part's writes arrived: it is given the part's name.
+        """
+        effects: list[Effect] = []
+        for event in events:
+            effects += self.state.handle(event, self.now)
+        effects += self.state.handle(PlacementDue("place"), self.now)
+        parts: dict[str, list[Effect]] = {}
+        for effect in effects:
+            match effect:
+                case SaveSpecs(collaboration) | SaveCollaboration(collaboration):
+                    parts.setdefault(collaboration.collaboration_id, []).append(effect)
+                case SaveTask(saved):
+                    parts.setdefault(saved.key.collaboration_id, []).append(effect)
+                case Forget(collaboration_id):
+                    parts[collaboration_id] = [effect]
+                case PutLock() | DeleteLock():
+                    parts.setdefault("locks", []).append(effect)
+                case _:
+                    pass
+        for name, part in parts.items():
+            # The collaboration's own record is its commit point, and comes last.
+            part.sort(key=lambda effect: isinstance(effect, SaveCollaboration))
+            self.store.commit(part[: reached(name)])
+
     def _meet_foreign(self, lock: LockWritten) -> LockWritten:
         names = {name for name, claim_id in self.store.locks if claim_id == lock.claim_id}
         return lock._replace(beaten_by=tuple(self.foreign[name] for name in names if name in self.foreign))
 
-    def pass_time(self, ms: int) -> list[Effect]:
-        """Let time pass, one tick at each instant at which something is due."""
-        effects: list[Effect] = []
+    def ticks(self, ms: int) -> Iterator[list[Effect]]:
+        """Let time pass; yield what follows at each instant at which something is due."""
         end = Instant(self.now + ms)
         while (due := self.state.next_due()) <= end:
             self.now = max(self.now, due)
-            effects += self.batch(Ticked("tick", 0.5))
+            yield self.batch(Ticked("tick", 0.5))
         self.now = end
-        return effects
+
+    def pass_time(self, ms: int) -> list[Effect]:
+        """Let time pass, and return all that follows."""
+        return [effect for effects in self.ticks(ms) for effect in effects]
 
     def take_over(self) -> list[Effect]:
         """Let another leader begin from the store; streams are gone with the old one."""

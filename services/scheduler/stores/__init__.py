@@ -1,0 +1,1 @@
+"""Implementations of `services.scheduler.store.SchedulerStore`."""

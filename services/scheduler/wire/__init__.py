@@ -1,0 +1,1 @@
+"""Between the protos of `muster.scheduler.v1` and the model, both ways."""

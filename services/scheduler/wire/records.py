@@ -1,0 +1,244 @@
+"""What is kept in etcd: model to `muster.scheduler.v1.*Record` and back. See `record.proto` for the keys."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+from muster.scheduler.v1 import record_pb2 as record_pb
+from muster.scheduler.v1 import task_pb2 as task_pb
+
+from services.common.core.fencing import FencingToken
+from services.common.core.ids import AgentId, CollaborationId, InstanceId, RequestId, ResourceName, TaskId
+from services.common.core.instants import Instant
+from services.scheduler.core.course import Attempt
+from services.scheduler.core.model import (
+    AttemptRef,
+    AttemptState,
+    CollaborationState,
+    Failure,
+    InstanceKey,
+    LockMode,
+    Payload,
+    Priority,
+    Submission,
+    TaskSpec,
+    TaskState,
+)
+from services.scheduler.core.records import CollaborationRecord, SpecRecord, StoredLock, TaskRecord
+from services.scheduler.wire import specs, values
+
+#: Bytes of task specifications in one record: well below etcd's limit for a request, with room for others.
+SPEC_BYTES_MAX = 256 * 1024
+
+
+def encode_collaboration(record: CollaborationRecord) -> bytes:
+    """Return a collaboration's mutable half."""
+    message = record_pb.CollaborationRecord(
+        state=record.state,  # type: ignore[arg-type]  # the numbers are the proto's
+        generation=record.generation,
+        end_ms=record.end_time or 0,
+        coordinator_agent=record.coordinator_agent,
+    )
+    values.put_failure(message.failure, record.failure)
+    return message.SerializeToString()
+
+
+def decode_collaboration(collaboration_id: CollaborationId, raw: bytes) -> CollaborationRecord:
+    """Return a collaboration's mutable half."""
+    message = record_pb.CollaborationRecord.FromString(raw)
+    return CollaborationRecord(
+        collaboration_id,
+        CollaborationState(message.state),
+        message.generation,
+        _instant(message.end_ms),
+        message.coordinator_agent,
+        _failure(message.failure) if message.HasField("failure") else None,
+    )
+
+
+def encode_specs(record: SpecRecord) -> list[bytes]:
+    """Return a collaboration's immutable half in parts."""
+    submission = record.submission
+    spec = submission.spec
+    first = record_pb.SpecRecord()
+    header = first.submission
+    header.requester = submission.requester
+    header.request_id = submission.request_id
+    header.content_hash = submission.content_hash
+    header.submit_ms = record.submit_time
+    header.arrival = record.arrival
+    header.spec.name = spec.name
+    header.spec.collaboration_type = spec.collaboration_type
+    header.spec.priority = spec.priority  # type: ignore[assignment]  # the numbers are the proto's
+    values.put_time(header.spec.deadline, spec.deadline)
+    header.spec.unknown_skill_policy = spec.unknown_skill_policy  # type: ignore[assignment]  # as above
+    header.spec.coordinator_agent = spec.coordinator_agent
+    values.put_payload(header.spec.shared_context, spec.shared_context)
+    parts = [first.SerializeToString()]
+    for chunk in _chunks(spec.tasks):
+        # Concatenated encodings are the encoding of the merged message (protobuf, "Encoding": "Last One
+        # Wins"), so that a specification is serialized once in its life.
+        fields = (_TASKS_TAG + _varint(len(task.encoded)) + task.encoded for task in chunk)
+        parts.append(b"".join(fields))
+    if len(parts) > 1:
+        parts[:2] = [parts[0] + parts[1]]
+    return parts
+
+
+def decode_specs(collaboration_id: CollaborationId, parts: Sequence[bytes]) -> SpecRecord:
+    """Return a collaboration's immutable half; the inverse of `encode_specs`."""
+    messages = [record_pb.SpecRecord.FromString(part) for part in parts]
+    tasks: list[task_pb.TaskSpec] = [task for message in messages for task in message.tasks]
+    header = messages[0].submission
+    submission = Submission(
+        header.requester,
+        RequestId(header.request_id),
+        specs.collaboration_spec(header.spec, tasks),
+        header.content_hash,
+    )
+    return SpecRecord(collaboration_id, submission, Instant(header.submit_ms), header.arrival)
+
+
+def encode_task(record: TaskRecord) -> bytes:
+    """Return a task's mutable half."""
+    message = record_pb.TaskRecord(
+        state=record.state,  # type: ignore[arg-type]  # the numbers are the proto's
+        generation=record.generation,
+        collaboration_generation=record.collaboration_generation,
+        attempt_count=record.attempt_count,
+        failure_count=record.failure_count,
+        ready_ms=record.ready_time or 0,
+        end_ms=record.end_time or 0,
+        retry_ms=record.retry_time or 0,
+        cause_id=record.cause_id,
+    )
+    for attempt in record.attempts:
+        row = message.attempts.add(
+            agent_id=attempt.instance.agent_id,
+            instance_id=attempt.instance.instance_id,
+            incarnation=attempt.incarnation,
+            state=attempt.state,
+            assign_ms=attempt.assign_time,
+            start_ms=attempt.start_time or 0,
+            end_ms=attempt.end_time or 0,
+            explanation=attempt.explanation,
+        )
+        values.put_token(row.token, attempt.token)
+        values.put_failure(row.failure, attempt.failure)
+    if record.result is not None:
+        values.put_payload(message.result, record.result)
+    values.put_failure(message.failure, record.failure)
+    return message.SerializeToString()
+
+
+def decode_task(task_id: TaskId, raw: bytes) -> TaskRecord:
+    """Return a task's mutable half."""
+    message = record_pb.TaskRecord.FromString(raw)
+    return TaskRecord(
+        task_id,
+        TaskState(message.state),
+        message.generation,
+        message.collaboration_generation,
+        tuple(_attempt(row) for row in message.attempts),
+        message.attempt_count,
+        message.failure_count,
+        Payload(message.result.content_type, message.result.data) if message.HasField("result") else None,
+        _failure(message.failure) if message.HasField("failure") else None,
+        _instant(message.ready_ms),
+        _instant(message.end_ms),
+        _instant(message.retry_ms),
+        message.cause_id,
+    )
+
+
+def encode_lock(lock: StoredLock) -> bytes:
+    """Return a lock's value: JSON, so that a person sees with etcdctl who holds it."""
+    row: dict[str, object] = {
+        "muster": 1,
+        "mode": lock.mode.name,
+        "agent": lock.instance.agent_id,
+        "instance": lock.instance.instance_id,
+        "declared": lock.declared,
+        "priority": int(lock.priority),
+        "since_ms": lock.since,
+        "epoch": lock.epoch,
+    }
+    if (ref := lock.attempt) is not None:
+        row["attempt"] = [ref.collaboration_id, ref.task_id, ref.token.epoch, ref.token.number]
+    return json.dumps(row, separators=(",", ":")).encode()
+
+
+def decode_lock(resource: ResourceName, claim_id: str, raw: bytes, revision: int) -> StoredLock | None:
+    """Return a lock of ours, None for a key that another program put."""
+    try:
+        row = json.loads(raw)
+        if row["muster"] != 1:
+            return None
+        ref = row.get("attempt")
+        attempt = None
+        if ref is not None:
+            token = FencingToken(int(ref[2]), int(ref[3]))
+            attempt = AttemptRef(CollaborationId(str(ref[0])), TaskId(str(ref[1])), token)
+        return StoredLock(
+            resource,
+            claim_id,
+            LockMode[row["mode"]],
+            InstanceKey(AgentId(str(row["agent"])), InstanceId(str(row["instance"]))),
+            attempt,
+            bool(row["declared"]),
+            Priority(int(row["priority"])),
+            Instant(int(row["since_ms"])),
+            int(row["epoch"]),
+            revision,
+        )
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def _attempt(row: record_pb.AttemptRecord) -> Attempt:
+    return Attempt(
+        values.token(row.token),
+        InstanceKey(AgentId(row.agent_id), InstanceId(row.instance_id)),
+        row.incarnation,
+        AttemptState(row.state),
+        Instant(row.assign_ms),
+        row.explanation,
+        _instant(row.start_ms),
+        _instant(row.end_ms),
+        _failure(row.failure) if row.HasField("failure") else None,
+    )
+
+
+def _failure(message: task_pb.TaskFailure) -> Failure:
+    return values.failure(message, "failure")
+
+
+def _instant(milliseconds: int) -> Instant | None:
+    return Instant(milliseconds) if milliseconds else None
+
+
+def _chunks(tasks: Sequence[TaskSpec]) -> Iterator[list[TaskSpec]]:
+    chunk: list[TaskSpec] = []
+    size = 0
+    for task in tasks:
+        if chunk and size + len(task.encoded) > SPEC_BYTES_MAX:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(task)
+        size += len(task.encoded)
+    if chunk:
+        yield chunk
+
+
+# Field number in the upper bits, wire type 2 (length-delimited) in the lower three.
+_TASKS_TAG = bytes([record_pb.SpecRecord.TASKS_FIELD_NUMBER << 3 | 2])
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)

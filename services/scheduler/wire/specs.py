@@ -1,0 +1,108 @@
+"""What requesters submit: proto to model. Whether it makes sense is judged by `core.validation`."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+
+from muster.scheduler.v1 import collaboration_pb2 as collaboration_pb
+from muster.scheduler.v1 import scheduler_service_pb2 as service_pb
+from muster.scheduler.v1 import task_pb2 as task_pb
+
+from services.common.core.errors import invalid
+from services.common.core.ids import NAME_64, AgentId, CollaborationId, RequestId, Skill, TaskId
+from services.scheduler.core.model import (
+    CollaborationSpec,
+    Priority,
+    RetryPolicy,
+    Submission,
+    TaskSpec,
+    UnknownSkillPolicy,
+)
+from services.scheduler.wire import values
+
+_DEFAULT_RETRY = RetryPolicy()
+_ESTIMATED_DURATION_MS = 1_000
+_ATTEMPT_TIMEOUT_MS = 600_000
+
+
+def collaboration_id(requester: str, request_id: str) -> CollaborationId:
+    """Return the id that a request's collaboration has: the same request, the same id, without a table."""
+    digest = hashlib.sha256(f"{requester}\0{request_id}".encode()).digest()
+    return CollaborationId("c-" + base64.b32encode(digest)[:16].decode().lower())
+
+
+def submission(request: service_pb.SubmitCollaborationRequest, requester: str) -> Submission:
+    """Return what `requester` submits; raises INVALID_FIELD for what has no meaning in the model."""
+    if NAME_64.match(request.request_id) is None:
+        raise invalid("request_id", "use 1 to 64 of A-Z a-z 0-9 . _ -")
+    if not request.HasField("collaboration"):
+        raise invalid("collaboration", "is missing: say what is to be done")
+    content = request.collaboration.SerializeToString(deterministic=True)
+    return Submission(
+        requester,
+        RequestId(request.request_id),
+        collaboration_spec(request.collaboration, request.collaboration.tasks),
+        hashlib.sha256(content).digest(),
+    )
+
+
+def collaboration_spec(
+    message: collaboration_pb.CollaborationSpec, tasks: Sequence[task_pb.TaskSpec]
+) -> CollaborationSpec:
+    """Return a DAG whose tasks may come from elsewhere."""
+    return CollaborationSpec(
+        tuple(task_spec(task, f"collaboration.tasks[{index}]") for index, task in enumerate(tasks)),
+        message.name,
+        message.collaboration_type,
+        values.enum_value(Priority, message.priority, Priority.NORMAL, "collaboration.priority"),
+        values.instant(message.deadline) if message.HasField("deadline") else None,
+        values.enum_value(
+            UnknownSkillPolicy,
+            message.unknown_skill_policy,
+            UnknownSkillPolicy.WAIT,
+            "collaboration.unknown_skill_policy",
+        ),
+        message.coordinator_agent,
+        values.payload(message.shared_context),
+    )
+
+
+def task_spec(message: task_pb.TaskSpec, path: str) -> TaskSpec:
+    """Return one node, with the proto's defaults where the requester said nothing."""
+    number = message.priority
+    return TaskSpec(
+        TaskId(message.task_id),
+        tuple(Skill(name) for name in message.required_skills),
+        message.task_name,
+        message.description,
+        values.enum_value(Priority, number, Priority.NORMAL, f"{path}.priority") if number else None,
+        message.task_type,
+        tuple(AgentId(name) for name in message.required_agents),
+        values.duration_ms(message.estimated_duration)
+        if message.HasField("estimated_duration")
+        else _ESTIMATED_DURATION_MS,
+        tuple(TaskId(name) for name in message.dependencies),
+        values.instant(message.deadline) if message.HasField("deadline") else None,
+        tuple(
+            values.claim(claim, f"{path}.resources[{index}]") for index, claim in enumerate(message.resources)
+        ),
+        _retry_policy(message.retry_policy) if message.HasField("retry_policy") else _DEFAULT_RETRY,
+        values.payload(message.payload),
+        values.duration_ms(message.attempt_timeout)
+        if message.HasField("attempt_timeout")
+        else _ATTEMPT_TIMEOUT_MS,
+        message.SerializeToString(deterministic=True),
+    )
+
+
+def _retry_policy(message: task_pb.RetryPolicy) -> RetryPolicy:
+    default = _DEFAULT_RETRY
+    return RetryPolicy(
+        message.attempt_max or default.attempt_max,
+        values.duration_ms(message.backoff) if message.HasField("backoff") else default.backoff_ms,
+        values.duration_ms(message.backoff_max)
+        if message.HasField("backoff_max")
+        else default.backoff_max_ms,
+    )

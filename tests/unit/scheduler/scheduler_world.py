@@ -1,0 +1,514 @@
+"""A random world around the pure core: fleets, requesters, failures, other programs and changes of leader.
+
+Agents here behave as the protocol says, except where an action says otherwise; what they saw is compared with
+what the scheduler believes after every batch. Every choice is drawn from a `Chooser`, so that a seed or
+Hypothesis decides the whole course.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Protocol, TypeVar
+
+from services.common.core.errors import Reason
+from services.common.core.ids import CollaborationId, ResourceName
+from services.common.core.instants import Instant
+from services.scheduler.core.book import Settings
+from services.scheduler.core.course import Change
+from services.scheduler.core.effects import (
+    AckResult,
+    Assign,
+    CancelAttempt,
+    CloseStream,
+    Effect,
+    GrantLocks,
+    Probe,
+    Publish,
+    RefuseLocks,
+    RevokeLock,
+)
+from services.scheduler.core.events import (
+    Cancelled,
+    Event,
+    ForeignLock,
+    HeldLock,
+    LockKeysChanged,
+    LockReleased,
+    LockRequested,
+    ResultReport,
+    StreamId,
+    WorkClosed,
+    WorkFrame,
+    WorkOpened,
+)
+from services.scheduler.core.model import (
+    AttemptRef,
+    AttemptState,
+    Failure,
+    FailureKind,
+    LockMode,
+    Payload,
+    ResourceClaim,
+    RetryPolicy,
+    TaskKey,
+    TaskSpec,
+)
+from tests.unit.scheduler.scheduler_stage import EMERGENCY, HIGH, LOW, NORMAL, Stage, key, task
+
+AGENTS = ("a", "b", "c")
+SKILLS = ("dig", "fly", "see")
+RESOURCES = ("bridge", "road", "boat")
+ENDS = ("done", "done", "done", "done", "start", "start", "transient", "permanent", "cancelled")
+SETTINGS = Settings(
+    reconnect_grace_ms=2_000,
+    takeover_grace_ms=5_000,
+    probe_interval_ms=3_000,
+    silence_ms_max=10_000,
+    retention_ms=60_000,
+    retained_max=3,
+    open_collaboration_max=6,
+    history_max=8,
+    loss_max=30,
+)
+
+
+T = TypeVar("T")
+
+
+class Chooser(Protocol):
+    """Where the choices come from."""
+
+    def number(self, least: int, most: int) -> int: ...
+
+    def one(self, options: Sequence[T]) -> T: ...
+
+    def some(self, options: Sequence[T], least: int = 0, most: int = 2) -> list[T]: ...
+
+
+class SeededChooser:
+    """Choices from a seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = Random(seed)
+
+    def number(self, least: int, most: int) -> int:
+        return self._random.randint(least, most)
+
+    def one(self, options: Sequence[T]) -> T:
+        return self._random.choice(options)
+
+    def some(self, options: Sequence[T], least: int = 0, most: int = 2) -> list[T]:
+        count = self._random.randint(least, min(most, len(options)))
+        return self._random.sample(options, count)
+
+
+@dataclass
+class AgentSide:
+    """What one agent instance knows."""
+
+    name: str
+    incarnation: int = 1
+    stream: StreamId | None = None
+    credits: int = 0
+    drained: bool = False
+    probe: int = 0
+    #: Attempts that its handlers run.
+    held: dict[AttemptRef, Assign] = field(default_factory=dict)
+    #: Results that were not acked yet; sent again after every new link.
+    unacked: dict[AttemptRef, ResultReport] = field(default_factory=dict)
+    #: Everything that it ever had: replayed by a confused agent.
+    past: list[AttemptRef] = field(default_factory=list)
+    #: Locks that its code holds, by request, and requests that wait.
+    locks: dict[int, tuple[HeldLock, ...]] = field(default_factory=dict)
+    waiting: dict[int, tuple[ResourceClaim, ...]] = field(default_factory=dict)
+    requests: int = 0
+    #: What it ran when its link broke: until then nobody else may be given that.
+    safe: frozenset[AttemptRef] = frozenset()
+    safe_until: int = 0
+
+
+class World:
+    """The core with everything around it. `act` does one random thing; every check raises AssertionError."""
+
+    def __init__(self, choose: Chooser) -> None:
+        self.choose = choose
+        self.stage = Stage(SETTINGS)
+        self.agents = {name: AgentSide(name) for name in AGENTS}
+        self.submissions = 0
+        self.streams = 100
+        #: The one result of each task that an agent was told is committed.
+        self.committed: dict[TaskKey, bytes] = {}
+        self.generations: dict[str, int] = {}
+        self.foreign_revision = 1
+        self.story: list[str] = []
+        #: The next batch's commit is cut short.
+        self.tear = False
+        for name in AGENTS:
+            self.take(self.stage.know(name, "dig", "see"))
+
+    def act(self) -> None:
+        """Do one random thing, and check what must hold after it."""
+        action = self.choose.one(ACTIONS)
+        self.story.append(action.__name__)
+        action(self)
+        self.check_results_are_final()
+        self.check_exclusive_locks()
+
+    # What comes back.
+
+    def run_batch(self, *events: Event) -> None:
+        if self.tear:
+            self.tear = False
+            self.stage.torn_batch(lambda _: self.choose.number(0, 6), *events)
+            self.take_over()
+        else:
+            self.take(self.stage.batch(*events))
+
+    def take(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Publish(Change(collaboration_id, generation)):
+                    before = self.generations.get(collaboration_id)
+                    # T6: one event for each generation, none left out.
+                    assert before is None or generation == before + 1, (collaboration_id, before, generation)
+                    self.generations[collaboration_id] = generation
+                case CloseStream(stream):
+                    if (agent := self.at(stream)) is not None:
+                        self.cut(agent, SETTINGS.reconnect_grace_ms)
+                case Assign() | CancelAttempt() | AckResult() | Probe() | GrantLocks() | RefuseLocks():
+                    if (agent := self.at(effect.stream)) is not None:
+                        self.tell(agent, effect)
+                case RevokeLock(stream, lock):
+                    if (agent := self.at(stream)) is not None:
+                        drop_lock(agent, lock)
+                case _:
+                    pass
+
+    def at(self, stream: StreamId) -> AgentSide | None:
+        return next((agent for agent in self.agents.values() if agent.stream == stream), None)
+
+    def tell(
+        self,
+        agent: AgentSide,
+        effect: Assign | CancelAttempt | AckResult | Probe | GrantLocks | RefuseLocks,
+    ) -> None:
+        match effect:
+            case Assign():
+                self.take_assignment(agent, effect)
+            case CancelAttempt(_, ref):
+                agent.held.pop(ref, None)
+            case AckResult(_, ref, error):
+                self.take_ack(agent, ref, None if error is None else error.reason)
+            case Probe(_, nonce):
+                agent.probe = nonce
+            case GrantLocks(_, number, locks):
+                if agent.waiting.pop(number, None) is not None:
+                    agent.locks[number] = locks
+            case RefuseLocks(_, number):
+                agent.waiting.pop(number, None)
+
+    def take_assignment(self, agent: AgentSide, effect: Assign) -> None:
+        ref = effect.task.ref(effect.attempt)
+        agent.credits -= 1
+        assert agent.credits >= 0, f"{agent.name} got more than it granted"
+        assert not agent.drained, f"{agent.name} drains"
+        claims = {claim.resource for claim in effect.task.spec.resources}
+        assert {lock.resource for lock in effect.locks} == claims
+        assert effect.task.key not in self.committed, f"{ref} was done before"
+        lost = {attempt.token for attempt in effect.task.attempts if attempt.state is AttemptState.LOST}
+        for other in self.agents.values():
+            # Nobody is given what another one runs who is, or may yet come, back.
+            running = {held for held in other.held if held.task_key == ref.task_key and held.token in lost}
+            if other.stream is None:
+                running &= other.safe if self.stage.now < other.safe_until else frozenset()
+            assert not running, f"{ref} still runs at {other.name}: {running}"
+        agent.held[ref] = effect
+        agent.past.append(ref)
+
+    def take_ack(self, agent: AgentSide, ref: AttemptRef, reason: Reason | None) -> None:
+        report = agent.unacked.pop(ref, None)
+        if report is None or reason is not None:
+            return
+        if isinstance(report.outcome, Payload):
+            # T3: exactly one result.
+            assert self.committed.setdefault(ref.task_key, report.outcome.data) == report.outcome.data
+
+    def cut(self, agent: AgentSide, grace_ms: int) -> None:
+        agent.stream = None
+        agent.credits = 0
+        agent.drained = False
+        agent.probe = 0
+        agent.waiting.clear()
+        view = self.stage.agents[agent.name].instances[0]
+        agent.safe_until = 0 if view.gone else self.stage.now + grace_ms
+        agent.safe = frozenset(ref for ref in agent.held if self.is_current(ref))
+
+    def is_current(self, ref: AttemptRef) -> bool:
+        found = self.stage.state.book.task(ref)
+        return found is not None and found.current is not None and found.current.token == ref.token
+
+    # Agents.
+
+    def agent(self) -> AgentSide:
+        return self.choose.one([*self.agents.values()])
+
+    def linked(self) -> AgentSide | None:
+        linked = [agent for agent in self.agents.values() if agent.stream is not None]
+        return self.choose.one(linked) if linked else None
+
+    def registry_tells_of_skills(self) -> None:
+        agent = self.agent()
+        skills = self.choose.some(SKILLS, 1, 3)
+        level = self.choose.one([0.5, 1.0])
+        self.take(self.stage.know(agent.name, *skills, level=level, incarnation=agent.incarnation))
+
+    def agent_links(self) -> None:
+        self.link(self.agent())
+
+    def lost_agents_link(self) -> None:
+        for agent in self.agents.values():
+            if agent.stream is None:
+                self.link(agent)
+
+    def agent_restarts(self) -> None:
+        agent = self.agent()
+        restart(agent)
+        self.link(agent)
+
+    def link(self, agent: AgentSide) -> None:
+        if agent.stream is not None:
+            self.cut(agent, 0)
+        self.streams += 1
+        agent.stream = StreamId(self.streams)
+        held_locks = tuple(lock for locks in agent.locks.values() for lock in locks)
+        for assignment in agent.held.values():
+            held_locks += assignment.locks
+        held = (*agent.held, *agent.unacked)
+        hello = WorkOpened("hello", agent.stream, key(agent.name), agent.incarnation, held, held_locks)
+        agent.credits = slots = self.choose.number(1, 3)
+        again = tuple(agent.unacked.values())
+        self.run_batch(hello, WorkFrame("frame", agent.stream, 0.5, credits=slots, results=again))
+
+    def agent_loses_its_link(self) -> None:
+        if (agent := self.linked()) is not None and agent.stream is not None:
+            stream = agent.stream
+            self.cut(agent, SETTINGS.reconnect_grace_ms)
+            self.run_batch(WorkClosed("gone", stream))
+
+    def registry_reports_the_end(self) -> None:
+        agent = self.agent()
+        agent.safe_until = 0
+        newer = self.choose.one([True, False])
+        if newer and agent.stream is None:
+            restart(agent)
+        self.take(self.stage.know(agent.name, "dig", incarnation=agent.incarnation, gone=not newer))
+
+    def agent_reports(self) -> None:
+        agent = self.linked()
+        if agent is None or agent.stream is None:
+            return
+        results: list[ResultReport] = []
+        started: list[AttemptRef] = []
+        for ref in self.choose.some([*agent.held], 0, 3):
+            end = self.choose.one(ENDS)
+            if end == "start":
+                started.append(ref)
+                continue
+            report = ResultReport(ref, outcome_of(end, ref))
+            agent.held.pop(ref)
+            agent.unacked[ref] = report
+            results.append(report)
+        if agent.past and self.choose.number(0, 4) == 0:
+            old = self.choose.one(agent.past)
+            if old not in agent.held and old not in agent.unacked:
+                results.append(ResultReport(old, Payload("", b"stale")))
+        more = min(self.choose.number(0, 2), 3 - min(3, agent.credits + len(agent.held)))
+        agent.drained = agent.drained or self.choose.number(0, 30) == 0
+        agent.credits = 0 if agent.drained else agent.credits + more
+        frame = WorkFrame(
+            "frame",
+            agent.stream,
+            0.3,
+            credits=more,
+            started=tuple(started),
+            results=tuple(results),
+            probe_nonce=agent.probe,
+            drain=agent.drained,
+        )
+        self.run_batch(frame)
+
+    def agent_locks(self) -> None:
+        agent = self.linked()
+        if agent is None or agent.stream is None:
+            return
+        agent.requests += 1
+        mode = self.choose.one([*LockMode])
+        names = self.choose.some(RESOURCES, 1, 2)
+        claims = tuple(ResourceClaim(ResourceName(each), mode) for each in names)
+        agent.waiting[agent.requests] = claims
+        ref = self.choose.one([*agent.held]) if agent.held and self.choose.number(0, 1) else None
+        asked = LockRequested(agent.requests, claims, self.choose.one([None, 0, 700]), ref)
+        self.run_batch(WorkFrame("lock", agent.stream, 0.1, lock_requests=(asked,)))
+
+    def agent_unlocks(self) -> None:
+        agent = self.linked()
+        if agent is None or agent.stream is None:
+            return
+        if agent.waiting and self.choose.number(0, 1):
+            number = next(iter(agent.waiting))
+            del agent.waiting[number]
+            released = LockReleased(number)
+        elif agent.locks:
+            number = next(iter(agent.locks))
+            released = LockReleased(0, agent.locks.pop(number))
+        else:
+            return
+        self.run_batch(WorkFrame("unlock", agent.stream, 0.1, lock_releases=(released,)))
+
+    # Others.
+
+    def foreign_program_locks(self) -> None:
+        resource = self.choose.one(RESOURCES)
+        if resource not in self.stage.foreign:
+            self.foreign_revision += 1
+            name = f"foreign-{self.foreign_revision}"
+            # Met by the next grant of this resource, before or after the watch tells.
+            self.stage.foreign[resource] = ForeignLock(ResourceName(resource), name, self.foreign_revision)
+
+    def watch_tells_of_foreign_programs(self) -> None:
+        self.run_batch(LockKeysChanged("watch", 0.2, foreign=tuple(self.stage.foreign.values())))
+
+    def foreign_programs_unlock(self) -> None:
+        gone = tuple((each.resource, each.claim_id) for each in self.stage.foreign.values())
+        self.stage.foreign.clear()
+        self.run_batch(LockKeysChanged("watch", 0.2, deleted=gone))
+
+    def somebody_deletes_a_key(self) -> None:
+        if self.stage.store.locks:
+            gone = self.choose.one(sorted(self.stage.store.locks))
+            del self.stage.store.locks[gone]
+            self.run_batch(LockKeysChanged("watch", 0.2, deleted=(gone,)))
+
+    def requester_submits(self) -> None:
+        self.submissions += 1
+        tasks: list[TaskSpec] = []
+        for number in range(self.choose.number(1, 5)):
+            earlier = [f"t{each}" for each in range(number)]
+            locks = self.choose.some(RESOURCES) if self.choose.number(0, 2) == 0 else []
+            tasks.append(
+                task(
+                    f"t{number}",
+                    *self.choose.some(earlier),
+                    skills=self.choose.some(SKILLS, 1, 2),
+                    priority=self.choose.one([None, LOW, NORMAL, HIGH, EMERGENCY]),
+                    estimated_duration_ms=self.choose.one([1, 1_000]),
+                    locks=locks,
+                    retry=RetryPolicy(self.choose.number(1, 3), 200, 1_000),
+                    attempt_timeout_ms=self.choose.one([4_000, 600_000, 600_000]),
+                    required_agents=tuple(self.choose.some(AGENTS, 0, 1)) if number == 1 else (),
+                    deadline=Instant(self.stage.now + 20_000) if self.choose.number(0, 9) == 0 else None,
+                )
+            )
+        self.run_batch(self.stage.submission(*tasks, request_id=f"r{self.submissions}"))
+
+    def requester_cancels(self) -> None:
+        if self.submissions:
+            self.take(self.stage.cancel(f"r{self.choose.number(1, self.submissions)}"))
+
+    def time_passes(self) -> None:
+        for effects in self.stage.ticks(self.choose.one([1, 300, 300, 2_000, 6_000, 30_000])):
+            self.take(effects)
+
+    def leader_changes(self) -> None:
+        before = {
+            collaboration_id: (collaboration.state, collaboration.generation, list(collaboration.succeeded))
+            for collaboration_id, collaboration in self.stage.state.book.collaborations.items()
+        }
+        running = [ref for agent in self.agents.values() for ref in agent.held if self.is_current(ref)]
+        self.take_over()
+        assert all(self.is_current(ref) for ref in running), "the new leader gave up what still runs"
+        for collaboration_id, (state, generation, succeeded) in before.items():
+            after = self.stage.state.book.collaborations[CollaborationId(collaboration_id)]
+            assert after.state is state, (after, state)
+            assert after.generation >= generation, (after, generation)
+            assert after.succeeded == succeeded
+
+    def leader_dies_while_it_commits(self) -> None:
+        self.tear = True
+
+    def take_over(self) -> None:
+        # Watchers of a leader that died have seen nothing of a batch that it did not finish.
+        self.generations.clear()
+        effects = self.stage.take_over()
+        for agent in self.agents.values():
+            self.cut(agent, SETTINGS.takeover_grace_ms)
+        self.take(effects)
+
+    # What must hold.
+
+    def check_results_are_final(self) -> None:
+        for name, data in self.committed.items():
+            found = self.stage.state.book.task(name)
+            # Forgotten after its retention, or exactly what was acked.
+            assert found is None or (found.result is not None and found.result.data == data)
+
+    def check_exclusive_locks(self) -> None:
+        holders: dict[str, str] = {}
+        for use in self.stage.state.book.lock_uses.values():
+            for lock in use.held_locks:
+                claim = next(each for each in use.request.claims if each.resource == lock.resource)
+                if claim.mode is LockMode.EXCLUSIVE:
+                    assert holders.setdefault(lock.resource, use.request.lock_id) == use.request.lock_id
+
+
+#: What can happen, as often as it is named.
+ACTIONS: tuple[Callable[[World], None], ...] = (
+    *[World.agent_reports] * 14,
+    *[World.requester_submits] * 4,
+    *[World.lost_agents_link] * 4,
+    *[World.time_passes] * 4,
+    *[World.agent_locks] * 3,
+    *[World.agent_unlocks] * 3,
+    World.agent_links,
+    World.agent_restarts,
+    World.agent_loses_its_link,
+    World.registry_tells_of_skills,
+    World.registry_reports_the_end,
+    World.foreign_program_locks,
+    World.watch_tells_of_foreign_programs,
+    *[World.foreign_programs_unlock] * 2,
+    World.somebody_deletes_a_key,
+    World.requester_cancels,
+    World.leader_changes,
+    World.leader_dies_while_it_commits,
+)
+
+
+def restart(agent: AgentSide) -> None:
+    agent.incarnation += 1
+    agent.held.clear()
+    agent.unacked.clear()
+    agent.locks.clear()
+
+
+def outcome_of(end: str, ref: AttemptRef) -> Payload | Failure | Cancelled:
+    match end:
+        case "transient":
+            return Failure(FailureKind.TRANSIENT, "HANDLER_RAISED")
+        case "permanent":
+            return Failure(FailureKind.PERMANENT, "HANDLER_REFUSED")
+        case "cancelled":
+            return Cancelled()
+        case _:
+            return Payload("", str(ref).encode())
+
+
+def drop_lock(agent: AgentSide, lock: HeldLock) -> None:
+    for number, locks in [*agent.locks.items()]:
+        left = tuple(each for each in locks if each != lock)
+        if left:
+            agent.locks[number] = left
+        else:
+            del agent.locks[number]
