@@ -44,8 +44,6 @@ BANNED_CALLS: dict[str, tuple[tuple[str, ...], str]] = {
         "services.common.logs: a service speaks JSON lines",
     ),
 }
-# Where a transport without TLS may be spelled, and why.
-OPEN_TRANSPORTS = {"services/common/etcd/channel.py": "an etcd that its operator runs without TLS"}
 
 
 def test_no_file_has_grown_too_long() -> None:
@@ -136,7 +134,7 @@ def test_no_transport_is_open() -> None:
     broken = [
         f"{source.path} uses {word}: services.common.rpc.server and .channel, services.common.tls"
         for source in below("services/", "agent_client/", "tests/", "examples/")
-        if source.path != "tests/architecture/test_tidy.py" and source.path not in OPEN_TRANSPORTS
+        if source.path != "tests/architecture/test_tidy.py"
         for word in ("add_insecure_port", "insecure_channel", "CERT_NONE", "_create_unverified_context")
         if word in source.text
     ]

@@ -92,10 +92,8 @@ def cancelled_from_outside() -> bool:
     return running is not None and running.cancelling() > 0
 
 
-def open_channel(endpoints: Sequence[str], tls: EtcdTls | None) -> grpc.aio.Channel:
+def open_channel(endpoints: Sequence[str], tls: EtcdTls) -> grpc.aio.Channel:
     """Return a channel over all members; reads the certificate files, so it may raise OSError."""
-    if tls is None:
-        return grpc.aio.insecure_channel(target(endpoints), options=_OPTIONS)
     credentials = grpc.ssl_channel_credentials(
         root_certificates=tls.ca.read_bytes(),
         private_key=tls.key.read_bytes(),

@@ -54,7 +54,7 @@ class EtcdClient:
     def __init__(
         self,
         endpoints: Sequence[str],
-        tls: EtcdTls | None,
+        tls: EtcdTls,
         *,
         request_timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> None:

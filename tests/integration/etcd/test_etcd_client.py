@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,7 @@ from services.common.etcd.ops import (
     Written,
 )
 from services.common.etcd.watch import Watch
+from services.local.certs import PlaneCertificates
 from tests.harness.etcd import EtcdHarness
 
 
@@ -196,11 +199,20 @@ async def test_a_lease_takes_its_keys_along(etcd_client: EtcdClient, etcd_prefix
     assert caught.value.row.definite
 
 
-async def test_without_a_certificate_etcd_says_nothing(etcd: EtcdHarness) -> None:
-    async with EtcdClient(etcd.endpoints, None, request_timeout_s=0.5) as client:
-        with pytest.raises(ServiceError) as caught:
-            await client.get("/a")
-    assert caught.value.reason is Reason.STORE_UNAVAILABLE
+async def test_a_foreign_certificate_opens_nothing(etcd: EtcdHarness, tmp_path: Path) -> None:
+    foreign = PlaneCertificates(tmp_path)
+    foreign.prepare(())
+    theirs = replace(foreign.etcd_client(), ca=etcd.tls.ca)
+    # Nor is a foreign etcd spoken to.
+    for tls in (
+        theirs,
+        replace(etcd.tls, ca=foreign.etcd_client().ca),
+        replace(etcd.tls, server_name="other"),
+    ):
+        async with EtcdClient(etcd.endpoints, tls, request_timeout_s=0.5) as client:
+            with pytest.raises(ServiceError) as caught:
+                await client.get("/a")
+            assert caught.value.reason is Reason.STORE_UNAVAILABLE
 
 
 async def test_the_state_names_the_version(etcd_client: EtcdClient) -> None:

@@ -13,9 +13,12 @@ from aetcd.rpc import rpc_pb2_grpc
 
 from services.common.clock import SystemClock
 from services.common.core.errors import Reason, ServiceError
+from services.common.etcd.channel import EtcdTls
 from services.common.etcd.client import EtcdClient
 from services.common.etcd.ops import WatchBatch
 from services.common.etcd.session import EtcdSession
+from services.common.tls import TlsIdentity
+from tests.conftest import Certificates
 
 PATIENCE_S = 10.0
 
@@ -77,15 +80,18 @@ class OddMember(
 
 
 @pytest.fixture
-async def member() -> AsyncIterator[tuple[OddMember, EtcdClient]]:
+async def member(certificates: Certificates) -> AsyncIterator[tuple[OddMember, EtcdClient]]:
     odd = OddMember()
     server = grpc.aio.server()
     rpc_pb2_grpc.add_KVServicer_to_server(odd, server)
     rpc_pb2_grpc.add_LeaseServicer_to_server(odd, server)
     rpc_pb2_grpc.add_WatchServicer_to_server(odd, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    certificate, key = certificates.issue("service/etcd")
+    identity = TlsIdentity(certificates.ca_path, certificate, key)
+    port = server.add_secure_port("127.0.0.1:0", identity.server_credentials())
+    tls = EtcdTls(certificates.ca_path, *certificates.issue("service/registry"))
     await server.start()
-    async with EtcdClient([f"127.0.0.1:{port}"], None, request_timeout_s=2.0) as client:
+    async with EtcdClient([f"127.0.0.1:{port}"], tls, request_timeout_s=2.0) as client:
         yield odd, client
     await server.stop(None)
 
