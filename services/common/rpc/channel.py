@@ -16,6 +16,8 @@ KEEPALIVE_MS = 10_000
 KEEPALIVE_TIMEOUT_MS = 5_000
 RECONNECT_BACKOFF_MS_MIN = 100
 RECONNECT_BACKOFF_MS_MAX = 5_000
+# How long one attempt to connect may take, handshake included. gRPC's name for it misleads.
+CONNECT_TIMEOUT_MS = 3_000
 
 
 def service_dns_name(service: str, trust_domain: str = TRUST_DOMAIN) -> str:
@@ -55,7 +57,7 @@ def make_channel(
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.initial_reconnect_backoff_ms", RECONNECT_BACKOFF_MS_MIN),
-            ("grpc.min_reconnect_backoff_ms", RECONNECT_BACKOFF_MS_MIN),
+            ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
             ("grpc.max_reconnect_backoff_ms", RECONNECT_BACKOFF_MS_MAX),
             # A retry decides who may repeat a call: only the caller knows whether it is idempotent.
             ("grpc.enable_retries", 0),
