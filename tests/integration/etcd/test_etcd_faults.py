@@ -166,13 +166,11 @@ async def candidate(etcd: EtcdHarness, prefix: str, name: str) -> AsyncIterator[
         await process.wait()
 
 
-async def test_a_leader_stopped_past_its_lease_writes_nothing_when_it_wakes(
-    etcd: EtcdHarness, etcd_prefix: str, etcd_client: EtcdClient
-) -> None:
+async def stop_a_leader_past_its_lease(etcd: EtcdHarness, prefix: str, client: EtcdClient) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        old = await stack.enter_async_context(candidate(etcd, etcd_prefix, "old"))
+        old = await stack.enter_async_context(candidate(etcd, prefix, "old"))
         old_epoch = (await old.hear())["leads"]
-        new = await stack.enter_async_context(candidate(etcd, etcd_prefix, "new"))
+        new = await stack.enter_async_context(candidate(etcd, prefix, "new"))
         old.signal(signal.SIGSTOP)
         new_epoch = (await new.hear())["leads"]
         assert int(str(new_epoch)) > int(str(old_epoch))
@@ -182,9 +180,24 @@ async def test_a_leader_stopped_past_its_lease_writes_nothing_when_it_wakes(
         said = [await old.hear(), await old.hear()]
         assert {"held": False, "written": False} in said
         assert {"lost": old_epoch} in said
-        assert await etcd_client.get(f"{etcd_prefix}/written-by") is None
+        assert await client.get(f"{prefix}/written-by") is None
         await new.write()
         assert await new.hear() == {"held": True, "written": True}
+
+
+async def test_a_leader_stopped_past_its_lease_writes_nothing_when_it_wakes(
+    etcd: EtcdHarness, etcd_prefix: str, etcd_client: EtcdClient
+) -> None:
+    await stop_a_leader_past_its_lease(etcd, etcd_prefix, etcd_client)
+
+
+@pytest.mark.nightly
+async def test_200_stopped_leaders_write_nothing(
+    etcd: EtcdHarness, etcd_prefix: str, etcd_client: EtcdClient
+) -> None:
+    for batch in range(50):
+        prefixes = [f"{etcd_prefix}/{batch}-{index}" for index in range(4)]
+        await asyncio.gather(*(stop_a_leader_past_its_lease(etcd, one, etcd_client) for one in prefixes))
 
 
 async def test_a_killed_leader_is_followed_within_its_lease(etcd: EtcdHarness, etcd_prefix: str) -> None:
