@@ -41,6 +41,9 @@ class ServerLimits:
     keepalive_timeout_ms: int = 5_000
     # A client may ping this often without being thrown out.
     client_ping_interval_ms_min: int = 5_000
+    # Over all connections: calls that have come and that this process has not begun. gRPC's own default cuts
+    # calls at random from 1,000 on, so that a fleet which comes back at once would be turned away in part.
+    pending_calls_max: int = 32_768
     # Over all connections; beyond it a call gets RESOURCE_EXHAUSTED.
     calls_max: int | None = None
 
@@ -75,6 +78,8 @@ class GrpcServer:
                 ("grpc.max_receive_message_length", limits.message_bytes_max),
                 ("grpc.max_send_message_length", limits.message_bytes_max),
                 ("grpc.max_concurrent_streams", limits.streams_max),
+                ("grpc.server.max_pending_requests", limits.pending_calls_max),
+                ("grpc.server.max_pending_requests_hard_limit", limits.pending_calls_max),
                 ("grpc.keepalive_time_ms", limits.keepalive_ms),
                 ("grpc.keepalive_timeout_ms", limits.keepalive_timeout_ms),
                 ("grpc.keepalive_permit_without_calls", 1),
