@@ -8,9 +8,9 @@ from typing import Protocol
 
 from services.common.core.errors import ServiceError
 from services.common.core.ids import AgentId
-from services.registry.core.effects import Change, PresencePut
+from services.registry.core.effects import Change
 from services.registry.core.events import AgentSnapshot, PresenceSeen, RecordSeen
-from services.registry.core.model import AgentRecord, LeaseId
+from services.registry.core.model import LeaseId
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,24 +74,4 @@ class FleetStore(Protocol):
 
         Closing it (`contextlib.aclosing`) ends the last lease and its presence keys at once.
         """
-        ...
-
-
-class Codec(Protocol):
-    """How agents and presence become bytes; decoding raises ValueError."""
-
-    def encode_record(self, record: AgentRecord) -> bytes:
-        """Return the bytes of an agent's record."""
-        ...
-
-    def decode_record(self, stored: bytes) -> AgentRecord:
-        """Return the record that `encode_record` made into bytes."""
-        ...
-
-    def encode_presence(self, agent_id: AgentId, put: PresencePut) -> bytes:
-        """Return the bytes of a presence key."""
-        ...
-
-    def decode_presence(self, stored: bytes) -> tuple[int, int]:
-        """Return the incarnation and the reconnects that `encode_presence` made into bytes."""
         ...

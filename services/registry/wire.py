@@ -23,8 +23,10 @@ from services.registry.core.model import (
     VERSIONS,
     AgentRecord,
     AgentState,
+    Held,
     HelloFields,
     Instance,
+    LeaseId,
     Load,
     SkillLevel,
 )
@@ -116,37 +118,37 @@ def agent_record(message: agent_pb2.Agent) -> AgentRecord:
     )
 
 
-class RecordCodec:
-    """How agents and presence are stored; `services.registry.store.Codec` is the contract."""
+def encode_record(record: AgentRecord) -> bytes:
+    """Return an agent's record as it is stored; the same bytes for the same record."""
+    return agent_message(record).SerializeToString(deterministic=True)
 
-    def encode_record(self, record: AgentRecord) -> bytes:
-        """Return the bytes of an agent's record."""
-        return agent_message(record).SerializeToString(deterministic=True)
 
-    def decode_record(self, stored: bytes) -> AgentRecord:
-        """Return the record; raises ValueError."""
-        try:
-            return agent_record(agent_pb2.Agent.FromString(stored))
-        except DecodeError as error:
-            raise ValueError(f"not an Agent message: {error}") from error
+def decode_record(stored: bytes) -> AgentRecord:
+    """Return a stored record; raises ValueError."""
+    try:
+        return agent_record(agent_pb2.Agent.FromString(stored))
+    except DecodeError as error:
+        raise ValueError(f"not an Agent message: {error}") from error
 
-    def encode_presence(self, agent_id: AgentId, put: PresencePut) -> bytes:
-        """Return the bytes of a presence key: who is there, not in which state; that is in the record."""
-        message = agent_pb2.AgentInstance(
-            agent_id=agent_id,
-            instance_id=put.instance_id,
-            incarnation=put.incarnation,
-            reconnects=put.reconnects,
-        )
-        return message.SerializeToString(deterministic=True)
 
-    def decode_presence(self, stored: bytes) -> tuple[int, int]:
-        """Return incarnation and reconnects; raises ValueError."""
-        try:
-            message = agent_pb2.AgentInstance.FromString(stored)
-        except DecodeError as error:
-            raise ValueError(f"not an AgentInstance message: {error}") from error
-        return message.incarnation, message.reconnects
+def encode_presence(agent_id: AgentId, put: PresencePut) -> bytes:
+    """Return a presence key's value: who is there, not in which state; that is in the record."""
+    message = agent_pb2.AgentInstance(
+        agent_id=agent_id,
+        instance_id=put.instance_id,
+        incarnation=put.incarnation,
+        reconnects=put.reconnects,
+    )
+    return message.SerializeToString(deterministic=True)
+
+
+def decode_presence(stored: bytes, lease_id: LeaseId) -> Held:
+    """Return what a presence key under `lease_id` says; raises ValueError."""
+    try:
+        message = agent_pb2.AgentInstance.FromString(stored)
+    except DecodeError as error:
+        raise ValueError(f"not an AgentInstance message: {error}") from error
+    return Held(message.incarnation, message.reconnects, lease_id)
 
 
 # Pages.

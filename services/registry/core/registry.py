@@ -65,6 +65,11 @@ class Registry:
         """Agents with a record."""
         return len(self.fleet.index)
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is on its way to the store."""
+        return all(slot.settled for slot in self.fleet.slots.values())
+
     def instance_counts(self) -> dict[AgentState, int]:
         """Return how many instances are in each state, as committed."""
         return {state: self.fleet.index.states[state] for state in AgentState}

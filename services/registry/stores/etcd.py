@@ -23,10 +23,11 @@ from services.common.etcd.client import EtcdClient
 from services.common.etcd.follow import Snapshot, follow
 from services.common.etcd.ops import TXN_OPERATIONS_MAX, Compare, Delete, Get, KeyValue, Operation, Put
 from services.common.etcd.session import sessions
+from services.registry import wire
 from services.registry.core.effects import Change
 from services.registry.core.events import AgentSnapshot, PresenceSeen, RecordSeen
 from services.registry.core.model import NO_LEASE, AgentRecord, Held, LeaseId
-from services.registry.store import Applied, Codec, FleetChanges, FleetSnapshot, Outcome
+from services.registry.store import Applied, FleetChanges, FleetSnapshot, Outcome
 
 # Bytes of values in one transaction; etcd refuses a request of more than 1.5 MiB.
 _TXN_BYTES_MAX = 1_000_000
@@ -53,10 +54,8 @@ class _Write:
 class EtcdStore:
     """One replica's view; `services.registry.store.FleetStore` is the contract."""
 
-    def __init__(
-        self, client: EtcdClient, clock: Clock, key_prefix: str, codec: Codec, *, ttl_s: int
-    ) -> None:
-        self._client, self._clock, self._codec, self._ttl_s = client, clock, codec, ttl_s
+    def __init__(self, client: EtcdClient, clock: Clock, key_prefix: str, *, ttl_s: int) -> None:
+        self._client, self._clock, self._ttl_s = client, clock, ttl_s
         self._prefix = f"{key_prefix}/registry/"
 
     async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
@@ -135,9 +134,9 @@ class EtcdStore:
         ]
         puts: list[Put] = []
         if change.record is not None:
-            puts.append(Put(self._record_key(agent_id), self._codec.encode_record(change.record)))
+            puts.append(Put(self._record_key(agent_id), wire.encode_record(change.record)))
         for put in change.present:
-            value = self._codec.encode_presence(agent_id, put)
+            value = wire.encode_presence(agent_id, put)
             puts.append(Put(self._presence_key(agent_id, put.instance_id), value, change.lease_id))
         for name, incarnation in change.incarnations:
             puts.append(Put(self._incarnation_key(agent_id, name), str(incarnation).encode("ascii")))
@@ -187,7 +186,7 @@ class EtcdStore:
 
     def _record(self, kv: KeyValue) -> AgentRecord | None:
         try:
-            return self._codec.decode_record(kv.value)
+            return wire.decode_record(kv.value)
         except ValueError as error:
             # One key that somebody spoiled must not stop the registry. The agent is unknown until it opens
             # its next session, which writes a new record over this one.
@@ -196,11 +195,10 @@ class EtcdStore:
 
     def _held(self, kv: KeyValue) -> Held | None:
         try:
-            incarnation, reconnects = self._codec.decode_presence(kv.value)
+            return wire.decode_presence(kv.value, LeaseId(kv.lease_id))
         except ValueError as error:
             _log.error("a presence key can not be read; treated as absent", key=kv.key, why=str(error))
             return None
-        return Held(incarnation, reconnects, LeaseId(kv.lease_id))
 
     def _parse(self, key: str) -> tuple[str, AgentId, InstanceId]:
         kind, _, rest = key.removeprefix(self._prefix).partition("/")
