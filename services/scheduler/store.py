@@ -35,16 +35,21 @@ class Batch:
     deleted_locks: list[tuple[ResourceName, str]] = field(default_factory=list)
 
     @property
+    def size(self) -> int:
+        """How many values are written or deleted; a forgotten collaboration counts once."""
+        return (
+            len(self.specs)
+            + len(self.collaborations)
+            + len(self.tasks)
+            + len(self.forgotten)
+            + len(self.put_locks)
+            + len(self.deleted_locks)
+        )
+
+    @property
     def empty(self) -> bool:
         """Whether there is nothing to write."""
-        return not (
-            self.collaborations
-            or self.tasks
-            or self.specs
-            or self.forgotten
-            or self.put_locks
-            or self.deleted_locks
-        )
+        return self.size == 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,11 +43,11 @@ class Settings:
     open_collaboration_max: int = 50_000
     open_task_max: int = 200_000
     open_bytes_max: int = 256 * 1024 * 1024
+    input_bytes_max: int = 3 * 1024 * 1024
     history_max: int = 1_024
     credit_max: int = 1_024
     loss_max: int = 50
     wave_max: int = 1_024
-    lock_lease_ms: int = 15_000
     lock_request_max: int = 1_024
 
 

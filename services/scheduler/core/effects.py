@@ -12,6 +12,7 @@ from typing import NamedTuple
 from services.common.core.entries import EntryDraft
 from services.common.core.errors import ServiceError
 from services.common.core.ids import CollaborationId, ResourceName
+from services.common.core.instants import Instant
 from services.scheduler.core.course import Attempt, Change, Collaboration, Progress, Task
 from services.scheduler.core.events import HeldLock, ReplyId, StreamId
 from services.scheduler.core.model import AttemptRef, InstanceKey
@@ -110,6 +111,8 @@ class GrantLocks(NamedTuple):
     stream: StreamId
     lock_request_id: int
     locks: tuple[HeldLock, ...]
+    #: Until when they stand if nothing more is heard of the agent.
+    until: Instant
 
 
 class RefuseLocks(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, NewType
 
+from services.common.core.errors import ServiceError
 from services.common.core.fencing import FencingToken
 from services.common.core.ids import AgentId, CollaborationId, InstanceId, ResourceName, Skill
 from services.scheduler.core.model import (
@@ -46,6 +47,18 @@ class CancelRequested(NamedTuple):
     actor: str
     reason: str
     reply: ReplyId
+
+
+class Refused(NamedTuple):
+    """The edge refused something that never became an event of its own: it is recorded like any refusal."""
+
+    cause_id: str
+    operation: str
+    subject: str
+    actor: str
+    error: ServiceError
+    #: None when the error is told in another way.
+    reply: ReplyId | None = None
 
 
 # From agents.
@@ -232,6 +245,7 @@ class PlacementDue(NamedTuple):
 Event = (
     Submitted
     | CancelRequested
+    | Refused
     | WorkOpened
     | WorkFrame
     | WorkClosed

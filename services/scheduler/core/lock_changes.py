@@ -55,13 +55,14 @@ def _counts(step: Step, use: LockUse, revision: int) -> None:
     if use.abandoned:
         return
     use.token = token
-    book.locks.renew(use.request.owner, claims.until_of(step, instance))
+    until = claims.until_of(step, instance)
+    book.locks.renew(use.request.owner, until)
     claims.entry(step, use, "lock.grant")
     if instance.stream is None:
         return
     if not use.declared:
         if use.stream == instance.stream:
-            step.effects.append(GrantLocks(use.stream, use.lock_request_id, use.held_locks))
+            step.effects.append(GrantLocks(use.stream, use.lock_request_id, use.held_locks, until))
     elif use.task is not None and (attempt := use.task.current) is not None:
         step.effects.append(Assign(instance.stream, use.task, attempt, use.held_locks))
 

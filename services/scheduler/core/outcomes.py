@@ -84,7 +84,14 @@ def time_out(step: Step, task: Task) -> None:
 
 
 def make_ready(step: Step, task: Task, cause_id: str) -> None:
-    """The last dependency of a task succeeded."""
+    """The last dependency of a task succeeded: it may be placed, unless its inputs cannot be handed over."""
+    tasks = task.collaboration.tasks
+    results = [tasks[name].result for name in task.spec.dependencies]
+    size = sum(len(result.data) for result in results if result is not None)
+    if size > (most := step.book.settings.input_bytes_max):
+        message = f"its inputs have {size} bytes, at most {most} travel with a task: hand over references"
+        fail_task(step, task, Failure(FailureKind.PERMANENT, "INPUTS_TOO_LARGE", message), cause_id)
+        return
     task.state = TASK.next(str(task.key), task.state, TaskInput.DEPENDENCIES_MET)
     task.ready_time = step.now
     task.cause_id = cause_id

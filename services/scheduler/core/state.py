@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from services.common.core.entries import Outcome
 from services.common.core.instants import Instant, after
 from services.scheduler.core import (
     agents,
@@ -17,7 +18,7 @@ from services.scheduler.core import (
 )
 from services.scheduler.core.book import Book, Settings, Step
 from services.scheduler.core.course import Place, Task
-from services.scheduler.core.effects import Effect
+from services.scheduler.core.effects import Answer, Effect
 from services.scheduler.core.events import (
     AgentsChanged,
     CancelRequested,
@@ -26,6 +27,7 @@ from services.scheduler.core.events import (
     LocksWritten,
     PlacementDue,
     Recovered,
+    Refused,
     Submitted,
     Ticked,
     WorkClosed,
@@ -89,6 +91,14 @@ def _place(step: Step, _: PlacementDue) -> None:
     collaborations.forget_ended(step)
 
 
+def _refuse(step: Step, event: Refused) -> None:
+    step.entry(
+        event.operation, event.subject, event.actor, outcome=Outcome.REFUSED, reason=event.error.reason
+    )
+    if event.reply is not None:
+        step.effects.append(Answer(event.reply, event.error))
+
+
 def _retry(step: Step, task: Task) -> None:
     if task.place is Place.DELAY:
         leave(step, task)
@@ -102,6 +112,7 @@ def _lose(step: Step, instance: Instance) -> None:
 _HANDLERS: dict[type[Any], Callable[[Step, Any], None]] = {
     Submitted: collaborations.submit,
     CancelRequested: collaborations.cancel,
+    Refused: _refuse,
     WorkOpened: agents.open_stream,
     WorkFrame: agents.take_frame,
     WorkClosed: agents.close_stream,

@@ -1,0 +1,110 @@
+"""Every knob of the scheduler: unit, default, reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.common.config import knob
+from services.common.service_config import ServiceConfig
+from services.scheduler.core.book import Settings
+
+_CORE = Settings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerConfig(ServiceConfig):
+    """Settings of the scheduler service."""
+
+    election_ttl_s: int = knob(
+        3, "Lease of the leadership: a dead leader is followed after this plus etcd's tick.", unit="s"
+    )
+    reconnect_grace_ms: int = knob(
+        _CORE.reconnect_grace_ms,
+        "How long an agent whose link broke keeps its attempts; the price of a dead agent.",
+        unit="ms",
+    )
+    takeover_grace_ms: int = knob(
+        _CORE.takeover_grace_ms,
+        "How long a new leader waits for agents to come back and name what they run.",
+        unit="ms",
+    )
+    probe_interval_ms: int = knob(
+        _CORE.probe_interval_ms, "How often an agent is asked for a sign of life.", unit="ms"
+    )
+    silence_ms_max: int = knob(
+        _CORE.silence_ms_max, "A stream on which nothing came for this long is closed.", unit="ms"
+    )
+    lock_ttl_s: int = knob(
+        15, "Lease of an instance's locks in etcd; must outlive a takeover, which renews it.", unit="s"
+    )
+    retention_ms: int = knob(
+        _CORE.retention_ms, "How long an ended collaboration stays; then the audit log has it.", unit="ms"
+    )
+    retained_max: int = knob(_CORE.retained_max, "Ended collaborations that stay at most.")
+    retained_task_max: int = knob(_CORE.retained_task_max, "Tasks of ended collaborations that stay at most.")
+    open_collaboration_max: int = knob(
+        _CORE.open_collaboration_max, "Collaborations that may be open; more are refused with QUOTA_EXCEEDED."
+    )
+    open_task_max: int = knob(_CORE.open_task_max, "Tasks that may be open; bounds memory and takeover time.")
+    open_bytes_max: int = knob(
+        _CORE.open_bytes_max, "Bytes of open specifications; etcd's own default limit is 2 GiB.", unit="bytes"
+    )
+    input_bytes_max: int = knob(
+        _CORE.input_bytes_max, "Bytes of the results that one task may get as inputs.", unit="bytes"
+    )
+    history_max: int = knob(
+        _CORE.history_max, "Changes of one collaboration that a watcher can resume from; then it gets a gap."
+    )
+    credit_max: int = knob(_CORE.credit_max, "Credits that one agent instance may have open.")
+    loss_max: int = knob(
+        _CORE.loss_max, "Attempts of one task that may be lost with their agents before it is given up."
+    )
+    wave_max: int = knob(_CORE.wave_max, "Tasks in one placement snapshot; larger batches take several.")
+    lock_request_max: int = knob(
+        _CORE.lock_request_max, "Locks that the code of one instance may hold or wait for."
+    )
+    registry_wait_ms: int = knob(
+        2_000, "How long a new leader waits for the registry's first view before it serves.", unit="ms"
+    )
+    batch_events_max: int = knob(2_048, "Events in one batch: bounds the time between two commits.")
+    queue_max: int = knob(8_192, "Events that wait for the next batch; then streams are not read.")
+    submissions_max: int = knob(4_096, "Submissions of one stream that wait for their answer.")
+    watcher_events_max: int = knob(
+        4_096, "Events that wait for a slow watcher; then it gets a gap and a snapshot."
+    )
+    watchers_max: int = knob(1_024, "Watch streams at once.")
+    drain_ms: int = knob(5_000, "How long calls may go on after a stop was asked for.", unit="ms")
+
+    def __post_init__(self) -> None:
+        """Check the settings; raises ValueError."""
+        super().__post_init__()
+        if self.probe_interval_ms * 2 > self.silence_ms_max:
+            raise ValueError("silence_ms_max must be at least twice probe_interval_ms: one probe may be late")
+        takeover_ms = self.election_ttl_s * 1_000 + self.registry_wait_ms
+        if self.lock_ttl_s * 1_000 <= takeover_ms:
+            raise ValueError(f"lock_ttl_s must be more than a takeover, about {takeover_ms} ms")
+        for name in ("batch_events_max", "queue_max", "submissions_max", "watcher_events_max", "wave_max"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+
+    @property
+    def settings(self) -> Settings:
+        """The numbers that the core depends on."""
+        return Settings(
+            reconnect_grace_ms=self.reconnect_grace_ms,
+            takeover_grace_ms=self.takeover_grace_ms,
+            probe_interval_ms=self.probe_interval_ms,
+            silence_ms_max=self.silence_ms_max,
+            retention_ms=self.retention_ms,
+            retained_max=self.retained_max,
+            retained_task_max=self.retained_task_max,
+            open_collaboration_max=self.open_collaboration_max,
+            open_task_max=self.open_task_max,
+            open_bytes_max=self.open_bytes_max,
+            input_bytes_max=self.input_bytes_max,
+            history_max=self.history_max,
+            credit_max=self.credit_max,
+            loss_max=self.loss_max,
+            wave_max=self.wave_max,
+            lock_request_max=self.lock_request_max,
+        )

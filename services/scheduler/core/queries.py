@@ -1,0 +1,88 @@
+"""What can be asked of the state. Nothing here changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from services.common.core.errors import Reason, ServiceError
+from services.common.core.ids import CollaborationId
+from services.scheduler.core.book import Book
+from services.scheduler.core.course import Collaboration, Place, Task
+from services.scheduler.core.model import CollaborationState, TaskState
+
+#: Names in one explanation; the others are counted.
+_NAMED_MAX = 5
+
+
+def find(book: Book, collaboration_id: CollaborationId) -> Collaboration:
+    """Return a collaboration; raises COLLABORATION_NOT_FOUND."""
+    collaboration = book.collaborations.get(collaboration_id)
+    if collaboration is None:
+        raise ServiceError(
+            Reason.COLLABORATION_NOT_FOUND,
+            f"collaboration {collaboration_id} is not known (any more); the audit log keeps its course",
+        )
+    return collaboration
+
+
+def newest_first(
+    book: Book, *, requester: str | None, states: Collection[CollaborationState], before: int | None
+) -> Iterator[Collaboration]:
+    """Yield collaborations by falling arrival.
+
+    `requester` None is everybody's, `states` empty is every state, `before` is the arrival of the last one
+    that was seen.
+    """
+    for collaboration in reversed(book.collaborations.values()):
+        if (
+            (before is None or collaboration.arrival < before)
+            and (requester is None or collaboration.requester == requester)
+            and (not states or collaboration.state in states)
+        ):
+            yield collaboration
+
+
+def waiting_for(book: Book, task: Task) -> str:
+    """Return why a task waits, for people; empty when it does not."""
+    if task.state is TaskState.PENDING:
+        open_ones = [
+            name
+            for name in task.spec.dependencies
+            if task.collaboration.tasks[name].state is not TaskState.SUCCEEDED
+        ]
+        return f"tasks {_some(open_ones)}" if open_ones else ""
+    match task.place:
+        case Place.DELAY:
+            return f"its retry delay after {task.failure_count} failed attempts"
+        case Place.LOCKS:
+            return f"locks: {_holders(book, task)}"
+        case Place.QUEUE:
+            return _agents(book, task)
+        case Place.NOWHERE:
+            return ""
+
+
+def _agents(book: Book, task: Task) -> str:
+    demand = task.demand
+    wanted = " + ".join(sorted(demand.skills))
+    unknown = book.directory.unknown_skills(demand)
+    if unknown:
+        return f"an agent with the skill {_some(unknown)}: none is known"
+    if demand.agents:
+        return f"a free slot of {_some(sorted(demand.agents))} with {wanted}"
+    if not book.directory.serves(demand):
+        return f"an agent with {wanted}: none has them together"
+    return f"a free agent with {wanted}"
+
+
+def _holders(book: Book, task: Task) -> str:
+    stories = []
+    for claim in task.spec.resources:
+        holders = [view.holder for view in book.locks.snapshot(claim.resource) if view.held]
+        stories.append(f"{claim.resource} held by {_some(holders)}" if holders else claim.resource)
+    return "; ".join(stories)
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMED_MAX])
+    return f"{shown} and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else shown

@@ -1,0 +1,432 @@
+"""The one loop of a leadership: events and ticks in, effects out. Owns the state and the clock.
+
+A batch is everything that waits when the loop is free. The order that makes it safe: step every event, place
+what can be placed, answer queries from the state as it then is (but keep the answers); make writes and audit
+entries durable, side by side; only then send, publish and answer. While a commit is on its way the next
+batch gathers, so that under load batches grow and etcd sees few, large transactions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from services.common import logs
+from services.common.clock import Clock
+from services.common.core.backoff import backoff_ms
+from services.common.core.entries import EntryDraft
+from services.common.core.errors import Reason, ServiceError
+from services.common.election import Leadership
+from services.common.outbox import Outbox
+from services.scheduler.batches import Sorted, sort, split_written
+from services.scheduler.core.book import Book, Settings
+from services.scheduler.core.course import Collaboration
+from services.scheduler.core.effects import Accepted, CloseStream, Effect, Publish
+from services.scheduler.core.events import (
+    AgentsChanged,
+    Event,
+    LockKeysChanged,
+    LocksWritten,
+    LockWritten,
+    PlacementDue,
+    Recovered,
+    ReplyId,
+    StreamId,
+    Ticked,
+)
+from services.scheduler.core.state import SchedulerState
+from services.scheduler.metrics import SchedulerMetrics
+from services.scheduler.store import Batch, LeadershipLostError, SchedulerStore
+from services.scheduler.watch import WatchHub
+
+_log = logs.get("scheduler.driver")
+T = TypeVar("T")
+#: What a requester gets.
+Reply = Accepted | Collaboration | ServiceError
+#: Pause between tries of a commit that may or may not be there.
+_RETRY_BASE_MS = 20
+_RETRY_MAX_MS = 1_000
+
+
+class WorkPort(Protocol):
+    """The sending side of one Work stream."""
+
+    def send(self, item: Any) -> None:
+        """Say something to the agent; never blocks and never fails."""
+        ...
+
+    def end(self, error: ServiceError) -> None:
+        """End the stream."""
+        ...
+
+
+@dataclass(slots=True)
+class _Query(Generic[T]):
+    """A question to the state, who waits for the answer, and what is done when it is given."""
+
+    ask: Callable[[Book], T]
+    answer: asyncio.Future[T]
+    then: Callable[[T], None] | None
+
+
+@dataclass(frozen=True, slots=True)
+class DriverLimits:
+    """Bounds of one driver; `services.scheduler.config` explains them."""
+
+    batch_events_max: int = 2_048
+    queue_max: int = 8_192
+
+
+@dataclass(frozen=True, slots=True)
+class DriverParts:
+    """What every driver of one replica works with."""
+
+    store: SchedulerStore
+    outbox: Outbox
+    clock: Clock
+    metrics: SchedulerMetrics
+    settings: Settings
+    replica_id: str
+    limits: DriverLimits = DriverLimits()
+
+
+class Driver:
+    """One leadership from its first load to its loss; made anew for each. Owned by the event loop."""
+
+    def __init__(self, leadership: Leadership, parts: DriverParts) -> None:
+        self.leadership = leadership
+        self.settings = parts.settings
+        self.hub = WatchHub()
+        self._parts = parts
+        self._store, self._outbox, self._clock = parts.store, parts.outbox, parts.clock
+        self._state = SchedulerState(parts.settings, leadership.epoch)
+        self._events: list[Event] = []
+        self._queries: list[_Query[Any]] = []
+        #: Decided after a commit, to be made durable with the next one.
+        self._carried: list[Effect] = []
+        self._work = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._ports: dict[StreamId, WorkPort] = {}
+        self._replies: dict[ReplyId, Callable[[Reply], None]] = {}
+        self._number = 0
+        self._helpers: list[asyncio.Task[None]] = []
+        self._stopping = False
+        #: Set when the state has been loaded and requests may come, and when nothing more will be done.
+        self.serving = asyncio.Event()
+        self.ended = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Driver {self._state!r}>"
+
+    # What servicers do.
+
+    def put(self, event: Event) -> None:
+        """Let an event happen with the next batch."""
+        self._events.append(event)
+        if len(self._events) >= self._parts.limits.queue_max:
+            self._room.clear()
+        self._work.set()
+
+    async def wait_room(self) -> None:
+        """Return when the queue has room; a stream waits here before it reads on."""
+        await self._room.wait()
+
+    def request(self, make: Callable[[ReplyId], Event], answer: Callable[[Reply], None]) -> None:
+        """Put the event that `make` makes; `answer` is called once, when it is durable or refused."""
+        if self.ended.is_set():
+            answer(lead_lost())
+            return
+        reply = ReplyId(self._next())
+        self._replies[reply] = answer
+        self.put(make(reply))
+
+    async def query(self, ask: Callable[[Book], T], then: Callable[[T], None] | None = None) -> T:
+        """Return the answer of `ask`, after the next commit; raises the `ServiceError` that it raises.
+
+        It sees everything that was put before, and what it sees is durable when the answer is given. It must
+        return values, not live objects. `then` is called with the answer before any later event is published.
+        """
+        if self.ended.is_set():
+            raise lead_lost()
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._queries.append(_Query(ask, answer, then))
+        self._work.set()
+        return await answer
+
+    def open_port(self, port: WorkPort) -> StreamId:
+        """Return a new stream's name; the port gets what is said to it."""
+        stream = StreamId(self._next())
+        self._ports[stream] = port
+        if self.ended.is_set():
+            port.end(lead_lost())
+        return stream
+
+    def close_port(self, stream: StreamId) -> None:
+        """Forget a stream that has ended."""
+        self._ports.pop(stream, None)
+
+    def _next(self) -> int:
+        self._number += 1
+        return self._number
+
+    # The life of a leadership.
+
+    async def run(self, agents: Callable[[], AgentsChanged]) -> None:
+        """Load, serve, and return when the leadership is lost. Raises what is a defect.
+
+        `agents` gives the registry's view as it is when the state has been loaded.
+        """
+        loop, metrics = asyncio.get_running_loop(), self._parts.metrics
+        started = loop.time()
+        try:
+            stored = await self._store.load(self.leadership)
+            self.put(agents())
+            self.put(Recovered("recovery", stored.collaborations, stored.locks, stored.foreign))
+            self._help("lock-leases", self._store.keep_leases())
+            self._help("lock-watch", self._watch_locks())
+            self._help("leadership-watch", self._watch_leadership())
+            self._carried.append(self._won())
+            await self._run_batch()
+            metrics.takeover_seconds.observe(loop.time() - started)
+            metrics.leading.set(1)
+            metrics.epoch.set(self.leadership.epoch)
+            self.serving.set()
+            while self.leadership.held and not self._stopping:
+                await self._wait_work()
+                await self._run_batch()
+        except LeadershipLostError:
+            _log.warning("another replica leads", epoch=self.leadership.epoch)
+        finally:
+            self.ended.set()
+            metrics.leading.set(0)
+            for helper in self._helpers:
+                helper.cancel()
+            await asyncio.gather(*self._helpers, return_exceptions=True)
+
+    def stop(self) -> None:
+        """Let `run` return after the batch that is being worked on."""
+        self._stopping = True
+        self._work.set()
+
+    def end(self, error: ServiceError) -> None:
+        """End everything that waits or listens: what was not begun with `error`, what was with a doubt."""
+        self.ended.set()
+        unknown = ServiceError(
+            Reason.STORE_UNAVAILABLE,
+            "the lead was lost while this was on its way to the store: ask the new coordinator, "
+            "with the same request_id",
+            metadata=error.metadata,
+        )
+        untouched = {getattr(event, "reply", None) for event in self._events}
+        for reply, answer in [*self._replies.items()]:
+            answer(error if reply in untouched else unknown)
+        self._replies.clear()
+        for port in [*self._ports.values()]:
+            port.end(error)
+        self._ports.clear()
+        self.hub.end_all(error)
+        for query in self._queries:
+            _settle(query, error)
+        self._queries.clear()
+        self._room.set()
+
+    def _help(self, name: str, loop: Coroutine[Any, Any, None]) -> None:
+        helper = asyncio.create_task(loop, name=name)
+        helper.add_done_callback(lambda _: self._work.set())
+        self._helpers.append(helper)
+
+    async def _watch_leadership(self) -> None:
+        await self.leadership.wait_lost()
+
+    async def _watch_locks(self) -> None:
+        async with contextlib.aclosing(self._store.watch_locks()) as changes:
+            async for keys in changes:
+                await self.wait_room()
+                cause = f"locks-{self._next()}"
+                self.put(LockKeysChanged(cause, random.random(), keys.foreign, keys.deleted))
+
+    # One batch.
+
+    async def _wait_work(self) -> None:
+        """Return when there is something to do: an event, a query, a due timer, or the end.
+
+        Raises what a helper raised: without its leases, say, a leader must not go on.
+        """
+        if not self._carried:
+            left_ms = self._state.next_due() - self._clock.now()
+            if left_ms > 0:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(left_ms / 1_000):
+                        await self._work.wait()
+        # What becomes ready in the same turn of the loop belongs to this batch.
+        await asyncio.sleep(0)
+        self._work.clear()
+        for helper in self._helpers:
+            if helper.done() and not helper.cancelled():
+                helper.result()
+
+    async def _run_batch(self) -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        events, queries = self._take_events(), self._queries
+        self._queries = []
+        try:
+            effects = self._step(events)
+            answers = [self._ask(query) for query in queries]
+            found = sort(effects)
+            stepped = loop.time()
+            locks = await self._commit(found)
+            if locks:
+                written = LocksWritten(f"commit-{self._next()}", locks)
+                now, self._carried = split_written(self._state.handle(written, self._clock.now()))
+                granted = sort(now)
+                await self._outbox.record(granted.entries)
+                found.sends += granted.sends
+        except LeadershipLostError:
+            self._queries = queries + self._queries
+            raise
+        # Commit point. Everything that follows was decided and is durable; a crash from here on loses only
+        # the telling, and whoever was not told asks again.
+        self._publish(found)
+        for query, answer in zip(queries, answers, strict=True):
+            _settle(query, answer)
+        self._measure(len(events), found.entries, stepped - started)
+
+    def _take_events(self) -> list[Event]:
+        limits = self._parts.limits
+        events, self._events = (
+            self._events[: limits.batch_events_max],
+            self._events[limits.batch_events_max :],
+        )
+        if len(self._events) < limits.queue_max:
+            self._room.set()
+        if self._events:
+            self._work.set()
+        return events
+
+    def _step(self, events: Sequence[Event]) -> list[Effect]:
+        state, now = self._state, self._clock.now()
+        effects, self._carried = self._carried, []
+        for event in events:
+            effects += state.handle(event, now)
+        # Time last: an agent whose frame waited while the store was away has not been silent.
+        if state.next_due() <= now:
+            effects += state.handle(Ticked(f"tick-{self._next()}", random.random()), now)
+        effects += state.handle(PlacementDue(f"place-{self._next()}"), now)
+        return effects
+
+    def _ask(self, query: _Query[Any]) -> Any:
+        try:
+            return query.ask(self._state.book)
+        except ServiceError as error:
+            return error
+        except Exception as error:  # noqa: BLE001  # a question changes nothing: its defect is its asker's
+            _log.error("a query failed", error=error)
+            return ServiceError(Reason.INTERNAL, "a defect of the service; its log has the story")
+
+    async def _commit(self, found: Sorted) -> tuple[LockWritten, ...]:
+        """Make a batch and its entries durable; raises `LeadershipLostError` when it is not ours to write."""
+        if found.batch.empty:
+            await self._outbox.record(found.entries)
+            return ()
+        loop, metrics = asyncio.get_running_loop(), self._parts.metrics
+        started = loop.time()
+        # Side by side: the slower of the two is what a batch costs.
+        recording = asyncio.create_task(self._outbox.record(found.entries), name="record")
+        try:
+            locks = await self._commit_until_known(found.batch)
+        finally:
+            # Never left running. Entries of a commit that another leader forestalled stay: they say what this
+            # replica tried under its epoch.
+            await asyncio.gather(recording, return_exceptions=True)
+        recording.result()
+        metrics.commit_seconds.observe(loop.time() - started)
+        metrics.commit_writes.observe(found.batch.size)
+        return locks
+
+    async def _commit_until_known(self, batch: Batch) -> tuple[LockWritten, ...]:
+        """Commit the same batch until it is known to be there, or to be another leader's business.
+
+        The writes are idempotent, so that a try which failed and was there all the same does no harm.
+        """
+        failures = 0
+        while True:
+            try:
+                return await self._store.commit(batch, self.leadership)
+            except ServiceError as error:
+                failures += 1
+                self._parts.metrics.commit_failures.labels(error.reason).inc()
+                if failures == 1:
+                    _log.warning("a commit failed and is tried again", why=error)
+                if not self.leadership.held:
+                    # It may or may not be there. The next leader reads what is; nobody was told anything.
+                    raise LeadershipLostError from error
+                pause_ms = backoff_ms(failures, base_ms=_RETRY_BASE_MS, max_ms=_RETRY_MAX_MS)
+                await asyncio.sleep(pause_ms / 1_000)
+
+    def _publish(self, found: Sorted) -> None:
+        ports, book = self._ports, self._state.book
+        for effect in found.sends:
+            if isinstance(effect, Publish):
+                self.hub.publish(book, effect.change)
+            elif (port := ports.get(effect.stream)) is None:
+                continue
+            elif isinstance(effect, CloseStream):
+                del ports[effect.stream]
+                port.end(effect.error)
+            else:
+                port.send(effect)
+        for lease in found.leases:
+            self._store.end_lease(lease.instance)
+        for reply in found.answers:
+            if (answer := self._replies.pop(reply.reply, None)) is not None:
+                answer(reply.value)
+
+    def _won(self) -> EntryDraft:
+        return EntryDraft(
+            self._clock.now(),
+            "service/scheduler",
+            "leadership.win",
+            f"replica/{self._parts.replica_id}",
+            attributes={"epoch": str(self.leadership.epoch)},
+        )
+
+    def _measure(self, event_count: int, entries: Sequence[EntryDraft], step_seconds: float) -> None:
+        metrics, book = self._parts.metrics, self._state.book
+        metrics.batch_events.observe(event_count)
+        metrics.step_seconds.observe(step_seconds)
+        metrics.queue_events.set(len(self._events))
+        metrics.open_collaborations.set(book.open_collaboration_count)
+        metrics.open_tasks.set(book.open_task_count)
+        metrics.waiting_tasks.set(book.index.waiting_count)
+        metrics.retained_tasks.set(book.retained_task_count)
+        metrics.work_streams.set(len(book.streams))
+        metrics.watchers.set(len(self.hub))
+        for (operation, outcome), count in Counter(
+            (entry.operation, entry.outcome) for entry in entries
+        ).items():
+            metrics.operations.labels(operation, outcome.name).inc(count)
+
+
+def lead_lost() -> ServiceError:
+    """Return the error of a replica that led a moment ago."""
+    return ServiceError(
+        Reason.NOT_COORDINATOR, "this replica has just lost the lead: ask the new coordinator"
+    )
+
+
+def _settle(query: _Query[Any], answer: Any) -> None:
+    if query.answer.done():
+        return
+    if isinstance(answer, ServiceError):
+        query.answer.set_exception(answer)
+        return
+    if query.then is not None:
+        query.then(answer)
+    query.answer.set_result(answer)

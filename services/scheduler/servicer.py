@@ -1,0 +1,268 @@
+"""gRPC in and out: decode, hand to the driver, encode. Streams have files of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from muster.scheduler.v1 import collaboration_pb2 as collaboration_pb
+from muster.scheduler.v1 import scheduler_service_pb2 as pb
+from muster.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceServicer
+
+from services.common.clock import Clock
+from services.common.core.entries import EntryDraft
+from services.common.core.errors import Reason, ServiceError, invalid
+from services.common.core.ids import CollaborationId, ResourceName
+from services.common.identity import Principal
+from services.common.outbox import Outbox
+from services.common.rpc.interceptors import current_call
+from services.scheduler.core.book import Book
+from services.scheduler.core.course import Collaboration
+from services.scheduler.core.effects import Accepted
+from services.scheduler.core.events import CancelRequested, Event, ReplyId
+from services.scheduler.core.model import CollaborationState
+from services.scheduler.core.queries import find, newest_first
+from services.scheduler.driver import Driver, Reply
+from services.scheduler.replica import Replica
+from services.scheduler.submit_stream import SubmitStream, submission_event
+from services.scheduler.watch_stream import WatchStream
+from services.scheduler.wire import answers, views
+from services.scheduler.work_stream import WorkStream
+
+SERVICE = "scheduler"
+SERVICE_NAME = "muster.scheduler.v1.SchedulerService"
+_REQUESTERS = frozenset({"agent", "operator"})
+_READERS = frozenset({"agent", "operator", "service"})
+#: Who may call what; what is not here is denied. Beyond it, agents see and cancel what they submitted only.
+ACCESS = {
+    f"{SERVICE_NAME}/SubmitCollaboration": _REQUESTERS,
+    f"{SERVICE_NAME}/Submit": _REQUESTERS,
+    f"{SERVICE_NAME}/GetCollaboration": _READERS,
+    f"{SERVICE_NAME}/ListCollaborations": _READERS,
+    f"{SERVICE_NAME}/CancelCollaboration": _REQUESTERS,
+    f"{SERVICE_NAME}/WatchCollaborations": _READERS,
+    f"{SERVICE_NAME}/Work": frozenset({"agent"}),
+    f"{SERVICE_NAME}/ListLocks": _READERS,
+}
+_PAGE_DEFAULT = 100
+_PAGE_MAX = 1_000
+#: A page is not begun anew after this many bytes: with the largest collaboration it stays below 4 MiB.
+_PAGE_BYTES = 512 * 1024
+_REASON_BYTES_MAX = 1_024
+#: Claims in one answer.
+_LOCKS_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """Bounds of the streams; `services.scheduler.config` explains them."""
+
+    submissions_max: int = 4_096
+    watcher_events_max: int = 4_096
+    watchers_max: int = 1_024
+
+
+class SchedulerServicer(SchedulerServiceServicer):
+    """See `muster/scheduler/v1/scheduler_service.proto`."""
+
+    def __init__(self, replica: Replica, outbox: Outbox, clock: Clock, limits: StreamLimits) -> None:
+        self._replica, self._outbox, self._clock, self._limits = replica, outbox, clock, limits
+        self._watchers = 0
+
+    async def SubmitCollaboration(
+        self, request: pb.SubmitCollaborationRequest, context: Any
+    ) -> pb.SubmitCollaborationResponse:
+        """Accept one DAG; the answer follows its commit."""
+        del context
+        driver = await self._replica.driver()
+        reply = await _ask(driver, submission_event(request, str(_caller())))
+        if isinstance(reply, Accepted):
+            return answers.accepted(reply)
+        raise _unexpected(reply)
+
+    async def Submit(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]  # it writes to the context
+        """Accept frames of many DAGs."""
+        del request_iterator  # the duplex reads from the context
+        driver = await self._replica.driver()
+        await SubmitStream(driver, current_call.get(), context, self._limits.submissions_max).run()
+
+    async def GetCollaboration(
+        self, request: pb.GetCollaborationRequest, context: Any
+    ) -> pb.GetCollaborationResponse:
+        """Return one collaboration with its tasks."""
+        del context
+        driver = await self._replica.driver()
+        caller = _caller()
+
+        def ask(book: Book) -> collaboration_pb.Collaboration:
+            return views.whole_collaboration(book, _permit(book, request.collaboration_id, caller))
+
+        return pb.GetCollaborationResponse(collaboration=await driver.query(ask))
+
+    async def ListCollaborations(
+        self, request: pb.ListCollaborationsRequest, context: Any
+    ) -> pb.ListCollaborationsResponse:
+        """Return collaborations without tasks, newest first."""
+        del context
+        driver = await self._replica.driver()
+        caller = _caller()
+        size = request.page.page_size or _PAGE_DEFAULT
+        if size > _PAGE_MAX:
+            raise invalid("page.page_size", f"is {size}: ask for at most {_PAGE_MAX}")
+        states = _states(request)
+        before = _page_token(request.page.page_token)
+        requester = str(caller) if caller.kind == "agent" else None
+
+        def ask(book: Book) -> pb.ListCollaborationsResponse:
+            found = newest_first(book, requester=requester, states=states, before=before)
+            return _page(found, size)
+
+        return await driver.query(ask)
+
+    async def CancelCollaboration(
+        self, request: pb.CancelCollaborationRequest, context: Any
+    ) -> pb.CancelCollaborationResponse:
+        """Cancel what has not ended."""
+        del context
+        driver = await self._replica.driver()
+        call, caller = current_call.get(), _caller()
+        if len(request.reason.encode()) > _REASON_BYTES_MAX:
+            raise invalid("reason", f"is too long: at most {_REASON_BYTES_MAX} bytes")
+        requester = await driver.query(lambda book: _permit(book, request.collaboration_id, caller).requester)
+        if requester != str(caller):
+            # Stopping somebody else's work is for operators, and does not happen unrecorded (guarantee A3).
+            await self._outbox.record([self._override(request, caller, call.cause_id)], privileged=True)
+        cancelled = CollaborationId(request.collaboration_id)
+
+        def event(reply: ReplyId) -> Event:
+            return CancelRequested(call.cause_id, cancelled, str(caller), request.reason, reply)
+
+        reply = await _ask(driver, event)
+        if not isinstance(reply, Collaboration):
+            raise _unexpected(reply)
+
+        def ask(book: Book) -> collaboration_pb.Collaboration:
+            return views.whole_collaboration(book, find(book, cancelled))
+
+        return pb.CancelCollaborationResponse(collaboration=await driver.query(ask))
+
+    async def WatchCollaborations(
+        self, request: pb.WatchCollaborationsRequest, context: Any
+    ) -> AsyncGenerator[pb.WatchCollaborationsResponse, None]:
+        """Send changes in frames of many events."""
+        del context
+        driver = await self._replica.driver()
+        caller = _caller()
+        if self._watchers >= self._limits.watchers_max:
+            raise ServiceError(
+                Reason.QUOTA_EXCEEDED,
+                f"{self._watchers} watch streams are open: close one, or watch all that you submitted",
+                metadata={"limit": "watchers_max"},
+                retry_after_ms=1_000,
+            )
+        watch = WatchStream(driver, request, str(caller), self._limits.watcher_events_max)
+        self._watchers += 1
+        try:
+            async with aclosing(watch.frames(lambda book, name: _permit(book, name, caller))) as frames:
+                async for frame in frames:
+                    yield frame
+        finally:
+            self._watchers -= 1
+
+    async def Work(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]  # as Submit
+        """Serve one agent instance."""
+        del request_iterator  # the duplex reads from the context
+        driver = await self._replica.driver()
+        await WorkStream(driver, current_call.get(), context).run()
+
+    async def ListLocks(self, request: pb.ListLocksRequest, context: Any) -> pb.ListLocksResponse:
+        """Return who holds and who waits for each resource."""
+        del context
+        driver = await self._replica.driver()
+        resource = ResourceName(request.resource) if request.resource else None
+
+        def ask(book: Book) -> pb.ListLocksResponse:
+            locks = (views.lock_message(book, view) for view in book.locks.snapshot(resource))
+            return pb.ListLocksResponse(locks=itertools.islice(locks, _LOCKS_MAX))
+
+        return await driver.query(ask)
+
+    def _override(self, request: pb.CancelCollaborationRequest, caller: Principal, cause: str) -> EntryDraft:
+        return EntryDraft(
+            self._clock.now(),
+            str(caller),
+            "collaboration.cancel.order",
+            f"collaboration/{request.collaboration_id}",
+            cause_id=cause,
+            collaboration_id=request.collaboration_id,
+            attributes={"why": request.reason} if request.reason else {},
+        )
+
+
+async def _ask(driver: Driver, make: Callable[[ReplyId], Event]) -> Reply:
+    """Return what the driver answers to an event, errors included."""
+    answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+    def settle(reply: Reply) -> None:
+        # The caller may have gone away meanwhile.
+        if not answer.done():
+            answer.set_result(reply)
+
+    driver.request(make, settle)
+    return await answer
+
+
+def _caller() -> Principal:
+    return current_call.get().principal
+
+
+def _permit(book: Book, collaboration_id: str, caller: Principal) -> Collaboration:
+    """Return a collaboration that `caller` may see; raises COLLABORATION_NOT_FOUND or ACCESS_DENIED."""
+    collaboration = find(book, CollaborationId(collaboration_id))
+    if caller.kind == "agent" and collaboration.requester != str(caller):
+        raise ServiceError(
+            Reason.ACCESS_DENIED,
+            f"collaboration {collaboration_id} was submitted by another: ask its requester or an operator",
+            metadata={"identity": str(caller)},
+        )
+    return collaboration
+
+
+def _unexpected(reply: Reply) -> ServiceError:
+    if isinstance(reply, ServiceError):
+        return reply
+    return ServiceError(Reason.INTERNAL, f"an answer of the wrong kind: {type(reply).__name__}")
+
+
+def _states(request: pb.ListCollaborationsRequest) -> frozenset[CollaborationState]:
+    try:
+        return frozenset(CollaborationState(number) for number in request.states)
+    except ValueError as error:
+        raise invalid("states", f"{error}: use states that the proto names") from error
+
+
+def _page_token(token: str) -> int | None:
+    if not token:
+        return None
+    if not token.isascii() or not token.isdigit():
+        raise invalid("page.page_token", "is not one that this service gave: leave it empty to begin anew")
+    return int(token)
+
+
+def _page(found: Iterator[Collaboration], size: int) -> pb.ListCollaborationsResponse:
+    """Return up to `size` collaborations, fewer when they are large, and where to go on."""
+    response = pb.ListCollaborationsResponse()
+    size_bytes = arrival = 0
+    for collaboration in found:
+        if len(response.collaborations) == size or size_bytes > _PAGE_BYTES:
+            response.page.next_page_token = str(arrival)
+            break
+        message = views.collaboration_message(collaboration.view())
+        size_bytes += message.ByteSize()
+        arrival = collaboration.arrival
+        response.collaborations.append(message)
+    return response

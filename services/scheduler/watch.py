@@ -1,0 +1,87 @@
+"""Who watches what: changes go to the watchers of one collaboration, and to those of one requester."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from muster.scheduler.v1 import collaboration_pb2 as collaboration_pb
+
+from services.common.core.errors import ServiceError
+from services.common.core.ids import CollaborationId
+from services.scheduler.core.book import Book
+from services.scheduler.core.course import Change, Progress
+from services.scheduler.wire import views
+
+
+class Watcher(Protocol):
+    """One watch stream."""
+
+    def wants(self, change: Change | Progress) -> bool:
+        """Return whether this watcher asked for changes of this kind."""
+        ...
+
+    def offer(self, event: collaboration_pb.CollaborationEvent) -> None:
+        """Take an event; never blocks and never fails. The message is shared: do not change it."""
+        ...
+
+    def end(self, error: ServiceError) -> None:
+        """End the stream."""
+        ...
+
+
+class WatchHub:
+    """Owned by the driver: watchers come and go between batches only."""
+
+    def __init__(self) -> None:
+        self._by_collaboration: dict[CollaborationId, dict[Watcher, None]] = {}
+        self._by_requester: dict[str, dict[Watcher, None]] = {}
+
+    def __len__(self) -> int:
+        return sum(len(some) for some in [*self._by_collaboration.values(), *self._by_requester.values()])
+
+    def watch_one(self, watcher: Watcher, collaboration_id: CollaborationId) -> None:
+        """Let a watcher see one collaboration."""
+        self._by_collaboration.setdefault(collaboration_id, {})[watcher] = None
+
+    def watch_all_of(self, watcher: Watcher, requester: str) -> None:
+        """Let a watcher see all that one requester submitted and will submit."""
+        self._by_requester.setdefault(requester, {})[watcher] = None
+
+    def remove(self, watcher: Watcher) -> None:
+        """Forget a watcher."""
+        _remove(self._by_collaboration, watcher)
+        _remove(self._by_requester, watcher)
+
+    def publish(self, book: Book, change: Change | Progress) -> None:
+        """Tell everybody who wants to know; the message is made once, and only if somebody does."""
+        event = None
+        for watcher in self._interested(book, change):
+            if watcher.wants(change):
+                event = event or views.event_message(book, change)
+                watcher.offer(event)
+
+    def end_all(self, error: ServiceError) -> None:
+        """End every watch."""
+        everybody = [*self._by_collaboration.values(), *self._by_requester.values()]
+        for watcher in [watcher for some in everybody for watcher in some]:
+            watcher.end(error)
+        self._by_collaboration.clear()
+        self._by_requester.clear()
+
+    def _interested(self, book: Book, change: Change | Progress) -> Iterable[Watcher]:
+        if self._by_collaboration:
+            yield from self._by_collaboration.get(change.collaboration_id, ())
+        if self._by_requester:
+            collaboration = book.collaborations.get(change.collaboration_id)
+            if collaboration is not None:
+                yield from self._by_requester.get(collaboration.requester, ())
+
+
+def _remove(
+    table: dict[CollaborationId, dict[Watcher, None]] | dict[str, dict[Watcher, None]], watcher: Watcher
+) -> None:
+    for watchers in table.values():
+        watchers.pop(watcher, None)
+    for name in [name for name, watchers in table.items() if not watchers]:
+        del table[name]  # type: ignore[arg-type]  # the name is one of this table's own

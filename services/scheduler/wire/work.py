@@ -1,0 +1,234 @@
+"""The Work stream: frames to events, effects to frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from muster.common.v1 import payload_pb2
+from muster.scheduler.v1 import work_pb2 as work_pb
+
+from services.common.core.errors import Reason, ServiceError, invalid
+from services.common.core.ids import NAME_64, AgentId, InstanceId
+from services.common.rpc.status import status_proto
+from services.scheduler.core.effects import (
+    AckResult,
+    Assign,
+    CancelAttempt,
+    GrantLocks,
+    Probe,
+    RefuseLocks,
+    RevokeLock,
+    Welcome,
+)
+from services.scheduler.core.events import (
+    Cancelled,
+    LockReleased,
+    LockRequested,
+    ProgressReport,
+    ResultReport,
+    StreamId,
+    WorkFrame,
+    WorkOpened,
+)
+from services.scheduler.core.model import Failure, InstanceKey, Limits, Payload
+from services.scheduler.core.validation import validate_payload
+from services.scheduler.wire import values
+
+#: Versions of the protocol that this service speaks.
+VERSIONS = (1,)
+ITEMS_MAX = 1_024
+STAGE_BYTES_MAX = 128
+
+#: What can be said to an agent.
+WorkItem = Welcome | Assign | CancelAttempt | AckResult | Probe | GrantLocks | RefuseLocks | RevokeLock
+T = TypeVar("T")
+
+
+def hello(request: work_pb.WorkRequest, agent_id: str, stream: StreamId, cause_id: str) -> WorkOpened:
+    """Return what a stream's first frame says.
+
+    Raises MALFORMED_FRAME when it is no hello, UNSUPPORTED_VERSION with "supported", INVALID_FIELD.
+    """
+    if not request.HasField("hello"):
+        raise ServiceError(Reason.MALFORMED_FRAME, "the first frame must have hello set")
+    message = request.hello
+    if not set(VERSIONS) & set(message.versions):
+        raise ServiceError(
+            Reason.UNSUPPORTED_VERSION,
+            f"hello.versions: none of {list(message.versions)[:8]} is spoken here",
+            metadata={"supported": ",".join(str(version) for version in VERSIONS)},
+        )
+    instance_id = message.instance_id or "0"
+    if NAME_64.match(instance_id) is None:
+        raise invalid("hello.instance_id", "use 1 to 64 of A-Z a-z 0-9 . _ -")
+    if message.incarnation == 0:
+        raise invalid("hello.incarnation", "is missing: open a session at the registry first")
+    return WorkOpened(
+        cause_id,
+        stream,
+        InstanceKey(AgentId(agent_id), InstanceId(instance_id)),
+        message.incarnation,
+        tuple(values.attempt_ref(ref) for ref in _bounded(message.held, "hello.held")),
+        tuple(values.held_lock(lock) for lock in _bounded(message.held_locks, "hello.held_locks")),
+    )
+
+
+def frame(
+    request: work_pb.WorkRequest, stream: StreamId, cause_id: str, jitter: float, limits: Limits
+) -> tuple[WorkFrame, list[AckResult | RefuseLocks]]:
+    """Return what a later frame says, and answers to the results and requests in it that are malformed.
+
+    Raises MALFORMED_FRAME for a second hello, INVALID_FIELD for what is out of bounds otherwise.
+    """
+    if request.HasField("hello"):
+        raise ServiceError(Reason.MALFORMED_FRAME, "hello may be set in the first frame only")
+    results: list[ResultReport] = []
+    lock_requests: list[LockRequested] = []
+    refused: list[AckResult | RefuseLocks] = []
+    for message in _bounded(request.results, "results"):
+        ref = values.attempt_ref(message.attempt)
+        try:
+            results.append(ResultReport(ref, _outcome(message, limits)))
+        except ServiceError as error:
+            refused.append(AckResult(stream, ref, error))
+    for wanted in _bounded(request.lock_requests, "lock_requests"):
+        try:
+            lock_requests.append(_lock_request(wanted))
+        except ServiceError as error:
+            refused.append(RefuseLocks(stream, wanted.lock_request_id, error))
+    return (
+        WorkFrame(
+            cause_id,
+            stream,
+            jitter,
+            request.credits,
+            tuple(values.attempt_ref(message.attempt) for message in _bounded(request.started, "started")),
+            tuple(_progress(message) for message in _bounded(request.progress, "progress")),
+            tuple(results),
+            request.probe_nonce,
+            tuple(lock_requests),
+            tuple(
+                LockReleased(message.lock_request_id, tuple(values.held_lock(lock) for lock in message.locks))
+                for message in _bounded(request.lock_releases, "lock_releases")
+            ),
+            request.drain,
+        ),
+        refused,
+    )
+
+
+def pack(
+    items: Sequence[WorkItem], *, epoch: int, silence_ms_max: int, probe_interval_ms: int
+) -> work_pb.WorkResponse:
+    """Return one frame with everything in `items`."""
+    response = work_pb.WorkResponse()
+    for item in items:
+        match item:
+            case Assign():
+                _put_assignment(response.assignments.add(), item)
+            case AckResult(_, ref, error):
+                ack = response.result_acks.add()
+                values.put_attempt_ref(ack.attempt, ref)
+                if error is not None:
+                    ack.error.CopyFrom(status_proto(error))
+            case Probe(_, nonce):
+                # Only the newest one matters.
+                response.probe_nonce = nonce
+            case CancelAttempt(_, ref, reason):
+                cancel = response.cancels.add(reason=reason, fenced=True)
+                values.put_attempt_ref(cancel.attempt, ref)
+            case GrantLocks(_, number, locks, until):
+                grant = response.lock_grants.add(lock_request_id=number)
+                grant.locks.extend(values.held_lock_message(lock) for lock in locks)
+                values.put_time(grant.lease_expire_time, until)
+            case RefuseLocks(_, number, error):
+                response.lock_refusals.add(lock_request_id=number).error.CopyFrom(status_proto(error))
+            case RevokeLock(_, lock, reason):
+                revocation = response.lock_revocations.add(reason=reason)
+                revocation.lock.CopyFrom(values.held_lock_message(lock))
+            case Welcome():
+                response.welcome.version = VERSIONS[0]
+                response.welcome.epoch = epoch
+                values.put_duration(response.welcome.silence_max, silence_ms_max)
+                values.put_duration(response.welcome.probe_interval, probe_interval_ms)
+    return response
+
+
+def size_of(item: WorkItem) -> int:
+    """Return about how many bytes an item adds to a frame; 0 for what is always small."""
+    if not isinstance(item, Assign):
+        return 0
+    spec, tasks = item.task.spec, item.task.collaboration.tasks
+    results = (tasks[name].result for name in spec.dependencies)
+    inputs = sum(len(result.data) + 128 for result in results if result is not None)
+    return len(spec.encoded) + inputs + len(item.task.collaboration.submission.spec.shared_context.data) + 512
+
+
+def _put_assignment(message: work_pb.Assignment, item: Assign) -> None:
+    task = item.task
+    collaboration = task.collaboration
+    submission = collaboration.submission
+    spec = submission.spec
+    values.put_attempt_ref(message.attempt, task.ref(item.attempt))
+    message.spec.MergeFromString(task.spec.encoded)
+    for name in task.spec.dependencies:
+        result = collaboration.tasks[name].result
+        if result is not None:
+            values.put_payload(message.inputs[name], result)
+    for lock in item.locks:
+        message.locks.append(values.held_lock_message(lock))
+    if spec.shared_context.data or spec.shared_context.content_type:
+        values.put_payload(message.shared_context, spec.shared_context)
+    message.collaboration_name = spec.name
+    message.coordinator_agent = collaboration.coordinator_agent
+    message.members.extend(collaboration.members)
+    values.put_time(message.deadline, task.deadline)
+    message.requester = submission.requester
+
+
+def _outcome(message: work_pb.AttemptResult, limits: Limits) -> Payload | Failure | Cancelled:
+    match message.WhichOneof("outcome"):
+        case "result":
+            return _result(message.result, limits)
+        case "failure":
+            return values.failure(message.failure, "results.failure")
+        case "cancelled":
+            return Cancelled()
+        case _:
+            raise invalid("results.outcome", "is missing: say how the attempt ended")
+
+
+def _result(message: payload_pb2.Payload, limits: Limits) -> Payload:
+    result = values.payload(message)
+    validate_payload(result, "results.result", limits)
+    return result
+
+
+def _progress(message: work_pb.AttemptProgress) -> ProgressReport:
+    # Live and soon replaced: what is out of bounds is brought back instead of refused.
+    # (max gives its first argument for a number that is none.)
+    progress = min(1.0, max(0.0, message.progress))
+    stage = message.stage
+    if len(stage.encode()) > STAGE_BYTES_MAX:
+        stage = stage.encode()[:STAGE_BYTES_MAX].decode("utf-8", "ignore")
+    return ProgressReport(values.attempt_ref(message.attempt), progress, stage)
+
+
+def _lock_request(message: work_pb.LockRequest) -> LockRequested:
+    return LockRequested(
+        message.lock_request_id,
+        tuple(
+            values.claim(claim, f"lock_requests.claims[{index}]")
+            for index, claim in enumerate(message.claims)
+        ),
+        max(0, values.duration_ms(message.wait_max)) if message.HasField("wait_max") else None,
+        values.attempt_ref(message.attempt) if message.HasField("attempt") else None,
+    )
+
+
+def _bounded(items: Sequence[T] | Iterable[T], path: str) -> Iterable[T]:
+    count = len(items)  # type: ignore[arg-type]  # repeated fields have a length
+    if count > ITEMS_MAX:
+        raise invalid(path, f"has {count} items: send at most {ITEMS_MAX} in a frame")
+    return items
