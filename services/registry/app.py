@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 
-import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from muster.registry.v1 import registry_service_pb2 as pb
 from muster.registry.v1.registry_service_pb2_grpc import add_RegistryServiceServicer_to_server
 
 from services.common import logs
 from services.common.clock import Clock, SystemClock
-from services.common.core.errors import Reason, ServiceError
 from services.common.etcd.channel import EtcdTls
 from services.common.etcd.client import EtcdClient
 from services.common.etcd.directory import ServiceDirectory
@@ -20,7 +18,7 @@ from services.common.etcd.registration import Registration
 from services.common.lifecycle import TaskSupervisor
 from services.common.metrics import Metrics, start_exposition
 from services.common.outbox import open_outbox
-from services.common.rpc.channel import make_channel
+from services.common.rpc.channel import connector
 from services.common.rpc.server import GrpcServer
 from services.common.tls import TlsIdentity
 from services.registry.config import RegistryConfig
@@ -64,7 +62,7 @@ class RegistryApp:
         )
         self._open.push_async_callback(etcd.close)
         outbox = await open_outbox(
-            config.data_directory / "outbox",
+            config.data_directory / "spool",
             service=SERVICE,
             replica_id=config.replica_id,
             clock=self._clock,
@@ -101,7 +99,8 @@ class RegistryApp:
         server.add(add_RegistryServiceServicer_to_server, self._servicer(driver, directory), SERVICE_NAME)
         self.address = await server.start()
         self._open.push_async_callback(server.drain, config.drain_ms)
-        self.supervisor.spawn("registry-outbox", outbox.ship(lambda: self._connect_audit(directory)))
+        to_audit = connector(lambda: directory.addresses("audit"), self._tls, "audit")
+        self.supervisor.spawn("registry-outbox", outbox.ship(to_audit))
         registration = self.supervisor.spawn("registry-registration", self._register(etcd))
         self._open.push_async_callback(_cancel, registration)
         _log.info("serving", address=self.address, metrics=self.metrics_address)
@@ -138,12 +137,6 @@ class RegistryApp:
             start_time=Timestamp(seconds=self._clock.now() // 1_000),
         )
         await Registration(etcd, self._clock, self._config.key_prefix, replica).run()
-
-    async def _connect_audit(self, directory: ServiceDirectory) -> grpc.aio.Channel:
-        addresses = directory.addresses("audit")
-        if not addresses:
-            raise ServiceError(Reason.PEER_SILENT, "no audit replica is in the directory of services")
-        return make_channel(addresses, self._tls, "audit")
 
 
 async def build(config: RegistryConfig) -> RegistryApp:

@@ -30,7 +30,6 @@ from services.registry.core.model import (
 from services.registry.store import Applied, FleetChanges, FleetSnapshot, FleetStore
 from services.registry.stores.etcd import EtcdStore
 from services.registry.stores.memory import MemoryStore, Shelf
-from services.registry.wire import RecordCodec
 from tests.harness.etcd import EtcdHarness
 
 PATIENCE_S = 20.0
@@ -74,7 +73,7 @@ class EtcdRig:
         self._client, self._prefix = client, prefix
 
     def store(self) -> FleetStore:
-        return EtcdStore(self._client, SystemClock(), self._prefix, RecordCodec(), ttl_s=5)
+        return EtcdStore(self._client, SystemClock(), self._prefix, ttl_s=5)
 
     async def end_lease(self, lease_id: LeaseId) -> None:
         await self._client.lease_revoke(lease_id)
@@ -377,7 +376,7 @@ class TestEtcdOnly:
         self, own_etcd: EtcdHarness, etcd_prefix: str
     ) -> None:
         async with own_etcd.client() as client:
-            store = EtcdStore(client, SystemClock(), etcd_prefix, RecordCodec(), ttl_s=5)
+            store = EtcdStore(client, SystemClock(), etcd_prefix, ttl_s=5)
             follower = Follower(store)
             try:
                 revision = await applied(store, change(record()))
@@ -415,7 +414,7 @@ class TestEtcdOnly:
     ) -> None:
         await etcd_client.put(f"{etcd_prefix}/registry/agents/{A}", b"\xff\xff")
         await etcd_client.put(f"{etcd_prefix}/registry/presence/{A}/0", b"\xff\xff")
-        store = EtcdStore(etcd_client, SystemClock(), etcd_prefix, RecordCodec(), ttl_s=5)
+        store = EtcdStore(etcd_client, SystemClock(), etcd_prefix, ttl_s=5)
         follower = Follower(store)
         first = await follower.first()
         assert [one.record for one in first.agents] == [None]

@@ -82,7 +82,7 @@ async def test_what_happened_is_in_the_audit_spool(plane: Plane, tmp_path: Path)
     await newer.farewell()
     await plane.stop(app)
 
-    spool = Spool.open(tmp_path / "registry-0" / "outbox")
+    spool = Spool.open(tmp_path / "registry-0" / "spool")
     entries = [
         entry_pb2.Entry.FromString(payload) for payload in spool.read(spool.first_sequence, 100, 1 << 20)
     ]
@@ -251,15 +251,15 @@ class TestBadFrames:
         assert error.reason is Reason.MALFORMED_FRAME
 
     async def test_a_flood_of_heartbeats(self, plane: Plane) -> None:
-        app = await plane.start()
+        app = await plane.start(heartbeats_per_second_max=1)
         session = plane.session(app.address)
         await session.open()
-        for number in range(1, 200):
-            await session.send(heartbeat=pb.Heartbeat(sequence_number=number))
-        error = await session.error()
-        assert error is not None
-        assert error.reason is Reason.QUOTA_EXCEEDED
-        assert error.retry_after_ms is not None
+        with refused() as errors:
+            for _ in range(100):
+                await session.beat()
+        assert errors[0].reason is Reason.QUOTA_EXCEEDED
+        assert errors[0].retry_after_ms is not None
+        assert session.sent <= 30
 
 
 async def test_a_draining_replica_says_so_and_another_one_takes_over(plane: Plane) -> None:
