@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -34,6 +35,7 @@ PAYLOAD_BYTES = 256
 # Deliveries that the receiver takes in advance.
 CREDITS = 8_192
 _STAMP_BYTES = 8
+_RUN = secrets.token_hex(4)
 
 Stream = Any  # grpc.aio's bidirectional call; its stubs do not know the message types
 
@@ -49,9 +51,9 @@ def stamp_of(sent: Payload) -> int:
 
 
 def envelope(number: int, receiver: str, stamp_ns: int = 0) -> Envelope:
-    """Return one envelope."""
+    """Return one envelope; ids repeat in no other run, or it would be taken for one sent before."""
     return Envelope(
-        message_id=f"m{number}",
+        message_id=f"{_RUN}-{number}",
         receiver_id=receiver,
         message_type=MESSAGE_TYPE_STATUS_UPDATE,
         payload=payload(stamp_ns),
