@@ -9,10 +9,12 @@ import signal
 import sys
 from pathlib import Path
 
+from services.common import logs
 from services.common.identity import TRUST_DOMAIN, Principal
 from services.common.tls import TlsMaterialError
 from services.local import control
 from services.local.certs import CertificateError
+from services.local.child import open_log
 from services.local.etcd_server import EtcdMissingError
 from services.local.events import Emit, PlaneEvent, printer
 from services.local.launcher import Plane, PlaneError, PlaneSettings
@@ -99,8 +101,12 @@ def _command(
 
 
 def _up(options: argparse.Namespace, emit: Emit) -> int:
-    settings = PlaneSettings(options.directory, options.port_base, options.trust_domain)
-    return asyncio.run(_run_plane(Plane(settings, emit), until_stdin_ends=options.until_stdin_ends))
+    options.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    plane = Plane(PlaneSettings(options.directory, options.port_base, options.trust_domain), emit)
+    # What the libraries have to say is for the log; the events are for whoever started us.
+    with os.fdopen(open_log(plane.places.log("launcher")), "w", encoding="utf-8") as stream:
+        logs.configure("local", "launcher", stream=stream)
+        return asyncio.run(_run_plane(plane, until_stdin_ends=options.until_stdin_ends))
 
 
 async def _run_plane(plane: Plane, *, until_stdin_ends: bool) -> int:

@@ -15,6 +15,8 @@ from pathlib import Path
 _TETHER = Path(__file__).with_name("tether.py")
 # How often an exit is looked for where the system does not tell of it, in seconds.
 _POLL_S = 0.05
+# Beyond this a log is set aside when its process is started.
+LOG_BYTES_MAX = 16 * 1024**2
 # How many lines of its log a failed child's story shows.
 STORY_LINES = 8
 
@@ -34,8 +36,7 @@ class Child:
     ) -> None:
         self.name = name
         self.log_path = log_path
-        log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        descriptor = open_log(log_path)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), *command],
@@ -95,6 +96,18 @@ class Child:
     def story(self) -> str:
         """Return how it ended and the last lines of its log."""
         return f"{self.name} {ending(self.exit_code)}; the end of {self.log_path}:\n{tail(self.log_path)}"
+
+
+def open_log(path: Path) -> int:
+    """Return a descriptor that appends to a log which only its owner can read.
+
+    A log that has grown beyond `LOG_BYTES_MAX` is set aside first, as `<name>.1`, over the one before it.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > LOG_BYTES_MAX:
+            path.replace(path.with_name(f"{path.name}.1"))
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
 @contextlib.contextmanager

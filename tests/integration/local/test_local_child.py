@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from services.local import child as child_module
 from services.local.child import Child
 
 Eventually = Callable[..., Awaitable[None]]
@@ -71,6 +72,17 @@ async def test_logs_are_private_and_kept(tmp_path: Path, eventually: Eventually)
     assert child.log_path.read_text() == "ready\nready\n"
     assert child.log_path.stat().st_mode & 0o777 == 0o600
     assert child.log_path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_long_log_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_module, "LOG_BYTES_MAX", 10)
+    log = tmp_path / "child.log"
+    for content in (b"0123456789", b"-", b"next"):
+        descriptor = child_module.open_log(log)
+        os.write(descriptor, content)
+        os.close(descriptor)
+    assert log.read_bytes() == b"next"
+    assert (tmp_path / "child.log.1").read_bytes() == b"0123456789-"
 
 
 def test_a_program_that_is_not_there_is_said(tmp_path: Path) -> None:
