@@ -78,6 +78,16 @@ def _parser() -> argparse.ArgumentParser:
     who.add_argument("--agent", metavar="NAME")
     who.add_argument("--operator", metavar="NAME")
 
+    made = _command(
+        commands, "certificates", _certificates, "make the certificates of a plane that runs elsewhere"
+    )
+    made.add_argument(
+        "--etcd-name", nargs="+", default=[], metavar="DNS", help="names by which etcd's members are reached"
+    )
+    made.add_argument(
+        "--trust-domain", default=TRUST_DOMAIN, help="SPIFFE trust domain (default %(default)s)"
+    )
+
     _command(commands, "status", _status, "say what runs; exit code 0 when all of it serves")
     _command(commands, "down", _down, "stop the plane that runs in the folder")
     return parser
@@ -148,6 +158,13 @@ async def _supervise(plane: Plane) -> None:
 def _issue(options: argparse.Namespace, emit: Emit) -> int:
     kind, name = ("agent", options.agent) if options.agent is not None else ("operator", options.operator)
     control.issue(Places(options.directory.absolute()), Principal(kind, name), emit)
+    return EXIT_OK
+
+
+def _certificates(options: argparse.Namespace, emit: Emit) -> int:
+    control.make_certificates(
+        options.directory.absolute(), options.trust_domain, tuple(options.etcd_name), emit
+    )
     return EXIT_OK
 
 

@@ -63,8 +63,11 @@ class PlaneCertificates:
         """The plane's root certificate."""
         return self.directory / "ca.crt"
 
-    def prepare(self, services: tuple[str, ...]) -> None:
-        """Make what is missing or old: authorities, services, etcd and its clients, operator `admin`."""
+    def prepare(self, services: tuple[str, ...], etcd_names: tuple[str, ...] = ()) -> None:
+        """Make what is missing or old: authorities, services, etcd and its clients, operator `admin`.
+
+        `etcd_names` are DNS names of etcd's members beyond those of this machine.
+        """
         plane = self._authority(self.directory, "Muster development authority", create=True)
         etcd = self._authority(self.directory / "etcd", "Muster development etcd authority", create=True)
         for service in services:
@@ -72,7 +75,7 @@ class PlaneCertificates:
             self._ensure_etcd_client(etcd, service)
         self._ensure(plane, "operators", Principal("operator", "admin"))
         self._ensure_etcd_client(etcd, ETCD_ADMIN)
-        self._ensure_etcd_server(etcd)
+        self._ensure_etcd_server(etcd, etcd_names)
 
     def issue(self, principal: Principal) -> tuple[Path, Path]:
         """Issue a new certificate for an agent or operator; return (certificate, key) files."""
@@ -145,7 +148,7 @@ class PlaneCertificates:
         if not self._usable(authority, _pair(folder, name)[0]):
             write_credential(folder, name, authority.issue("", lifetime=LIFETIME))
 
-    def _ensure_etcd_server(self, authority: Authority) -> None:
+    def _ensure_etcd_server(self, authority: Authority, names: tuple[str, ...]) -> None:
         folder = self.directory / "etcd"
         if self._usable(authority, _pair(folder, "server")[0]):
             return
@@ -157,7 +160,7 @@ class PlaneCertificates:
         certificate_pem = authority.issue_for_csr(
             request.public_bytes(serialization.Encoding.PEM),
             "",
-            dns_names=(service_dns_name("etcd"), "localhost"),
+            dns_names=(service_dns_name("etcd"), "localhost", *names),
             ip_addresses=(LOOPBACK,),
             lifetime=LIFETIME,
         )

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from services.common.clock import SystemClock
 from services.common.core.errors import ServiceError
@@ -18,7 +19,7 @@ from services.common.tls import TlsIdentity
 from services.local.certs import PlaneCertificates
 from services.local.events import Emit, PlaneEvent
 from services.local.launcher import STOP_GRACE_S
-from services.local.layout import ETCD, STAGES, Places
+from services.local.layout import ETCD, SERVICES, STAGES, Places
 from services.local.lock import holder
 from services.local.part import serves
 
@@ -38,6 +39,12 @@ def issue(places: Places, principal: Principal, emit: Emit) -> None:
     certificate, key = certificates.issue(principal)
     facts = {"name": str(principal), "certificate": str(certificate), "key": str(key)}
     emit(PlaneEvent("issued", facts))
+
+
+def make_certificates(directory: Path, trust_domain: str, etcd_names: tuple[str, ...], emit: Emit) -> None:
+    """Make both authorities and what they sign for every service, for a plane that runs elsewhere."""
+    PlaneCertificates(directory, trust_domain=trust_domain).prepare(SERVICES, etcd_names)
+    emit(PlaneEvent("certified", {"directory": str(directory)}))
 
 
 async def tell_state(places: Places, emit: Emit) -> bool:

@@ -25,6 +25,7 @@ class PlaneEvent:
     killed      name: it did not end by itself in time
     stopped     -
     failed      message
+    certified   directory
     issued      name, certificate, key
     part        name, pid, address, state (of `status`)
     """
@@ -61,6 +62,7 @@ TEXTS = {
     "killed": "  {name} did not end in time and was killed",
     "stopped": "The plane is stopped.",
     "failed": "Muster: {message}",
+    "certified": "Certificates of both authorities are in {directory}; keep the keys private",
     "issued": "{name}\n  certificate  {certificate}\n  key          {key}",
     "part": "  {name:<12} {address:<16} pid {pid:<8} {state}",
 }

@@ -116,6 +116,7 @@ def test_every_event_can_be_said_both_ways(tmp_path: Path) -> None:
         "killed": {"name": "etcd"},
         "stopped": {},
         "failed": {"message": "why"},
+        "certified": {"directory": "/d"},
         "issued": {"name": "agent/a", "certificate": "a.crt", "key": "a.key"},
         "part": {"name": "etcd", "pid": 1, "address": "127.0.0.1:1", "state": "serving"},
     }
