@@ -16,6 +16,7 @@ from services.common import logs
 from services.common.clock import Clock, to_datetime
 from services.common.core.entries import EntryDraft, Outcome
 from services.common.core.errors import Reason, ServiceError
+from services.common.core.instants import Instant
 
 SERVICE = "audit"
 # Its entries are numbered like a spool's, under a name that no spool has.
@@ -51,7 +52,67 @@ class Recorder:
         return f"Recorder({self._producer}, {len(self._windows)} windows, {self._dropped} dropped)"
 
     async def record(self, entries: Sequence[EntryDraft], *, privileged: bool = False) -> None:
-        """See `Outbox.record`."""
+        """See `Outbox.record`. Refusals that repeat each other are counted, and recorded as one."""
+        fresh = [draft for draft in entries if not self._repeats(draft)]
+        if fresh:
+            await self._log(fresh, privileged=privileged)
+
+    async def record_read(
+        self, actor: str, operation: str, subject: str, cause_id: str, attributes: Mapping[str, str]
+    ) -> None:
+        """Record one read before it is answered; AUDIT_UNAVAILABLE when that fails."""
+        draft = EntryDraft(
+            self._clock.now(), actor, operation, subject, cause_id=cause_id, attributes=attributes
+        )
+        await self.record([draft], privileged=True)
+
+    async def record_repeated_read(self, actor: str, operation: str, subject: str, cause_id: str) -> None:
+        """Record the first of many like reads before it is answered, the others in one summary."""
+        if self._is_first(Read(actor, operation), subject, self._clock.now()):
+            await self.record_read(actor, operation, subject, cause_id, {})
+
+    async def record_refused(
+        self, actor: str, operation: str, subject: str, cause_id: str, error: ServiceError
+    ) -> None:
+        """Record a read that was refused."""
+        outcome = Outcome.REFUSED if error.row.definite else Outcome.FAILED
+        await self.record(
+            [EntryDraft(self._clock.now(), actor, operation, subject, outcome, error.reason, cause_id)]
+        )
+
+    async def summarize(self) -> None:
+        """Record the summary of each window when it is over, or when there are too many, for ever."""
+        while True:
+            end = self._windows.next_end()
+            delay = None if end is None else max(0, end - self._clock.now()) / 1000
+            try:
+                async with asyncio.timeout(delay):
+                    await self._window_opened.wait()
+            except TimeoutError:
+                # A window is over.
+                pass
+            self._window_opened.clear()
+            await self._record_summaries(self._windows.due(self._clock.now()))
+
+    async def flush(self) -> None:
+        """Record the summaries of all windows now; for the drain."""
+        await self._record_summaries(self._windows.flush(self._clock.now()))
+
+    def _repeats(self, draft: EntryDraft) -> bool:
+        read = Read(draft.actor, draft.operation, draft.reason)
+        return draft.outcome is Outcome.REFUSED and not self._is_first(read, draft.subject, draft.event_time)
+
+    def _is_first(self, read: Read, subject: str, now: Instant) -> bool:
+        first = self._windows.seen(read, subject, now)
+        if first:
+            self._window_opened.set()
+        return first
+
+    async def _record_summaries(self, summaries: Sequence[Summary]) -> None:
+        if summaries:
+            await self._log([_draft(summary) for summary in summaries], privileged=False)
+
+    async def _log(self, entries: Sequence[EntryDraft], *, privileged: bool) -> None:
         drafts = [self._overflow(), *entries] if self._dropped else list(entries)
         reported = self._dropped
         try:
@@ -69,53 +130,6 @@ class Recorder:
             self._metrics.unrecorded.inc(len(entries))
         else:
             self._dropped -= reported
-
-    async def record_read(
-        self, actor: str, operation: str, subject: str, cause_id: str, attributes: Mapping[str, str]
-    ) -> None:
-        """Record one read before it is answered; AUDIT_UNAVAILABLE when that fails."""
-        draft = EntryDraft(
-            self._clock.now(), actor, operation, subject, cause_id=cause_id, attributes=attributes
-        )
-        await self.record([draft], privileged=True)
-
-    async def record_repeated_read(self, actor: str, operation: str, subject: str, cause_id: str) -> None:
-        """Record the first of many like reads before it is answered, the others in one summary."""
-        now = self._clock.now()
-        summaries = self._windows.due(now)
-        if self._windows.seen(Read(actor, operation), subject, now):
-            self._window_opened.set()
-            await self.record_read(actor, operation, subject, cause_id, {})
-        if summaries:
-            await self._record_summaries(summaries)
-
-    async def record_refused(
-        self, actor: str, operation: str, subject: str, cause_id: str, error: ServiceError
-    ) -> None:
-        """Record a read that was refused."""
-        outcome = Outcome.REFUSED if error.row.definite else Outcome.FAILED
-        await self.record(
-            [EntryDraft(self._clock.now(), actor, operation, subject, outcome, error.reason, cause_id)]
-        )
-
-    async def summarize(self) -> None:
-        """Record the summary of each window when it is over, for ever."""
-        while True:
-            end = self._windows.next_end()
-            if end is None:
-                self._window_opened.clear()
-                await self._window_opened.wait()
-                continue
-            await asyncio.sleep(max(0, end - self._clock.now()) / 1000)
-            await self._record_summaries(self._windows.due(self._clock.now()))
-
-    async def flush(self) -> None:
-        """Record the summaries of all windows now; for the drain."""
-        await self._record_summaries(self._windows.flush(self._clock.now()))
-
-    async def _record_summaries(self, summaries: Sequence[Summary]) -> None:
-        if summaries:
-            await self.record([_draft(summary) for summary in summaries])
 
     async def _submit(self, drafts: Sequence[EntryDraft]) -> None:
         if self._sequence is None:
@@ -146,6 +160,8 @@ def _draft(summary: Summary) -> EntryDraft:
         summary.read.actor,
         summary.read.operation,
         summary.first_subject,
+        outcome=Outcome.REFUSED if summary.read.reason else Outcome.OK,
+        reason=summary.read.reason,
         attributes={
             "repeated": str(summary.count),
             "last_subject": summary.last_subject,

@@ -157,7 +157,10 @@ class AuditServicer(pb_grpc.AuditServiceServicer):
                     "an agent can have proofs of its own entries only: ask an operator",
                     metadata={"identity": str(call.principal), "method": f"{SERVICE_NAME}/GetInclusionProof"},
                 )
-            await self._record(call, "entry.prove", subject, {"tree_size": str(size)})
+            if call.principal.kind == "agent":
+                await self._record_repeated("entry.prove", subject)
+            else:
+                await self._record(call, "entry.prove", subject, {"tree_size": str(size)})
         return pb.GetInclusionProofResponse(
             leaf_index=leaf.index,
             tree_size=size,
@@ -172,11 +175,13 @@ class AuditServicer(pb_grpc.AuditServiceServicer):
         """Return the proof that the log only grew from one size to another."""
         del context
         published = self._driver.published
-        new_size = _tree_size("new_tree_size", request.new_tree_size, published)
-        if request.old_tree_size > new_size:
-            raise invalid("old_tree_size", f"must be at most the newer size, {new_size}")
-        await self._record_repeated("consistency.prove", f"tree/{request.old_tree_size}-{new_size}")
-        hashes = await self._reader.consistency(request.old_tree_size, new_size)
+        subject = f"tree/{request.old_tree_size}"
+        async with self._refusals_recorded(current_call.get(), "consistency.prove", subject):
+            new_size = _tree_size("new_tree_size", request.new_tree_size, published)
+            if request.old_tree_size > new_size:
+                raise invalid("old_tree_size", f"must be at most the newer size, {new_size}")
+            hashes = await self._reader.consistency(request.old_tree_size, new_size)
+            await self._record_repeated("consistency.prove", subject)
         return pb.GetConsistencyProofResponse(
             old_tree_size=request.old_tree_size,
             new_tree_size=new_size,
@@ -190,13 +195,13 @@ class AuditServicer(pb_grpc.AuditServiceServicer):
         if request.path == CHECKPOINT_PATH:
             await self._record_repeated("checkpoint.read", self._log_subject)
             return pb.GetTileResponse(data=self._driver.published.checkpoint)
-        try:
-            path = parse_path(request.path)
-        except MalformedPathError as error:
-            raise invalid("path", str(error)) from None
-        data = await self._reader.tile(path)
-        kind = "bundle.read" if path.level is None else "tile.read"
-        await self._record_repeated(kind, str(path))
+        async with self._refusals_recorded(current_call.get(), "tile.read", request.path):
+            try:
+                path = parse_path(request.path)
+            except MalformedPathError as error:
+                raise invalid("path", str(error)) from None
+            data = await self._reader.tile(path)
+            await self._record_repeated("bundle.read" if path.level is None else "tile.read", str(path))
         return pb.GetTileResponse(data=data)
 
     @property

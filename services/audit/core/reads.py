@@ -2,7 +2,8 @@
 
 A read that shows entries is recorded by itself, before it is answered. Checkpoints, consistency proofs and
 tiles are fetched by the hundred when a log is verified, and each entry about one would make the next
-necessary; so the first in a window is recorded by itself and the rest of the window as one summary.
+necessary; so the first in a window is recorded by itself and the rest of the window as one summary. The same
+holds for refusals, so that nobody can fill the log by asking for what he may not have.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ WINDOWS_MAX = 1_000
 
 
 class Read(NamedTuple):
-    """Who reads what kind of thing."""
+    """Who reads what kind of thing, and why it was refused if it was."""
 
     actor: str
     operation: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

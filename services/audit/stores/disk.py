@@ -147,6 +147,6 @@ def mapped_errors(what: str) -> Iterator[None]:
             ) from error
         raise ServiceError(
             Reason.STORE_UNAVAILABLE,
-            f"{what}: {error.strerror or error}; whether it is on disk is unknown, send it again",
+            f"{what}: the audit service's disk failed: {error.strerror or error}; try again",
             retry_after_ms=1_000,
         ) from error

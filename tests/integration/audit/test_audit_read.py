@@ -396,3 +396,17 @@ async def test_proofs_are_recorded(audit: Audit) -> None:
     await audit.stub().GetInclusionProof(pb.GetInclusionProofRequest(leaf_index=1))
     (recorded,) = await audit.entries(operation="entry.prove")
     assert recorded.subject == "entry/1"
+
+
+async def test_asking_again_and_again_for_what_is_denied_does_not_fill_the_log(audit: Audit) -> None:
+    stub = audit.stub("agent/field-1")
+    for _ in range(50):
+        await refused(stub.Query(pb.QueryRequest()))
+        await refused(stub.GetConsistencyProof(pb.GetConsistencyProofRequest(old_tree_size=10**6)))
+    await audit.stop()
+    await audit.start()
+    for operation, reason in (("access.refuse", "ACCESS_DENIED"), ("consistency.prove", "INVALID_FIELD")):
+        first, others = await audit.entries(operation=operation, actor="agent/field-1")
+        assert first.reason == others.reason == reason
+        assert first.outcome == others.outcome == entry_pb2.OUTCOME_REFUSED
+        assert others.attributes["repeated"] == "49"
