@@ -73,8 +73,10 @@ def take_frame(step: Step, event: WorkFrame) -> None:
     instance.heard = step.now
     if event.probe_nonce and event.probe_nonce == instance.probe_nonce:
         instance.probe_nonce = 0
-    for ref in event.started:
-        reports.start(step, instance, event.stream, ref)
+    if event.started:
+        ended = {report.attempt for report in event.results}
+        for ref in event.started:
+            reports.start(step, instance, event.stream, ref, ended)
     for report in event.progress:
         reports.progress(step, instance, report)
     for result in event.results:

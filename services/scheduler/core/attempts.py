@@ -48,12 +48,18 @@ def assign(step: Step, task: Task, instance: Instance, explanation: str) -> None
     )
     if not task.spec.resources and instance.stream is not None:
         # With claims it goes out when the keys' revision, their token, is known: `lock_changes.written`.
-        step.effects.append(Assign(instance.stream, task, attempt, ()))
+        step.effects.append(Assign(instance.stream, task.collaboration, task, attempt, ()))
 
 
-def start(step: Step, task: Task, attempt: Attempt) -> None:
-    """The agent says that the current attempt runs; a repetition changes nothing."""
+def start(step: Step, task: Task, attempt: Attempt, *, ended: bool) -> None:
+    """The agent says that the current attempt runs; a repetition changes nothing.
+
+    With `ended` its result came in the same frame: when it started is noted, and not a change of its own.
+    """
     if attempt.state is not AttemptState.ASSIGNED:
+        return
+    if ended:
+        task.replace_newest(attempt._replace(start_time=step.now))
         return
     state = ATTEMPT.next(str(task.key), attempt.state, AttemptInput.START)
     task.replace_newest(attempt._replace(state=state, start_time=step.now))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 from services.common.core.entries import Outcome
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.ids import CollaborationId, TaskId
@@ -84,6 +86,8 @@ def forget_ended(step: Step) -> None:
         book.ended.popleft()
         book.retained_task_count -= len(collaboration.tasks)
         del book.collaborations[collaboration.collaboration_id]
+        # Views in the history refer back to the collaboration: without this it would not be freed at once.
+        collaboration.history.clear()
         step.effects.append(Forget(collaboration.collaboration_id))
 
 
@@ -103,6 +107,7 @@ def build(
         open_count=len(spec.tasks),
         size_bytes=size_of(spec),
     )
+    home = weakref.ref(collaboration)
     dependents: dict[TaskId, list[TaskId]] = {}
     for task_spec in spec.tasks:
         for dependency in task_spec.dependencies:
@@ -114,7 +119,7 @@ def build(
     for task_spec in spec.tasks:
         task_id = task_spec.task_id
         collaboration.tasks[task_id] = Task(
-            collaboration,
+            home,
             TaskKey(collaboration_id, task_id),
             task_spec,
             spec.priority_of(task_spec),

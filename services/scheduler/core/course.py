@@ -6,6 +6,7 @@ wire may keep them while the state moves on.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum, auto
@@ -76,7 +77,9 @@ class Place(IntEnum):
 class Task:
     """A task with its course. Times in milliseconds; `None` means not yet."""
 
-    collaboration: Collaboration = field(repr=False)
+    #: Weak, so that a forgotten collaboration is freed at once: cycles would wait for the garbage collector,
+    #: whose pauses grow with everything that is alive.
+    home: weakref.ref[Collaboration] = field(repr=False)
     key: TaskKey
     spec: TaskSpec
     #: The class and the deadline that count, after inheritance.
@@ -125,6 +128,14 @@ class Task:
 
     def __repr__(self) -> str:
         return f"<Task {self.key} {self.state.name} attempt {self.attempt_count}>"
+
+    @property
+    def collaboration(self) -> Collaboration:
+        """What it is a part of; keep that alive for as long as you use its tasks."""
+        collaboration = self.home()
+        if collaboration is None:
+            raise ReferenceError(f"{self!r} outlived its collaboration")
+        return collaboration
 
     @property
     def ended(self) -> bool:
@@ -181,7 +192,7 @@ class TaskView(NamedTuple):
     end_time: Instant | None
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Collaboration:
     """One submitted DAG with its course."""
 

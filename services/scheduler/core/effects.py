@@ -77,6 +77,8 @@ class Assign(NamedTuple):
     """Hand an attempt over."""
 
     stream: StreamId
+    #: Kept alive until the assignment is on its way.
+    collaboration: Collaboration
     task: Task
     attempt: Attempt
     locks: tuple[HeldLock, ...]

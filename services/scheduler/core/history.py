@@ -37,6 +37,11 @@ class History:
             self.floor += cut
             del self._changes[:cut]
 
+    def clear(self) -> None:
+        """Keep nothing."""
+        self.floor += len(self._changes)
+        self._changes.clear()
+
     def since(self, generation: int) -> list[Change] | None:
         """Return the changes after `generation`, oldest first; None when some of them are gone."""
         if generation < self.floor:

@@ -64,7 +64,9 @@ def _counts(step: Step, use: LockUse, revision: int) -> None:
         if use.stream == instance.stream:
             step.effects.append(GrantLocks(use.stream, use.lock_request_id, use.held_locks, until))
     elif use.task is not None and (attempt := use.task.current) is not None:
-        step.effects.append(Assign(instance.stream, use.task, attempt, use.held_locks))
+        step.effects.append(
+            Assign(instance.stream, use.task.collaboration, use.task, attempt, use.held_locks)
+        )
 
 
 def _beaten(step: Step, use: LockUse, lock: LockWritten) -> None:

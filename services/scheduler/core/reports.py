@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from services.common.core.entries import Outcome
 from services.scheduler.core import attempts, outcomes
 from services.scheduler.core.book import Step
@@ -13,13 +15,15 @@ from services.scheduler.core.model import AttemptRef, AttemptState, Failure, Pay
 from services.scheduler.core.refusals import stale_token
 
 
-def start(step: Step, instance: Instance, stream: StreamId, ref: AttemptRef) -> None:
-    """The handler of an attempt runs; an agent that runs a void one is asked to stop."""
+def start(
+    step: Step, instance: Instance, stream: StreamId, ref: AttemptRef, ended: Collection[AttemptRef]
+) -> None:
+    """The handler of an attempt runs, or ran if it is among `ended`; a void one is asked to stop."""
     task = _current(instance, ref)
     if task is None:
         step.effects.append(CancelAttempt(stream, ref, "this attempt is no longer the current one"))
         return
-    attempts.start(step, task, task.attempts[-1])
+    attempts.start(step, task, task.attempts[-1], ended=ref in ended)
 
 
 def progress(step: Step, instance: Instance, report: ProgressReport) -> None:

@@ -159,15 +159,14 @@ def size_of(item: WorkItem) -> int:
     """Return about how many bytes an item adds to a frame; 0 for what is always small."""
     if not isinstance(item, Assign):
         return 0
-    spec, tasks = item.task.spec, item.task.collaboration.tasks
+    spec, tasks = item.task.spec, item.collaboration.tasks
     results = (tasks[name].result for name in spec.dependencies)
     inputs = sum(len(result.data) + 128 for result in results if result is not None)
-    return len(spec.encoded) + inputs + len(item.task.collaboration.submission.spec.shared_context.data) + 512
+    return len(spec.encoded) + inputs + len(item.collaboration.submission.spec.shared_context.data) + 512
 
 
 def _put_assignment(message: work_pb.Assignment, item: Assign) -> None:
-    task = item.task
-    collaboration = task.collaboration
+    task, collaboration = item.task, item.collaboration
     submission = collaboration.submission
     spec = submission.spec
     values.put_attempt_ref(message.attempt, task.ref(item.attempt))
