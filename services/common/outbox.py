@@ -22,6 +22,10 @@ from services.common.spool import Spool
 # The proto's limits; what is longer is cut, since one entry that audit refuses would stop all behind it.
 ATTRIBUTES_MAX = 32
 TEXT_BYTES_MAX = 1_024
+# With this even an entry whose every text is full stays below the 65,535 bytes that a leaf may have.
+KEY_BYTES_MAX = 128
+# Stands where a draft says nothing; audit takes no entry without an actor or an operation.
+UNKNOWN = "unknown"
 
 _log = logs.get("outbox")
 
@@ -254,11 +258,11 @@ def to_entry(draft: EntryDraft, entry_id: str, replica_id: str) -> entry_pb2.Ent
     entry = entry_pb2.Entry(
         entry_id=entry_id,
         replica_id=replica_id,
-        actor=_cut(draft.actor),
-        operation=_cut(draft.operation),
+        actor=_cut(draft.actor) or UNKNOWN,
+        operation=_cut(draft.operation) or UNKNOWN,
         subject=_cut(draft.subject),
         outcome=_OUTCOMES[draft.outcome],
-        reason=draft.reason,
+        reason=_cut(draft.reason),
         cause_id=_cut(draft.cause_id),
         collaboration_id=_cut(draft.collaboration_id),
         traceparent=_cut(draft.traceparent),
@@ -266,18 +270,18 @@ def to_entry(draft: EntryDraft, entry_id: str, replica_id: str) -> entry_pb2.Ent
     seconds, milliseconds = divmod(draft.event_time, 1000)
     entry.event_time.seconds, entry.event_time.nanos = seconds, milliseconds * 1_000_000
     for key, value in list(draft.attributes.items())[:ATTRIBUTES_MAX]:
-        entry.attributes[_cut(key)] = _cut(value)
+        entry.attributes[_cut(key, KEY_BYTES_MAX)] = _cut(value)
     return entry
 
 
 _OUTCOMES = {outcome: entry_pb2.Outcome.Value(f"OUTCOME_{outcome.name}") for outcome in Outcome}
 
 
-def _cut(text: str) -> str:
+def _cut(text: str, limit_bytes: int = TEXT_BYTES_MAX) -> str:
     # The first test spares the encoding of what is short in any encoding.
-    if len(text) * 4 <= TEXT_BYTES_MAX and text.isascii():
+    if len(text) * 4 <= limit_bytes and text.isascii():
         return text
-    return text.encode("utf-8", "replace")[:TEXT_BYTES_MAX].decode("utf-8", "ignore")
+    return text.encode("utf-8", "replace")[:limit_bytes].decode("utf-8", "ignore")
 
 
 def _settle(call: _Pending, error: Exception | None) -> None:

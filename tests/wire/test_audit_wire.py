@@ -15,6 +15,7 @@ from services.audit.core.query import EntryFilter, IndexRow
 from services.common.core.entries import EntryDraft, Outcome
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.instants import Instant
+from services.common.outbox import to_entry
 
 # What a leaf looks like; it must never change, or logs that were written before could not be checked.
 GOLDEN_ENTRY = entry_pb2.Entry(
@@ -144,6 +145,41 @@ def test_a_query_is_read_with_all_its_fields() -> None:
         "collaboration_id": "c-1",
         "cause_id": "rpc-1",
     }
+
+
+texts = st.one_of(
+    st.text(max_size=20), st.builds("".join, st.lists(st.sampled_from(["x" * 400, "中" * 300]), max_size=6))
+)
+
+
+@given(
+    st.builds(
+        EntryDraft,
+        event_time=st.builds(Instant, st.integers(-(10**13), 10**14)),
+        actor=texts,
+        operation=texts,
+        subject=texts,
+        outcome=st.sampled_from(Outcome),
+        reason=texts,
+        cause_id=texts,
+        collaboration_id=texts,
+        attributes=st.dictionaries(texts, texts, max_size=40),
+        traceparent=texts,
+    )
+)
+def test_whatever_an_outbox_has_to_record_is_taken(draft: EntryDraft) -> None:
+    # One entry that is refused would stop all that its outbox holds behind it.
+    entry = to_entry(draft, "broker/broker-1/0123456789abcdef.7", "broker-1")
+    assert len(wire.decode_append(frame(entry), "broker", "").leaves) == 1
+
+
+def test_the_largest_entry_of_an_outbox_fits_a_leaf() -> None:
+    full = "x" * 2_000
+    attributes = {f"{n:03}{full}": full for n in range(32)}
+    draft = EntryDraft(Instant(1), full, full, full, Outcome.OK, full, full, full, attributes, full)
+    entry = to_entry(draft, "broker/broker-1/0123456789abcdef.7", "broker-1")
+    (leaf,) = wire.decode_append(frame(entry), "broker", "").leaves
+    assert 40_000 < len(leaf) < 65_535
 
 
 @given(st.binary(max_size=200))

@@ -400,7 +400,7 @@ def test_every_draft_becomes_an_entry_that_audit_takes(text: str, attributes: di
     for value in [entry.actor, entry.subject, *entry.attributes.keys(), *entry.attributes.values()]:
         assert len(value.encode()) <= 1_024
     if len(text.encode("utf-8", "replace")) <= 1_024:
-        assert entry.actor == text.encode("utf-8", "replace").decode()
+        assert entry.subject == text.encode("utf-8", "replace").decode()
 
 
 def test_a_frame_of_stored_bytes_is_the_message() -> None:
