@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ SLOTS = 256
 # Collaborations that have not ended yet, and submissions in one frame.
 WINDOW = 1_024
 FRAME_MAX = 128
+# How long a first event may take before another is provoked, in seconds.
+PROBE_S = 1.0
 
 Stream = Any  # grpc.aio's calls; their stubs do not know the message types
 
@@ -102,20 +105,26 @@ class Requester:
     def __init__(self, stub: Any) -> None:
         self._stub = stub
         self._made = 0
-        # Accepted or submitted, not yet ended.
-        self._open = 0
+        # request_ids of what has not ended yet.
+        self._open: set[str] = set()
+        self._watch_is_open = False
         self._changed = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
         self._calls: list[Stream] = []
 
     async def start(self) -> None:
-        """Open both streams."""
+        """Open both streams; return when ends are seen."""
         submits: Stream = self._stub.Submit()
         watch: Stream = self._stub.WatchCollaborations(WatchCollaborationsRequest(collaborations_only=True))
         self._calls = [submits, watch]
-        # The watch must see the first end, so it has to be open before anything is submitted.
-        await watch.initial_metadata()
         self._loops = [asyncio.create_task(self._answers(submits)), asyncio.create_task(self._ends(watch))]
+        # A watch says nothing until something happens: make something happen until it does.
+        while not self._watch_is_open:
+            self._changed.clear()
+            await submits.write(SubmitRequest(submissions=[self._submission()]))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PROBE_S):
+                    await self._wait_change()
 
     def stop(self) -> None:
         """End both streams."""
@@ -128,22 +137,20 @@ class Requester:
         """Submit `count` collaborations of one task each; return when all have completed."""
         left = count
         while left or self._open:
-            size = min(FRAME_MAX, WINDOW - self._open, left)
+            self._changed.clear()
+            size = min(FRAME_MAX, WINDOW - len(self._open), left)
             if size:
-                self._open += size
                 left -= size
-                await self._calls[0].write(self._frame(size))
+                submissions = [self._submission() for _ in range(size)]
+                self._open.update(submission.request_id for submission in submissions)
+                await self._calls[0].write(SubmitRequest(submissions=submissions))
             else:
-                self._changed.clear()
                 await self._wait_change()
 
-    def _frame(self, size: int) -> SubmitRequest:
-        submissions = []
-        for _ in range(size):
-            self._made += 1
-            spec = CollaborationSpec(tasks=[TaskSpec(task_id="t", required_skills=[SKILL])])
-            submissions.append(SubmitCollaborationRequest(request_id=f"b{self._made}", collaboration=spec))
-        return SubmitRequest(submissions=submissions)
+    def _submission(self) -> SubmitCollaborationRequest:
+        self._made += 1
+        spec = CollaborationSpec(tasks=[TaskSpec(task_id="t", required_skills=[SKILL])])
+        return SubmitCollaborationRequest(request_id=f"b{self._made}", collaboration=spec)
 
     async def _answers(self, submits: Stream) -> None:
         while True:
@@ -155,22 +162,24 @@ class Requester:
     async def _ends(self, watch: Stream) -> None:
         while True:
             frame: WatchCollaborationsResponse = await watch.read()
+            self._watch_is_open = True
             for event in frame.events:
                 state = event.collaboration.state
                 if state == COLLABORATION_STATE_COMPLETED:
-                    self._open -= 1
+                    self._open.discard(event.collaboration.request_id)
                 elif state not in (COLLABORATION_STATE_INITIALIZING, COLLABORATION_STATE_ACTIVE):
                     raise RuntimeError(f"not completed: {event}")
             self._changed.set()
 
     async def _wait_change(self) -> None:
-        """Wait for an end; raise what ended a stream if that comes first."""
+        """Wait for an event; raise what ended a stream if that comes first."""
         change = asyncio.create_task(self._changed.wait())
-        done, _ = await asyncio.wait({change, *self._loops}, return_when=asyncio.FIRST_COMPLETED)
-        if change not in done:
+        try:
+            done, _ = await asyncio.wait({change, *self._loops}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
             change.cancel()
-            for loop in done:
-                loop.result()
+        for loop in done & {*self._loops}:
+            loop.result()
 
 
 def main() -> None:
