@@ -150,6 +150,8 @@ def verify_note(note: bytes, key: VerifierKey) -> bytes:
             raise MalformedCheckpointError(f"not a signature line: {line[:80]!r}")
         if name != key.name.encode() or blob[:4] != key.key_id:
             continue
+        if verified:
+            raise MalformedCheckpointError(f"{key.name} signed twice with the same key")
         try:
             Ed25519PublicKey.from_public_bytes(key.public_key).verify(blob[4:], text)
         except InvalidSignature:

@@ -113,6 +113,12 @@ def test_signatures_of_others_are_ignored() -> None:
     assert verify_checkpoint(note + f"— {ORIGIN} {same_name}\n".encode(), KEY) == head(300)
 
 
+def test_a_signature_counts_once() -> None:
+    note = sign(ORIGIN, TreeHead(300, head(300).root), SIGNER)
+    with pytest.raises(MalformedCheckpointError, match="signed twice"):
+        verify_checkpoint(note + note.rpartition(b"\n\n")[2], KEY)
+
+
 def test_every_changed_bit_of_a_checkpoint_is_refused() -> None:
     note = sign(ORIGIN, TreeHead(300, head(300).root), SIGNER)
     for at in range(len(note)):
