@@ -1,0 +1,1 @@
+"""Mailboxes: at-least-once, ordered, prioritised delivery between agents."""

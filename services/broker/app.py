@@ -1,0 +1,180 @@
+"""The composition root: from the settings to a running broker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+from collections.abc import Coroutine
+from typing import Any
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+from muster.registry.v1 import registry_service_pb2 as registry_pb
+
+from services.broker.config import BrokerConfig
+from services.broker.core.events import AgentsSeen
+from services.broker.driver import Driver, DriverSettings
+from services.broker.mailbox_stream import StreamHost, StreamTerms
+from services.broker.metrics import BrokerMetrics
+from services.broker.peers import AgentDirectory, RegistryAgents
+from services.broker.recorder import AuditRecorder
+from services.broker.servicer import ACCESS, SERVICE_NAME, BrokerServicer, add_to_server
+from services.broker.store import MailboxStore
+from services.broker.stores.sqlite import SqliteStore
+from services.common import logs
+from services.common.clock import Clock, SystemClock
+from services.common.core.errors import Reason, ServiceError
+from services.common.etcd.channel import EtcdTls
+from services.common.etcd.client import EtcdClient
+from services.common.etcd.directory import ServiceDirectory
+from services.common.etcd.registration import Registration
+from services.common.lifecycle import TaskSupervisor
+from services.common.metrics import Exposition, Metrics, start_exposition
+from services.common.outbox import Outbox, SpooledOutbox, open_outbox
+from services.common.rpc.channel import make_channel
+from services.common.rpc.server import GrpcServer
+from services.common.tls import TlsIdentity
+
+SERVICE = "broker"
+# How long a drain waits for the last commit and the last audit entries, in seconds.
+SETTLE_S_MAX = 5.0
+# New objects between two looks for cycles; Python's own default is 700.
+GC_THRESHOLD = 50_000
+
+_log = logs.get("broker.app")
+
+
+class BrokerApp:
+    """The broker of one process. Without `etcd` it is alone: nobody finds it, `agents` tells who exists."""
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        store: MailboxStore,
+        outbox: Outbox,
+        *,
+        clock: Clock | None = None,
+        metrics: Metrics | None = None,
+        etcd: EtcdClient | None = None,
+        agents: AgentDirectory | None = None,
+    ) -> None:
+        self.supervisor = TaskSupervisor()
+        self._config, self._store, self._outbox = config, store, outbox
+        self._clock, self._etcd = clock or SystemClock(), etcd
+        self._metrics = metrics or Metrics(SERVICE)
+        self._tls = TlsIdentity(config.ca, config.certificate, config.key, config.trust_domain)
+        self._directory = None if etcd is None else ServiceDirectory(etcd, config.key_prefix)
+        if agents is None and self._directory is not None:
+            agents = RegistryAgents(self._directory, self._tls)
+        self._agents = agents
+        own = BrokerMetrics(self._metrics)
+        self._recorder = AuditRecorder(
+            outbox, self._clock, own, messages=config.audit_messages, backlog_max=config.audit_backlog_max
+        )
+        self.driver = Driver(
+            store,
+            self._clock,
+            own,
+            self._recorder,
+            DriverSettings(
+                config.limits,
+                config.retention,
+                config.uncommitted_bytes_max,
+                config.compaction_interval_ms,
+            ),
+        )
+        terms = StreamTerms(config.ack_deadline_ms, config.payload_bytes_max, config.hello_timeout_ms)
+        servicer = BrokerServicer(StreamHost(self.driver, self._recorder, own, terms))
+        self._server = GrpcServer(
+            self._tls, config.listen, ACCESS, self._metrics, logs.get("broker.rpc"), outbox=outbox
+        )
+        self._server.add(add_to_server, servicer, SERVICE_NAME)
+        self._exposition: Exposition | None = None
+        # Set by `start`: host:port of the listeners.
+        self.address = ""
+        self.metrics_address = ""
+
+    async def start(self) -> None:
+        """See `lifecycle.Service`."""
+        spawn = self.supervisor.spawn
+        await self.driver.open()
+        spawn("broker-driver", self.driver.run())
+        spawn("broker-recorder", self._recorder.run())
+        if self._directory is not None:
+            spawn("broker-directory", self._directory.run())
+        if self._agents is not None:
+            spawn("broker-agents", self._follow(self._agents))
+        if isinstance(self._outbox, SpooledOutbox):
+            spawn("broker-shipper", self._outbox.ship(self._reach_audit))
+        if self._config.metrics_listen:
+            self._exposition, self.metrics_address = await start_exposition(
+                self._metrics, self._config.metrics_listen, self._tls
+            )
+        self.address = await self._server.start()
+        _log.info("serving", address=self.address, metrics=self.metrics_address)
+        if self._etcd is not None:
+            spawn("broker-registration", self._register(self._etcd))
+
+    async def drain(self) -> None:
+        """See `lifecycle.Service`: take no new envelopes, answer those that came, end the streams, close."""
+        self.driver.begin_drain()
+        await _within(SETTLE_S_MAX, self.driver.wait_idle())
+        await self._server.drain(self._config.drain_ms)
+        await _within(SETTLE_S_MAX, self._recorder.wait_idle())
+        await self.supervisor.stop()
+        await self.driver.close()
+        if isinstance(self._outbox, SpooledOutbox):
+            await self._outbox.close()
+        if self._exposition is not None:
+            await self._exposition.stop()
+        if self._etcd is not None:
+            await self._etcd.close()
+
+    async def _follow(self, agents: AgentDirectory) -> None:
+        async with contextlib.aclosing(agents.watch()) as views:
+            async for view in views:
+                self.driver.see_agents(AgentsSeen(view.names, view.complete))
+
+    async def _reach_audit(self) -> grpc.aio.Channel:
+        addresses = () if self._directory is None else self._directory.addresses("audit")
+        if not addresses:
+            raise ServiceError(Reason.AUDIT_UNAVAILABLE, "no audit replica is known yet")
+        return make_channel(addresses, self._tls, "audit")
+
+    async def _register(self, etcd: EtcdClient) -> None:
+        """Be found by the others. While etcd is away the mailboxes go on for those who know the address."""
+        replica = registry_pb.ServiceReplica(
+            service=SERVICE,
+            replica_id=self._config.replica_id,
+            address=self._config.advertise or self.address,
+            metrics_address=self.metrics_address,
+            start_time=Timestamp(seconds=self._clock.now() // 1_000),
+        )
+        await Registration(etcd, self._clock, self._config.key_prefix, replica).run()
+
+
+async def build(config: BrokerConfig) -> BrokerApp:
+    """Return the service that the settings describe, not started."""
+    # What the broker makes by the ten thousand a second has no cycles: looking for some among all waiting
+    # envelopes would cost a tenth of its time. Measured: `python -m benchmarks messages`.
+    gc.set_threshold(GC_THRESHOLD)
+    # Before anything is served there is nothing that could be blocked.
+    directory = config.data_directory
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    clock, metrics = SystemClock(), Metrics(SERVICE)
+    store = SqliteStore.open(directory / "mailboxes.sqlite")
+    outbox = await open_outbox(
+        directory / "outbox", service=SERVICE, replica_id=config.replica_id, clock=clock, metrics=metrics
+    )
+    etcd = EtcdClient(
+        config.etcd_endpoints,
+        EtcdTls(config.etcd_ca, config.etcd_certificate, config.etcd_key, config.etcd_server_name),
+    )
+    return BrokerApp(config, store, outbox, clock=clock, metrics=metrics, etcd=etcd)
+
+
+async def _within(seconds: float, wait: Coroutine[Any, Any, None]) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await wait

@@ -1,0 +1,1 @@
+"""Pure decisions of the broker: no clock, no IO, no randomness."""

@@ -1,0 +1,140 @@
+"""What the parts of the machine share: the memory, the timers, the effects of this step, and the decisions
+that wait for the disk.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from services.broker.core.effects import Effect
+from services.broker.core.model import (
+    Batch,
+    DeadLetter,
+    IncarnationRecord,
+    Limits,
+    SendOutcome,
+)
+from services.broker.core.state import Domain, Item, Session, State, Stream
+from services.broker.core.table import DeliveryInput
+from services.broker.core.timers import Timers
+from services.common.core.instants import Instant
+
+
+class Acks(NamedTuple):
+    """Deliveries that one frame acked."""
+
+    stream: Stream
+    session: Session
+    items: list[Item]
+
+
+class Release(NamedTuple):
+    """Envelopes without acks that go to one session once it is durable that they are done."""
+
+    session: Session
+    items: list[Item]
+
+
+class Burial(NamedTuple):
+    """An envelope that is given up."""
+
+    item: Item
+    letter: DeadLetter
+    # The stream whose reject this is; None when nobody waits for an answer.
+    stream: Stream | None
+
+
+class Nacked(NamedTuple):
+    """A nack that took effect; its count of failures is not durable yet."""
+
+    stream: Stream
+    token: int
+
+
+class Answers(NamedTuple):
+    """Outcomes of one frame's envelopes, in the order sent."""
+
+    stream: Stream
+    outcomes: list[SendOutcome]
+
+
+class Tentative:
+    """What was decided since the last commit was cut."""
+
+    __slots__ = (
+        "accepted",
+        "acks",
+        "agents_forgotten",
+        "agents_known",
+        "answers",
+        "burials",
+        "incarnations",
+        "nacks",
+        "releases",
+        "touched",
+        "urgent",
+    )
+
+    def __init__(self) -> None:
+        self.accepted: list[Item] = []
+        self.acks: list[Acks] = []
+        self.releases: list[Release] = []
+        self.burials: list[Burial] = []
+        self.nacks: list[Nacked] = []
+        self.answers: list[Answers] = []
+        self.agents_known: list[str] = []
+        self.agents_forgotten: list[str] = []
+        self.incarnations: list[IncarnationRecord] = []
+        # Domains whose record changed.
+        self.touched: dict[Domain, None] = {}
+        # A changed record that should not wait for other work.
+        self.urgent = False
+
+    def __bool__(self) -> bool:
+        """Return whether somebody waits for the commit of this."""
+        return bool(
+            self.answers
+            or self.acks
+            or self.releases
+            or self.burials
+            or self.agents_known
+            or self.agents_forgotten
+            or self.incarnations
+            or self.urgent
+        )
+
+    def batch(self, number: int, retry_horizon_ms: int) -> Batch:
+        """Return what the store must write."""
+        batch = Batch(number)
+        batch.envelopes = [item.envelope for item in self.accepted]
+        if self.accepted:
+            ttl_max = max(item.envelope.draft.ttl_ms for item in self.accepted)
+            newest = self.accepted[-1].envelope.accepted_at
+            batch.keep_until = Instant(newest + max(ttl_max, retry_horizon_ms))
+        batch.domains = [domain.record() for domain in self.touched]
+        batch.dead_letters = [burial.letter for burial in self.burials]
+        batch.agents_known = self.agents_known
+        batch.agents_forgotten = self.agents_forgotten
+        batch.incarnations = self.incarnations
+        return batch
+
+
+class Desk:
+    """One per machine."""
+
+    __slots__ = ("effects", "in_flight", "limits", "number", "open", "state", "timers")
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.limits: Limits = state.limits
+        self.timers = Timers()
+        # Of the step that runs now.
+        self.effects: list[Effect] = []
+        # Gathers while `in_flight` is being written.
+        self.open = Tentative()
+        self.in_flight: Tentative | None = None
+        self.number = 0
+
+    def count(self, given: DeliveryInput, times: int = 1) -> None:
+        """Count transitions for the metrics."""
+        self.state.transitions[given] += times

@@ -1,0 +1,325 @@
+"""The one loop around the core: events in, one commit at a time, effects out.
+
+The order that makes it safe is the core's: effects that promise something come only in answer to
+`Persisted`. While a commit is on its way to the disk the next batch gathers, so that a busy broker does few
+large commits and an idle one answers at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from services.broker.core import effects as fx
+from services.broker.core import events as ev
+from services.broker.core.machine import Machine
+from services.broker.core.model import Batch, Limits
+from services.broker.metrics import BrokerMetrics
+from services.broker.recorder import AuditRecorder, DeadLettersDropped
+from services.broker.store import MailboxStore, Retention, StoredDeadLetter
+from services.common import logs
+from services.common.clock import Clock
+from services.common.core.backoff import backoff_ms
+from services.common.core.errors import Reason, ServiceError
+
+# Pause before the next commit after one that failed, in milliseconds.
+COMMIT_RETRY_MS = 100
+# Pauses between tries to read the store again after it did not answer, in milliseconds.
+RELOAD_BASE_MS = 50
+RELOAD_MAX_MS = 5_000
+# Events taken before the streams get their turn again; each is a frame of at most 1,024 items of a kind.
+EVENTS_PER_TURN = 64
+
+_log = logs.get("broker.driver")
+
+
+class Outlet(Protocol):
+    """Where a stream's effects go."""
+
+    def carry(self, effect: fx.StreamEffect) -> None:
+        """Say it to the peer as soon as the stream is free."""
+        ...
+
+    def end(self, error: ServiceError | None) -> None:
+        """End the stream, well when there is no error."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DriverSettings:
+    """The numbers of the driver."""
+
+    limits: Limits
+    retention: Retention
+    # Bytes that may wait for the disk before streams are not read any more.
+    uncommitted_bytes_max: int
+    compaction_interval_ms: int
+
+
+class Driver:
+    """Owned by the event loop; its methods may be called by anybody on it."""
+
+    def __init__(
+        self,
+        store: MailboxStore,
+        clock: Clock,
+        metrics: BrokerMetrics,
+        recorder: AuditRecorder,
+        settings: DriverSettings,
+    ) -> None:
+        self._store, self._clock, self._metrics = store, clock, metrics
+        self._recorder, self._settings = recorder, settings
+        self._machine: Machine | None = None
+        self._agents: ev.AgentsSeen | None = None
+        self._outlets: dict[int, Outlet] = {}
+        self._stream_count = 0
+        self._events: deque[ev.Event] = deque()
+        self._wake: asyncio.Future[None] | None = None
+        # Set when the loop has found nothing to do.
+        self._quiet = asyncio.Event()
+        self._alarm: asyncio.TimerHandle | None = None
+        # The store does one thing at a time: a commit, a compaction, a load.
+        self._working: asyncio.Task[None] | None = None
+        # The core's memory and the disk may differ: nothing is stepped until it is read again.
+        self._lost_touch = False
+        self._commit_at_ms = 0
+        self._compact_at_ms = 0
+        # Bytes that came; those of them that the last commit decides about; those that are decided.
+        self._bytes_in = 0
+        self._bytes_cut = 0
+        self._bytes_decided = 0
+        self._room: list[asyncio.Future[None]] = []
+
+    async def open(self) -> None:
+        """Read the store; raises STORE_UNAVAILABLE."""
+        await self._load()
+        self._compact_at_ms = self._clock.monotonic_ms() + self._settings.compaction_interval_ms
+
+    @property
+    def machine(self) -> Machine:
+        """The core, for reading."""
+        if self._machine is None:
+            raise RuntimeError("open the driver first")
+        return self._machine
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits for the core or the disk."""
+        return not self._events and self._working is None and not self.machine.has_work
+
+    def attach(self, outlet: Outlet) -> int:
+        """Return a new stream's id; its effects go to `outlet` until it ends."""
+        self._stream_count += 1
+        self._outlets[self._stream_count] = outlet
+        return self._stream_count
+
+    def detach(self, stream_id: int) -> None:
+        """The stream is gone, whoever ended it."""
+        self._outlets.pop(stream_id, None)
+        self.submit(ev.StreamClosed(stream_id))
+
+    def submit(self, event: ev.Event, size_bytes: int = 0) -> None:
+        """Have the core take in `event`; `size_bytes` is what it brings to the disk."""
+        self._events.append(event)
+        self._bytes_in += size_bytes
+        self._ring()
+
+    def see_agents(self, seen: ev.AgentsSeen) -> None:
+        """Take the registry's news; they outlast the core's memory."""
+        known = self._agents
+        if known is None or seen.complete:
+            self._agents = seen
+        else:
+            self._agents = ev.AgentsSeen(known.names | seen.names, known.complete)
+        self.submit(seen)
+
+    async def wait_room(self) -> None:
+        """Return when more may be read: what waits for the disk is bounded."""
+        while self._bytes_in - self._bytes_decided > self._settings.uncommitted_bytes_max:
+            room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._room.append(room)
+            await room
+
+    async def list_dead_letters(self, receiver: str, after: int, limit: int) -> list[StoredDeadLetter]:
+        """See `MailboxStore.list_dead_letters`."""
+        return await self._store.list_dead_letters(receiver, after, limit)
+
+    async def count_dead_letters(self, receiver: str) -> int:
+        """See `MailboxStore.count_dead_letters`."""
+        return await self._store.count_dead_letters(receiver)
+
+    async def run(self) -> None:
+        """Drive until cancelled; a defect comes out."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                if not self._lost_touch:
+                    self._turn()
+                    if self._events:
+                        # The streams have their turn; what they bring shares the next batch.
+                        await asyncio.sleep(0)
+                        continue
+                if self.idle:
+                    self._quiet.set()
+                self._wake = loop.create_future()
+                self._set_alarm(loop)
+                await self._wake
+                self._wake = None
+                if self._working is not None and self._working.done():
+                    # Only a defect ends the store's work with an error.
+                    self._working.result()
+                    self._working = None
+        finally:
+            self._wake = None
+            if self._alarm is not None:
+                self._alarm.cancel()
+
+    def begin_drain(self) -> None:
+        """Refuse new envelopes from now on."""
+        self.submit(ev.DrainBegan())
+
+    async def wait_idle(self) -> None:
+        """Return when nothing waits for the core or the disk; at once when it was never opened."""
+        while self._machine is not None and not self.idle:
+            self._quiet.clear()
+            await self._quiet.wait()
+
+    async def close(self) -> None:
+        """Finish what the store was given and close it; stop `run` first."""
+        if self._working is not None:
+            await asyncio.wait([self._working])
+        await self._store.close()
+
+    def _turn(self) -> None:
+        for _ in range(min(len(self._events), EVENTS_PER_TURN)):
+            self._step(self._events.popleft())
+        due = self.machine.next_due()
+        if due is not None and due <= self._clock.now():
+            self._step(ev.Ticked())
+        if self._working is None:
+            now_ms = self._clock.monotonic_ms()
+            if self.machine.has_work and now_ms >= self._commit_at_ms:
+                self._bytes_cut = self._bytes_in
+                self._step(ev.StoreReady())
+            elif now_ms >= self._compact_at_ms:
+                self._give_store(self._compact())
+
+    def _step(self, event: ev.Event) -> None:
+        outlets, recorder = self._outlets, self._recorder
+        for effect in self.machine.step(event, self._clock.now()):
+            match effect:
+                case fx.Commit(batch=batch):
+                    self._give_store(self._commit(batch))
+                case fx.End(stream_id=stream_id, error=error):
+                    self._end(stream_id, error)
+                case fx.Finish(stream_id=stream_id):
+                    self._end(stream_id, None)
+                case fx.NoteAccepted() | fx.NoteDone() | fx.NoteDead() | fx.NoteOpened() | fx.NoteFenced():
+                    recorder.note(effect)
+                case _:
+                    outlet = outlets.get(effect.stream_id)
+                    if outlet is not None:
+                        outlet.carry(effect)
+
+    def _end(self, stream_id: int, error: ServiceError | None) -> None:
+        outlet = self._outlets.pop(stream_id, None)
+        if outlet is not None:
+            outlet.end(error)
+
+    def _ring(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def _set_alarm(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Be woken when time itself gives cause; everything else rings."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if self._lost_touch:
+            return
+        waits_ms: list[int] = []
+        if (due := self.machine.next_due()) is not None:
+            waits_ms.append(due - self._clock.now())
+        if self._working is None:
+            at_ms = self._commit_at_ms if self.machine.has_work else self._compact_at_ms
+            waits_ms.append(at_ms - self._clock.monotonic_ms())
+        if waits_ms:
+            # Clocks count whole milliseconds: waking a little early would turn the loop for nothing.
+            self._alarm = loop.call_later(max(1, min(waits_ms)) / 1000, self._ring)
+
+    def _give_store(self, work: Coroutine[Any, Any, None]) -> None:
+        self._working = asyncio.create_task(work, name="broker-store")
+        self._working.add_done_callback(lambda _: self._ring())
+
+    async def _commit(self, batch: Batch) -> None:
+        try:
+            with self._metrics.commit_seconds.time():
+                await self._store.commit(batch)
+        except ServiceError as error:
+            self._metrics.commit_failures.labels(error.reason).inc()
+            if error.reason is not Reason.DISK_FULL:
+                await self._read_again(error)
+                return
+            self._commit_at_ms = self._clock.monotonic_ms() + COMMIT_RETRY_MS
+            outcome: ev.Event = ev.PersistFailed(batch.number, error)
+        else:
+            # Commit point. From here a crash loses nothing of this batch; its senders and receivers are told
+            # next, and who is not told asks again and gets the same answer.
+            self._metrics.commit_envelopes.observe(len(batch.envelopes))
+            outcome = ev.Persisted(batch.number)
+        # Before what came meanwhile: it frees what others wait for.
+        self._events.appendleft(outcome)
+        self._decide(self._bytes_cut)
+
+    async def _compact(self) -> None:
+        try:
+            done = await self._store.compact(self._clock.now(), self._settings.retention)
+        except ServiceError as error:
+            # Freeing space can wait; a store that is really gone is found by the next commit.
+            _log.warning("compaction failed", why=str(error))
+        else:
+            self._metrics.stored_bytes.set(done.bytes_stored)
+            self._metrics.blocks_rewritten.inc(done.blocks_rewritten)
+            self._metrics.dead_letters_dropped.inc(sum(done.dead_letters_dropped.values()))
+            if done.dead_letters_dropped:
+                self._recorder.note(DeadLettersDropped(done.dead_letters_dropped))
+        self._compact_at_ms = self._clock.monotonic_ms() + self._settings.compaction_interval_ms
+
+    async def _read_again(self, error: ServiceError) -> None:
+        """Whether the last batch is on disk is unknown: forget everything and believe the disk.
+
+        All streams end with the indefinite error; their peers come back and repeat what was not answered.
+        """
+        _log.error("the store did not answer; reading it again", why=str(error))
+        self._lost_touch = True
+        for stream_id in list(self._outlets):
+            self._end(stream_id, error)
+        self._events.clear()
+        failures = 0
+        while True:
+            try:
+                await self._load()
+                break
+            except ServiceError as again:
+                failures += 1
+                _log.warning("the store still does not answer", why=str(again))
+                await asyncio.sleep(backoff_ms(failures, base_ms=RELOAD_BASE_MS, max_ms=RELOAD_MAX_MS) / 1000)
+        self._lost_touch = False
+        self._decide(self._bytes_in)
+
+    async def _load(self) -> None:
+        now = self._clock.now()
+        self._machine = Machine(await self._store.load(now), self._settings.limits, now)
+        self._metrics.show(self._machine.state)
+        if self._agents is not None:
+            self._events.appendleft(self._agents)
+
+    def _decide(self, bytes_decided: int) -> None:
+        self._bytes_decided = bytes_decided
+        room, self._room = self._room, []
+        for one in room:
+            if not one.done():
+                one.set_result(None)

@@ -1,0 +1,160 @@
+"""One Mailbox stream: frames to events on the way in, effects to pieces of frames on the way out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from muster.broker.v1 import broker_service_pb2 as pb
+
+from services.broker.core import effects as fx
+from services.broker.core import events as ev
+from services.broker.core.model import SendOutcome
+from services.broker.driver import Driver
+from services.broker.metrics import BrokerMetrics
+from services.broker.recorder import AuditRecorder, SendsRefused
+from services.broker.wire import requests, responses
+from services.common.core.errors import Reason, ServiceError
+from services.common.identity import Principal
+from services.common.rpc.duplex import Duplex, read_first
+
+
+@dataclass(frozen=True, slots=True)
+class StreamTerms:
+    """What a stream is told in the welcome, and what bounds it."""
+
+    ack_deadline_ms: int
+    payload_bytes_max: int
+    hello_timeout_ms: int
+
+
+class _Piece(NamedTuple):
+    """Part of a frame: bytes, the deliveries' weight in them, send credits to add up."""
+
+    content: bytes
+    weight: int = 0
+    credits: int = 0
+
+
+def address_of(principal: Principal) -> str:
+    """Return where envelopes for `principal` are sent: an agent's bare name, or "operator/<name>"."""
+    return principal.name if principal.kind == "agent" else str(principal)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamHost:
+    """What all streams share."""
+
+    driver: Driver
+    recorder: AuditRecorder
+    metrics: BrokerMetrics
+    terms: StreamTerms
+
+
+class MailboxStream:
+    """Owned by the event loop; the driver's outlet of this stream."""
+
+    def __init__(self, context: Any, principal: Principal, host: StreamHost) -> None:
+        self._context, self._actor, self._address = context, str(principal), address_of(principal)
+        self._driver, self._recorder = host.driver, host.recorder
+        self._metrics, self._terms = host.metrics, host.terms
+        self._duplex: Duplex[_Piece, bytes] = Duplex(context, self._pack)
+        self._stream_id = 0
+        # Set when the core has let the stream go.
+        self._let_go = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve the stream to its end; raises the error that it ends with."""
+        first: pb.MailboxRequest = await read_first(self._context, self._terms.hello_timeout_ms)
+        hello = requests.read_hello(first)
+        self._stream_id = self._driver.attach(self)
+        try:
+            self._driver.submit(
+                ev.StreamOpened(
+                    self._stream_id,
+                    self._actor,
+                    self._address,
+                    hello.instance_id or requests.INSTANCE_DEFAULT,
+                    hello.incarnation,
+                    hello.send_only,
+                    hello.resume_ack_token,
+                )
+            )
+            await self._duplex.run(self._take, self._leave)
+        finally:
+            self._driver.detach(self._stream_id)
+
+    # What the driver calls.
+
+    def carry(self, effect: fx.StreamEffect) -> None:
+        """See `driver.Outlet`."""
+        match effect:
+            case fx.Deliver(deliveries=deliveries, weight=weight):
+                for content in responses.deliveries(deliveries):
+                    self._say(_Piece(content))
+                # The core counts by effects: this one is flushed with the last of its pieces.
+                self._say(_Piece(b"", weight))
+            case fx.Answer(outcomes=outcomes):
+                self._note_refused(outcomes)
+                self._say(_Piece(responses.outcomes(outcomes), credits=len(outcomes)))
+            case fx.ConfirmSettled(tokens=tokens):
+                self._say(_Piece(responses.settled(tokens)))
+            case fx.RefuseSettling(token=token, error=error):
+                self._say(_Piece(responses.refusal(token, error)))
+            case fx.Recall(tokens=tokens):
+                self._say(_Piece(responses.recalled(tokens)))
+            case fx.TellTombstones(key=key, tombstones=stones):
+                self._say(_Piece(responses.tombstones(key, stones)))
+            case fx.Welcome(waiting_count=waiting_count, send_credits=credits_):
+                welcome = responses.welcome(
+                    requests.VERSION,
+                    waiting_count,
+                    ack_deadline_ms=self._terms.ack_deadline_ms,
+                    payload_bytes_max=self._terms.payload_bytes_max,
+                )
+                self._say(_Piece(welcome, credits=credits_))
+
+    def end(self, error: ServiceError | None) -> None:
+        """See `driver.Outlet`."""
+        self._let_go.set()
+        self._duplex.end(error)
+
+    # What the duplex calls.
+
+    async def _take(self, request: pb.MailboxRequest) -> None:
+        frame, size = requests.read_frame(
+            request, self._stream_id, self._address, self._terms.payload_bytes_max
+        )
+        self._driver.submit(frame, size)
+        await self._driver.wait_room()
+
+    async def _leave(self) -> None:
+        """The client has sent its last frame; it gets the answers that it waits for."""
+        self._driver.submit(ev.StreamLeaving(self._stream_id))
+        await self._let_go.wait()
+
+    def _pack(self, pieces: Sequence[_Piece]) -> bytes:
+        credits_ = sum(piece.credits for piece in pieces)
+        content = [piece.content for piece in pieces]
+        if credits_:
+            # A scalar field: once in a frame, since the last one counts.
+            content.append(responses.send_credits(credits_))
+        weight = sum(piece.weight for piece in pieces)
+        if weight:
+            # The writer is free again: what the core may hand over grows by what leaves now.
+            self._driver.submit(ev.Flushed(self._stream_id, weight))
+        return b"".join(content)
+
+    def _say(self, piece: _Piece) -> None:
+        self._duplex.send(piece, len(piece.content))
+
+    def _note_refused(self, outcomes: Sequence[SendOutcome]) -> None:
+        refused = [outcome for outcome in outcomes if outcome.error is not None]
+        if not refused:
+            return
+        for outcome in refused:
+            reason = Reason.INTERNAL if outcome.error is None else outcome.error.reason
+            self._metrics.refused.labels(reason).inc()
+        self._recorder.note(SendsRefused(self._actor, refused))

@@ -1,0 +1,128 @@
+"""gRPC in and out: who may ask for what, and the answers for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from muster.broker.v1 import broker_service_pb2 as pb
+from muster.broker.v1.broker_service_pb2_grpc import BrokerServiceServicer
+
+from services.broker.core.views import view_mailbox
+from services.broker.mailbox_stream import MailboxStream, StreamHost, address_of
+from services.broker.wire import requests, responses
+from services.common.core.errors import Reason, ServiceError, invalid
+from services.common.identity import Principal
+from services.common.rpc.interceptors import current_call
+
+SERVICE_NAME = "muster.broker.v1.BrokerService"
+_PEOPLE = frozenset({"agent", "operator"})
+# Who may call what; what is not here may be called by nobody. Services have no mailboxes.
+ACCESS = {
+    f"{SERVICE_NAME}/Mailbox": _PEOPLE,
+    f"{SERVICE_NAME}/GetMailbox": _PEOPLE,
+    f"{SERVICE_NAME}/ListDeadLetters": _PEOPLE,
+}
+PAGE_SIZE_DEFAULT = 100
+PAGE_SIZE_MAX = 1_000
+# A page of dead letters ends here, whatever its number of rows: well below gRPC's 4 MiB.
+PAGE_BYTES_MAX = 2 * 1024 * 1024
+
+
+class BrokerServicer(BrokerServiceServicer):
+    """Serves `muster.broker.v1.BrokerService`."""
+
+    def __init__(self, host: StreamHost) -> None:
+        self._host, self._driver = host, host.driver
+
+    async def Mailbox(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]  # it writes to the context
+        """Serve one stream of an agent or operator."""
+        del request_iterator  # the duplex reads from the context
+        await MailboxStream(context, current_call.get().principal, self._host).run()
+
+    async def GetMailbox(self, request: pb.GetMailboxRequest, context: Any) -> pb.GetMailboxResponse:
+        """Return what a mailbox holds."""
+        del context
+        owner = _owner(request.agent_id, current_call.get().principal)
+        view = view_mailbox(self._driver.machine.state, owner)
+        if view is None:
+            raise _unknown(owner)
+        return responses.mailbox(view, await self._driver.count_dead_letters(owner))
+
+    async def ListDeadLetters(
+        self, request: pb.ListDeadLettersRequest, context: Any
+    ) -> pb.ListDeadLettersResponse:
+        """Return one page of a mailbox's dead letters, oldest first."""
+        del context
+        owner = _owner(request.agent_id, current_call.get().principal)
+        if owner not in self._driver.machine.state.known:
+            raise _unknown(owner)
+        size, after = _page(request)
+        # One more than wanted tells whether there is a next page.
+        found = await self._driver.list_dead_letters(owner, after, size + 1)
+        response = pb.ListDeadLettersResponse()
+        total = 0
+        for number, letter in found[:size]:
+            total += len(letter.envelope.draft.body)
+            if response.dead_letters and total > PAGE_BYTES_MAX:
+                break
+            response.dead_letters.append(responses.dead_letter(letter))
+            after = number
+        if len(response.dead_letters) < len(found):
+            response.page.next_page_token = str(after)
+        return response
+
+
+def add_to_server(servicer: BrokerServicer, server: grpc.aio.Server) -> None:
+    """Add the servicer; unlike the generated function without a serializer for Mailbox: it writes bytes."""
+    handlers = {
+        "Mailbox": grpc.stream_stream_rpc_method_handler(
+            servicer.Mailbox, request_deserializer=pb.MailboxRequest.FromString
+        ),
+        "GetMailbox": grpc.unary_unary_rpc_method_handler(
+            servicer.GetMailbox,
+            request_deserializer=pb.GetMailboxRequest.FromString,
+            response_serializer=pb.GetMailboxResponse.SerializeToString,
+        ),
+        "ListDeadLetters": grpc.unary_unary_rpc_method_handler(
+            servicer.ListDeadLetters,
+            request_deserializer=pb.ListDeadLettersRequest.FromString,
+            response_serializer=pb.ListDeadLettersResponse.SerializeToString,
+        ),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+
+
+def _owner(agent_id: str, principal: Principal) -> str:
+    """Return whose mailbox is asked about; an agent may ask about its own only."""
+    own = address_of(principal)
+    if not agent_id or agent_id == own:
+        return own
+    if not requests.is_address(agent_id):
+        raise invalid("agent_id", "an agent's name, operator/<name>, or empty for your own mailbox")
+    if principal.kind != "operator":
+        raise ServiceError(
+            Reason.ACCESS_DENIED,
+            f"{principal} may not look into the mailbox of {agent_id}: ask an operator",
+            metadata={"identity": str(principal), "method": "mailbox"},
+        )
+    return agent_id
+
+
+def _unknown(owner: str) -> ServiceError:
+    return ServiceError(
+        Reason.AGENT_NOT_FOUND,
+        f"no agent {owner!r} is registered: check the name, or start that agent once",
+        metadata={"agent_id": owner},
+    )
+
+
+def _page(request: pb.ListDeadLettersRequest) -> tuple[int, int]:
+    """Return the size of the page and the number after which it begins."""
+    size = request.page.page_size or PAGE_SIZE_DEFAULT
+    if size > PAGE_SIZE_MAX:
+        raise invalid("page.page_size", f"at most {PAGE_SIZE_MAX}")
+    token = request.page.page_token
+    if token and not (token.isascii() and token.isdecimal() and len(token) < 19):
+        raise invalid("page.page_token", "the next_page_token of the page before, or empty")
+    return size, int(token or 0)

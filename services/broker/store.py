@@ -1,0 +1,79 @@
+"""What must be durable about mailboxes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from services.broker.core.model import Batch, DeadLetter, Recovered
+from services.common.core.instants import Instant
+
+
+class StoredDeadLetter(NamedTuple):
+    """A dead letter with its place in the list of its mailbox; numbers grow with time."""
+
+    number: int
+    letter: DeadLetter
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How much a store keeps for people, and for how long."""
+
+    dead_letters_max_per_mailbox: int = 10_000
+    dead_letter_age_ms_max: int = 7 * 24 * 3_600_000
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """What `compact` removed and how large the store is."""
+
+    # Dead letters that are no longer kept, by mailbox.
+    dead_letters_dropped: dict[str, int]
+    # Blocks whose envelopes were settled, and blocks whose few live envelopes moved together.
+    blocks_dropped: int
+    blocks_rewritten: int
+    bytes_stored: int
+
+
+class MailboxStore(Protocol):
+    """Durable mailboxes of one broker, which is their only writer.
+
+    Concurrency: `load`, `commit` and `compact` do not overlap: each is awaited before the next. Lists and
+                 counts may be asked for at any time and see whole commits.
+    Consistency: `commit` is all or nothing. A domain record replaces the one before, and every envelope of a
+                 batch comes with its domain's record. An envelope is unsettled until its domain's record
+                 says that its number is settled.
+    Durability:  when `commit` returns, the batch survives power loss. What is acknowledged to anybody was
+                 committed before.
+    Recovery:    `load` returns exactly what the commits so far amount to: every unsettled envelope once, in
+                 the order of its domain, and every message_id whose `keep_until` has not passed (it may
+                 return more ids, and keep them longer, than it must).
+    Errors:      DISK_FULL is definite: nothing of the batch was kept, and the store goes on when there is
+                 room. STORE_UNAVAILABLE is indefinite: the batch may or may not be there, all of it or
+                 nothing; `load` tells.
+    """
+
+    async def load(self, now: Instant) -> Recovered:
+        """Begin a new life of the broker and return what is durable."""
+        ...
+
+    async def commit(self, batch: Batch) -> None:
+        """Make `batch` durable."""
+        ...
+
+    async def compact(self, now: Instant, retention: Retention) -> Compaction:
+        """Free what is not needed any longer: a bounded piece of work, to be called every few seconds."""
+        ...
+
+    async def list_dead_letters(self, receiver: str, after: int, limit: int) -> list[StoredDeadLetter]:
+        """Return up to `limit` dead letters of a mailbox with numbers above `after`, oldest first."""
+        ...
+
+    async def count_dead_letters(self, receiver: str) -> int:
+        """Return how many dead letters of a mailbox are kept."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was begun and let go of the files."""
+        ...

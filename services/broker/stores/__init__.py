@@ -1,0 +1,1 @@
+"""Implementations of `services.broker.store.MailboxStore`."""

@@ -1,0 +1,184 @@
+"""What goes out: frames of a Mailbox stream, and what people ask for.
+
+An envelope is never parsed and serialized again on its way out: a delivery's bytes are put together from the
+bytes that were stored and the fields that the broker sets, appended behind them. That is what protobuf
+allows: of a scalar field that occurs twice the last one counts; two occurrences of a message field are merged
+field by field, which is why `accepted_time` is written with both of its fields. `test_broker_wire.py` holds
+it against the generated classes, also for senders that filled the broker's fields themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from muster.broker.v1 import broker_service_pb2 as pb
+from muster.common.v1 import envelope_pb2
+
+from services.broker.core.model import DeadLetter, Delivery, DomainKey, Envelope, Lane, SendOutcome, Tombstone
+from services.broker.core.views import MailboxView
+from services.broker.wire.protobuf import MORE, block, scalar, timestamp, varint
+from services.common.core.errors import ServiceError
+from services.common.rpc.status import status_proto
+
+# A frame is put together from pieces of about this size, which are never divided.
+PIECE_BYTES_MAX = 256 * 1024
+
+_Envelope = envelope_pb2.Envelope
+_ACCEPTED = pb.MailboxResponse.ACCEPTED_FIELD_NUMBER
+_SETTLED = pb.MailboxResponse.SETTLED_FIELD_NUMBER
+_RECALLED = pb.MailboxResponse.RECALLED_FIELD_NUMBER
+_SEND_CREDITS = pb.MailboxResponse.SEND_CREDITS_FIELD_NUMBER
+# Tags of what is written once per envelope.
+_DELIVERY = bytes((pb.MailboxResponse.DELIVERIES_FIELD_NUMBER << 3 | 2,))
+_TOKEN = bytes((pb.Delivery.ACK_TOKEN_FIELD_NUMBER << 3,))
+_ENVELOPE = bytes((pb.Delivery.ENVELOPE_FIELD_NUMBER << 3 | 2,))
+_NUMBER = bytes((pb.Delivery.DELIVERY_NUMBER_FIELD_NUMBER << 3,))
+_RETRY = bytes((_Envelope.RETRY_COUNT_FIELD_NUMBER << 3,))
+_FIRST_TRY = _RETRY + b"\x00"
+_FIRST = _NUMBER + b"\x01"
+_SEQUENCE = varint(_Envelope.SEQUENCE_NUMBER_FIELD_NUMBER << 3)
+_OUTCOME = bytes((_ACCEPTED << 3 | 2,))
+_OUTCOME_ID = bytes((pb.SendOutcome.MESSAGE_ID_FIELD_NUMBER << 3 | 2,))
+_OUTCOME_SEQUENCE = bytes((pb.SendOutcome.SEQUENCE_NUMBER_FIELD_NUMBER << 3,))
+
+
+def sender_suffix(sender: str) -> bytes:
+    """Return the sender_id field that overrides whatever the sender wrote."""
+    return block(_Envelope.SENDER_ID_FIELD_NUMBER, sender.encode())
+
+
+def deliveries(handed_over: Sequence[Delivery]) -> Iterator[bytes]:
+    """Yield pieces of a frame with deliveries."""
+    parts: list[bytes] = []
+    size = 0
+    sender, from_sender = "", b""
+    accepted_at, at_time = -1, b""
+    deadline, by_deadline = -1, b""
+    high, high_token = -1, b""
+    for token, envelope, number, due in handed_over:
+        key, sequence, accepted, draft = envelope
+        if key.sender != sender:
+            sender = key.sender
+            from_sender = sender_suffix(sender)
+        if accepted != accepted_at:
+            accepted_at = accepted
+            at_time = timestamp(_Envelope.ACCEPTED_TIME_FIELD_NUMBER, accepted)
+        if due != deadline:
+            deadline = due
+            by_deadline = timestamp(pb.Delivery.ACK_DEADLINE_TIME_FIELD_NUMBER, due) if due else b""
+        if token >> 14 != high:
+            # Tokens count up: their upper groups are the same for a long time.
+            high = token >> 14
+            high_token = varint(high)
+        head = _TOKEN + (MORE[token & 0x3FFF] + high_token if high else varint(token))
+        body = draft.body
+        tail = from_sender + at_time + (_FIRST_TRY if number == 1 else _RETRY + varint(number - 1))
+        tail += _SEQUENCE + varint(sequence)
+        foot = (_FIRST if number == 1 else _NUMBER + varint(number)) + by_deadline
+        inside = varint(len(body) + len(tail))
+        length = len(head) + len(inside) + len(body) + len(tail) + len(foot) + 1
+        parts += (_DELIVERY, varint(length), head, _ENVELOPE, inside, body, tail, foot)
+        size += length
+        if size >= PIECE_BYTES_MAX:
+            yield b"".join(parts)
+            parts, size = [], 0
+    if parts:
+        yield b"".join(parts)
+
+
+def outcomes(answered: Sequence[SendOutcome]) -> bytes:
+    """Return a piece of a frame with outcomes of sends."""
+    parts: list[bytes] = []
+    for message_id, sequence, error in answered:
+        raw = message_id.encode()
+        body = _OUTCOME_ID + varint(len(raw)) + raw + _OUTCOME_SEQUENCE + varint(sequence)
+        if error is not None:
+            body += block(pb.SendOutcome.ERROR_FIELD_NUMBER, status_proto(error).SerializeToString())
+        parts += (_OUTCOME, varint(len(body)), body)
+    return b"".join(parts)
+
+
+def settled(tokens: Sequence[int]) -> bytes:
+    """Return a piece of a frame with tokens whose settling is durable."""
+    return block(_SETTLED, b"".join([varint(token) for token in tokens]))
+
+
+def recalled(tokens: Sequence[int]) -> bytes:
+    """Return a piece of a frame with tokens that were taken back."""
+    return block(_RECALLED, b"".join([varint(token) for token in tokens]))
+
+
+def refusal(token: int, error: ServiceError) -> bytes:
+    """Return a piece of a frame with a settling that did nothing."""
+    one = pb.SettleRefusal(ack_token=token, error=status_proto(error))
+    return pb.MailboxResponse(refusals=[one]).SerializeToString()
+
+
+def tombstones(key: DomainKey, stones: Sequence[Tombstone]) -> bytes:
+    """Return a piece of a frame that explains gaps."""
+    return pb.MailboxResponse(
+        tombstones=[
+            pb.Tombstone(
+                sender_id=key.sender,
+                priority=int(key.lane),  # type: ignore[arg-type]  # the numbers are the same, a test holds it
+                sequence_number=stone.sequence,
+                message_id=stone.message_id,
+                reason=int(stone.reason),  # type: ignore[arg-type]  # as above
+                first_sequence_number=stone.first_sequence if stone.first_sequence < stone.sequence else 0,
+            )
+            for stone in stones
+        ]
+    ).SerializeToString()
+
+
+def welcome(version: int, waiting_count: int, *, ack_deadline_ms: int, payload_bytes_max: int) -> bytes:
+    """Return a piece of a frame with the welcome."""
+    answer = pb.MailboxWelcome(
+        version=version, payload_bytes_max=payload_bytes_max, waiting_count=waiting_count
+    )
+    answer.ack_deadline.FromMilliseconds(ack_deadline_ms)
+    return pb.MailboxResponse(welcome=answer).SerializeToString()
+
+
+def send_credits(count: int) -> bytes:
+    """Return the field that grants credits; once in a frame, since the last one counts."""
+    return scalar(_SEND_CREDITS, count)
+
+
+def envelope_proto(envelope: Envelope, delivery_count: int = 0) -> envelope_pb2.Envelope:
+    """Return an envelope as its receiver sees it, after `delivery_count` deliveries."""
+    proto = _Envelope.FromString(envelope.draft.body)
+    proto.sender_id = envelope.key.sender
+    proto.accepted_time.FromMilliseconds(envelope.accepted_at)
+    proto.retry_count = delivery_count
+    proto.sequence_number = envelope.sequence
+    return proto
+
+
+def dead_letter(letter: DeadLetter) -> pb.DeadLetter:
+    """Return a dead letter for people."""
+    proto = pb.DeadLetter(
+        envelope=envelope_proto(letter.envelope, letter.delivery_count),
+        reason=int(letter.reason),  # type: ignore[arg-type]  # as in `tombstones`
+        message=letter.message,
+        delivery_count=letter.delivery_count,
+    )
+    proto.dead_time.FromMilliseconds(letter.dead_at)
+    return proto
+
+
+def mailbox(view: MailboxView, dead_letter_count: int) -> pb.GetMailboxResponse:
+    """Return what a mailbox holds."""
+    response = pb.GetMailboxResponse(
+        agent_id=view.owner, dead_letter_count=dead_letter_count, stream_count=view.stream_count
+    )
+    for lane in Lane:
+        depth = view.lanes[lane]
+        row = response.lanes.add(
+            priority=int(lane),
+            waiting_count=depth.waiting_count,
+            outstanding_count=depth.outstanding_count,
+        )
+        if depth.oldest_accepted_at is not None:
+            row.oldest_accepted_time.FromMilliseconds(depth.oldest_accepted_at)
+    return response

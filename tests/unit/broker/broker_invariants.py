@@ -1,0 +1,112 @@
+"""What must always be true of the core's memory; every unit test asks after every step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+from services.broker.core.desk import Desk
+from services.broker.core.model import Lane
+from services.broker.core.state import Domain, Item, Mailbox, Session
+from services.broker.core.table import DeliveryState
+
+
+def validate(desk: Desk) -> None:
+    """Raise AssertionError with the subject's story when an invariant is broken."""
+    state = desk.state
+    tentative = [one for one in (desk.in_flight, desk.open) if one is not None]
+    accepting = [item for one in tentative for item in one.accepted]
+    acking = [item for one in tentative for acks in one.acks for item in acks.items]
+    blocking = [item for one in tentative for release in one.releases for item in release.items]
+    blocking += [burial.item for one in tentative for burial in one.burials]
+    held: list[Item] = []
+    for mailbox in state.mailboxes.values():
+        for session in mailbox.sessions.values():
+            _session(session)
+            held += [*session.outstanding.values(), *session.extended.values()]
+    by_domain: dict[Domain, list[Item]] = {}
+    for item in held:
+        by_domain.setdefault(item.domain, []).append(item)
+    tentatively: dict[Domain, list[Item]] = {}
+    for item in (*accepting, *acking, *blocking):
+        tentatively.setdefault(item.domain, []).append(item)
+    for domain in state.domains.values():
+        _domain(domain, by_domain.get(domain, []), tentatively.get(domain, []))
+    for mailbox in state.mailboxes.values():
+        _mailbox(mailbox)
+    _sums(desk, [*held, *accepting, *acking, *blocking])
+
+
+def _session(session: Session) -> None:
+    assert not session.ended, session
+    assert session.credits >= 0, session
+    assert session.emergency_credits >= 0, session
+    assert list(session.outstanding) == sorted(session.outstanding), session
+    for token, item in (session.outstanding | session.extended).items():
+        assert item.token == token, item
+        assert item.state is DeliveryState.OUTSTANDING, item
+        assert item.session is session, item
+        assert item.domain.session is session, item
+    if session.outstanding or session.extended:
+        assert session.due <= min(
+            item.deadline for item in (*session.outstanding.values(), *session.extended.values())
+        ), session
+
+
+def _domain(domain: Domain, held: list[Item], tentative: list[Item]) -> None:
+    waiting = list(domain.waiting)
+    assert all(a.envelope.sequence < b.envelope.sequence for a, b in pairwise(waiting)), domain
+    for item in waiting:
+        assert item.state in {DeliveryState.WAITING, DeliveryState.DELAYED}, item
+        assert item.state is DeliveryState.WAITING or domain.delayed_until, item
+        assert item.expire_at >= domain.expire_first, item
+    if held and waiting:
+        # M3: nothing is outstanding behind what waits.
+        newest = max(item.envelope.sequence for item in held)
+        assert newest < waiting[0].envelope.sequence, domain
+    by_state = Counter(item.state for item in tentative)
+    assert domain.held == len(held) + by_state[DeliveryState.ACKING], domain
+    assert domain.blocked == by_state[DeliveryState.RELEASING] + by_state[DeliveryState.BURYING], domain
+    assert bool(domain.held) == (domain.session is not None), domain
+    numbers = [item.envelope.sequence for item in (*waiting, *held)]
+    numbers += [item.envelope.sequence for item in tentative if item.state is DeliveryState.ACCEPTING]
+    settled = {number for number in range(1, domain.next_sequence) if number in domain.settled}
+    # Every number is settled or in exactly one place: M5 has no unexplained gap.
+    assert sorted(numbers) == sorted(set(range(1, domain.next_sequence)) - settled), domain
+    settling = sum(1 for item in tentative if item.state is not DeliveryState.ACCEPTING)
+    assert domain.unsettled == len(numbers) + settling, domain
+    lane = domain.key.lane
+    in_line = domain in domain.mailbox.ready[lane]
+    in_held = domain.session is not None and domain in domain.session.ready[lane]
+    assert in_line == (domain.ready and domain.session is None), domain
+    assert in_held == (domain.ready and domain.session is not None), domain
+    stones = domain.tombstones
+    assert all(a.sequence < b.first_sequence for a, b in pairwise(stones)), domain
+
+
+def _mailbox(mailbox: Mailbox) -> None:
+    for session in mailbox.sessions.values():
+        for lane in Lane:
+            assert all(domain.session is session for domain in session.ready[lane]), session
+    unsettled: Counter[bool] = Counter()
+    for domain in mailbox.domains:
+        unsettled[domain.key.lane is Lane.EMERGENCY] += domain.unsettled
+    assert mailbox.emergency_count == unsettled[True], mailbox.owner
+    assert mailbox.count == unsettled[False], mailbox.owner
+
+
+def _sums(desk: Desk, items: list[Item]) -> None:
+    state = desk.state
+    everything = [*items, *(item for domain in state.domains.values() for item in domain.waiting)]
+    assert state.pending_bytes == sum(len(item.envelope.draft.body) for item in everything)
+    assert state.dedup_bytes == sum(sender.window.bytes_used for sender in state.senders.values())
+    pending: Counter[tuple[str, bool]] = Counter()
+    for item in everything:
+        pending[item.envelope.key.sender, item.envelope.key.lane is Lane.EMERGENCY] += 1
+    for sender in state.senders.values():
+        assert sender.pending == pending[sender.name, False], sender.name
+        assert sender.emergency_pending == pending[sender.name, True], sender.name
+        assert sender.streams == sum(1 for one in state.streams.values() if one.sender is sender)
+    for stream in state.streams.values():
+        assert stream.unanswered >= 0, stream.stream_id
+        assert stream.settling >= 0, stream.stream_id

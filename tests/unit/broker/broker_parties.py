@@ -1,0 +1,331 @@
+"""Senders and receivers of the simulated plant, well-behaved and otherwise."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from services.broker.core import effects as fx
+from services.broker.core import events as ev
+from services.broker.core.machine import Machine
+from services.broker.core.model import Delivery, DomainKey, Draft, Lane, Limits, Recovered
+from services.common.core.errors import Reason
+from services.common.core.instants import Instant
+from tests.unit.broker.broker_checker import Sent
+from tests.unit.broker.broker_world import Disk, Plant
+
+
+@dataclass
+class Message:
+    """What a sender means to send."""
+
+    draft: Draft
+    answered: bool = False
+
+
+@dataclass(eq=False)
+class Sender:
+    name: str
+    stream_id: int = 0
+    outbox: list[Message] = field(default_factory=list)
+    made: int = 0
+
+
+@dataclass(eq=False)
+class Receiver:
+    """One instance of one agent, over several incarnations."""
+
+    name: str
+    instance: str
+    incarnation: int = 1
+    stream_id: int = 0
+    greatest_token: int = 0
+    held: dict[int, Delivery] = field(default_factory=dict)
+    # Settled, recalled or lost; sometimes acked once more, too late.
+    past_tokens: deque[int] = field(default_factory=lambda: deque(maxlen=8))
+
+    @property
+    def session(self) -> object:
+        return (self.name, self.instance, self.incarnation)
+
+
+class World(Plant):
+    """One run."""
+
+    def __init__(
+        self,
+        seed: int,
+        disk: Disk,
+        make: Callable[[Recovered, Limits, Instant], Machine] = Machine,
+        *,
+        inspects: bool = True,
+    ) -> None:
+        self.senders = [Sender(name) for name in ("s1", "s2", "s3")]
+        self.receivers = [Receiver("r1", "0"), Receiver("r1", "1"), Receiver("r2", "0")]
+        super().__init__(seed, disk, make, inspects=inspects)
+
+    # -- what comes from the broker
+
+    def told(self, effect: fx.Deliver | fx.Answer | fx.Recall) -> None:
+        stream_id = effect.stream_id
+        match effect:
+            case fx.Answer():
+                self._answers(stream_id, effect)
+            case fx.Deliver(deliveries=deliveries):
+                self._to_receiver(stream_id, lambda receiver: self._take(receiver, deliveries))
+            case fx.Recall(tokens=tokens):
+                self._to_receiver(stream_id, lambda receiver: self._drop(receiver, tokens))
+
+    def hung_up(self, stream_id: int | None) -> None:
+        parties: list[Sender | Receiver] = [*self.senders, *self.receivers]
+        for party in parties:
+            if stream_id in {None, party.stream_id}:
+                party.stream_id = 0
+
+    def receiving_streams(self) -> Iterable[int]:
+        return [receiver.stream_id for receiver in self.receivers]
+
+    # -- senders
+
+    def connect_sender(self, sender: Sender) -> None:
+        if sender.stream_id:
+            return
+        sender.stream_id = self.open_stream()
+        hello = ev.StreamOpened(
+            sender.stream_id, f"agent/{sender.name}", sender.name, "send", 0, send_only=True
+        )
+        self.checker.opened(sender.stream_id, sender.name, ("sender", sender.name))
+        self.to_broker(sender.stream_id, hello)
+        # Everything unanswered again, in order.
+        self._send(sender, [message for message in sender.outbox if not message.answered])
+
+    def make_message(self, sender: Sender) -> Message:
+        rng = self.random
+        sender.made += 1
+        style = rng.random()
+        message_id = f"{sender.name}-{sender.made}" if style < 0.7 else f"{sender.name}x{sender.made:04}"
+        lane = rng.choice([Lane.EMERGENCY, Lane.HIGH, Lane.NORMAL, Lane.NORMAL, Lane.LOW])
+        ttl_ms = rng.choice([300, 1_000, 60_000, 60_000, 60_000])
+        requires_ack = rng.random() < 0.9
+        retry_max = rng.choice([0, 1, 3, 50])
+        content = rng.randbytes(8)
+        receiver = rng.choice(["r1", "r2"])
+        draft = Draft(message_id, receiver, lane, requires_ack, ttl_ms, retry_max, content, content * 5)
+        message = Message(draft)
+        sender.outbox.append(message)
+        return message
+
+    def send_new(self, sender: Sender) -> None:
+        if not sender.stream_id or self.calm:
+            return
+        room = self.limits.send_window - sum(not message.answered for message in sender.outbox)
+        fresh = [self.make_message(sender) for _ in range(min(room, self.random.randint(1, 6)))]
+        again = []
+        if sender.outbox and self.random.random() < 0.2:
+            again.append(self.random.choice(sender.outbox))
+        if sender.outbox and self.random.random() < 0.1:
+            old = self.random.choice(sender.outbox).draft
+            again.append(Message(old._replace(fingerprint=b"otherone", body=b"other"), answered=True))
+        self._send(sender, [*again, *fresh])
+
+    def _send(self, sender: Sender, messages: list[Message]) -> None:
+        drafts = [message.draft for message in messages][: self.limits.send_window]
+        if drafts:
+            self.to_broker(sender.stream_id, ev.FrameReceived(sender.stream_id, drafts=drafts))
+
+    def _answers(self, stream_id: int, answer: fx.Answer) -> None:
+        sender = next((one for one in self.senders if one.stream_id == stream_id), None)
+        if sender is None:
+            return
+        for outcome in answer.outcomes:
+            messages = [one for one in sender.outbox if one.draft.message_id == outcome.message_id]
+            if outcome.error is None:
+                draft = messages[0].draft
+                record = self._find(sender, draft)
+                self.checker.accepted(
+                    sender.name,
+                    outcome.message_id,
+                    Sent(
+                        *record,
+                        outcome.sequence,
+                        self._expiry(sender, draft, outcome.sequence),
+                        draft.requires_ack,
+                    ),
+                    durable=self._is_durable(record[0], outcome.sequence),
+                    settled=self.is_settled(record[0], outcome.sequence),
+                    now=self.now,
+                )
+            # A refusal is final here, except for a full disk.
+            full = outcome.error is not None and outcome.error.reason in {
+                Reason.DISK_FULL,
+                Reason.QUOTA_EXCEEDED,
+            }
+            if not full:
+                for message in messages:
+                    message.answered = True
+        waiting = [message for message in sender.outbox if not message.answered]
+        if any(outcome.error for outcome in answer.outcomes) and waiting:
+            self.later(20, lambda: self._send(sender, [one for one in waiting if not one.answered]))
+
+    def _find(self, sender: Sender, draft: Draft) -> tuple[DomainKey, bytes]:
+        return DomainKey(sender.name, draft.receiver, draft.lane), draft.fingerprint
+
+    def _expiry(self, sender: Sender, draft: Draft, sequence: int) -> int:
+        place = self.checker.places.get((DomainKey(sender.name, draft.receiver, draft.lane), sequence))
+        return place.expire_at if place is not None else self.now + draft.ttl_ms
+
+    def _is_durable(self, key: DomainKey, sequence: int) -> bool:
+        record = self.domains.get(key)
+        return record is not None and sequence < record.next_sequence
+
+    # -- receivers
+
+    def connect_receiver(self, receiver: Receiver) -> None:
+        if receiver.stream_id:
+            return
+        receiver.stream_id = stream_id = self.open_stream()
+        self.checker.opened(stream_id, receiver.name, receiver.session)
+        hello = ev.StreamOpened(
+            stream_id,
+            f"agent/{receiver.name}",
+            receiver.name,
+            receiver.instance,
+            receiver.incarnation,
+            send_only=False,
+            resume_token=receiver.greatest_token,
+        )
+        self.to_broker(stream_id, hello)
+        self.grant(receiver)
+
+    def grant(self, receiver: Receiver) -> None:
+        if receiver.stream_id:
+            many = self.calm or self.random.random() < 0.5
+            event = ev.FrameReceived(
+                receiver.stream_id, credits=40 if many else 3, emergency_credits=20 if many else 1
+            )
+            self.to_broker(receiver.stream_id, event)
+
+    def restart_receiver(self, receiver: Receiver) -> None:
+        if self.calm:
+            return
+        stream_id = receiver.stream_id
+        receiver.stream_id = 0
+        receiver.held.clear()
+        receiver.past_tokens.clear()
+        receiver.incarnation += 1
+        receiver.greatest_token = 0
+        if stream_id:
+            self.cut(stream_id)
+        self.later(self.random.randint(0, 100), lambda: self.connect_receiver(receiver))
+
+    def drop_link(self, receiver: Receiver) -> None:
+        stream_id = receiver.stream_id
+        if stream_id and not self.calm:
+            receiver.stream_id = 0
+            self.cut(stream_id)
+            self.later(self.random.randint(0, 250), lambda: self.connect_receiver(receiver))
+
+    def leave_well(self, receiver: Receiver) -> None:
+        stream_id = receiver.stream_id
+        if stream_id and not self.calm:
+            self.to_broker(stream_id, ev.StreamLeaving(stream_id))
+            self.later(self.random.randint(0, 100), lambda: self.connect_receiver(receiver))
+
+    def _to_receiver(self, stream_id: int, deliver: Callable[[Receiver], None]) -> None:
+        receiver = next((one for one in self.receivers if one.stream_id == stream_id), None)
+        if receiver is not None:
+            # One delay per link keeps its order: the agenda is stable for equal times.
+            self.later(3, lambda: deliver(receiver) if receiver.stream_id == stream_id else None)
+
+    def _take(self, receiver: Receiver, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            if delivery.token:
+                receiver.greatest_token = max(receiver.greatest_token, delivery.token)
+                receiver.held[delivery.token] = delivery
+        delay_ms = 5 if self.calm else self.random.choice([1, 5, 20, 600])
+        self.later(delay_ms, lambda: self.work(receiver))
+        self.grant(receiver)
+
+    def _drop(self, receiver: Receiver, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            if receiver.held.pop(token, None) is not None and self.random.random() < 0.3:
+                receiver.past_tokens.append(token)
+
+    def work(self, receiver: Receiver) -> None:
+        """Settle some of what is held, sometimes wrongly or late."""
+        stream_id, rng = receiver.stream_id, self.random
+        if not stream_id:
+            return
+        acks: list[int] = []
+        settlings: list[ev.Nack | ev.Extend | ev.Reject] = []
+        for token in list(receiver.held):
+            dice = 0.0 if self.calm else rng.random()
+            if dice > 0.97:
+                continue
+            if dice > 0.95:
+                settlings.append(ev.Extend(token, rng.choice([100, 600])))
+                continue
+            del receiver.held[token]
+            receiver.past_tokens.append(token)
+            if dice < 0.8:
+                acks.append(token)
+            elif dice < 0.92:
+                settlings.append(ev.Nack(token, rng.choice([None, 0, 30])))
+            elif dice < 0.93:
+                settlings.append(ev.Reject(token, "no"))
+        if receiver.past_tokens and not self.calm and rng.random() < 0.3:
+            acks.append(rng.choice(list(receiver.past_tokens)))
+        rng.shuffle(acks)
+        self.to_broker(stream_id, ev.FrameReceived(stream_id, acks=acks, settlings=settlings))
+        if receiver.held:
+            self.later(50, lambda: self.work(receiver))
+
+    # -- a whole run
+
+    def play(self, duration_ms: int = 1_500) -> None:
+        """Trouble for a while, then peace until everything has ended."""
+        start = self.now
+        for sender in self.senders:
+            self.later(0, partial(self.connect_sender, sender))
+        for receiver in self.receivers:
+            self.later(self.random.randint(0, 200), partial(self.connect_receiver, receiver))
+        for _ in range(40):
+            one = self.random.choice(self.senders)
+            self.later(self.random.randint(0, duration_ms), partial(self.send_new, one))
+        for action in self._troubles():
+            self.later(self.random.randint(0, duration_ms), action)
+        self.run_until(start + duration_ms)
+        self.calm = True
+        for _ in range(60):
+            for sender in self.senders:
+                self.connect_sender(sender)
+            for receiver in self.receivers:
+                self.connect_receiver(receiver)
+                self.grant(receiver)
+                self.work(receiver)
+            self.run_until(self.now + 200)
+        self.checker.finished({*self._streams()})
+
+    def _streams(self) -> Iterator[int]:
+        for sender in self.senders:
+            yield sender.stream_id
+        for receiver in self.receivers:
+            yield receiver.stream_id
+
+    def _troubles(self) -> list[Callable[[], None]]:
+        rng = self.random
+        kinds: list[Callable[[], None]] = [self.crash] * rng.randint(0, 2)
+        for _ in range(rng.randint(0, 4)):
+            receiver = rng.choice(self.receivers)
+            action = rng.choice([self.drop_link, self.restart_receiver, self.leave_well])
+            kinds.append(partial(action, receiver))
+        kinds += [partial(self._drop_sender, rng.choice(self.senders)) for _ in range(rng.randint(0, 3))]
+        return kinds
+
+    def _drop_sender(self, sender: Sender) -> None:
+        stream_id, sender.stream_id = sender.stream_id, 0
+        if stream_id:
+            self.cut(stream_id)
+        self.later(self.random.randint(0, 100), lambda: self.connect_sender(sender))
