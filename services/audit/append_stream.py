@@ -11,6 +11,7 @@ from muster.audit.v1 import audit_service_pb2 as pb
 from services.audit import wire
 from services.audit.core.model import Producer
 from services.audit.driver import Driver
+from services.audit.metrics import AuditMetrics
 from services.common.core.errors import ServiceError, invalid
 from services.common.identity import Principal
 from services.common.rpc.duplex import Duplex
@@ -20,8 +21,11 @@ from services.common.rpc.status import status_proto
 class AppendStream:
     """Made per call. Frames are submitted in the order in which they came, and answered in that order."""
 
-    def __init__(self, driver: Driver, principal: Principal, context: Any, frames_max: int) -> None:
+    def __init__(
+        self, driver: Driver, principal: Principal, context: Any, metrics: AuditMetrics, *, frames_max: int
+    ) -> None:
         self._driver, self._principal, self._frames_max = driver, principal, frames_max
+        self._limits_reached = metrics.limits_reached.labels("stream_frames_max")
         self._duplex: Duplex[int | ServiceError, pb.AppendResponse] = Duplex(context, _pack)
         # From the first frame on.
         self._producer: Producer | None = None
@@ -53,6 +57,8 @@ class AppendStream:
             self._refuse(error)
             return
         self._producer = producer
+        if self._unanswered >= self._frames_max:
+            self._limits_reached.inc()
         while self._unanswered >= self._frames_max:
             # Not reading is how the producer is told to wait.
             await self._wait_answered()

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.audit.core.checkpoint import Signer, TreeHead, sign, verifier_key
-from services.audit.core.effects import Acknowledge, Commit, Effect, Integrate, Publish, Refuse
+from services.audit.core.effects import (
+    Acknowledge,
+    Commit,
+    Effect,
+    Integrate,
+    LimitReached,
+    Publish,
+    Refuse,
+)
 from services.audit.core.events import (
     CommitFailed,
     Committed,
@@ -207,6 +215,8 @@ class Driver:
                 grown, self._grown = self._grown, asyncio.Event()
                 grown.set()
                 self._begin(self._committer, self._release, tree.size)
+            case LimitReached(limit):
+                self._metrics.limits_reached.labels(limit).inc()
 
     def _answer(self, ticket: int, result: int | ServiceError) -> None:
         answer = self._answers.pop(ticket)

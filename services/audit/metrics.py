@@ -43,3 +43,8 @@ class AuditMetrics:
         self.unrecorded = metrics.counter(
             "unrecorded_entries", "Entries of the audit service itself that could not be logged."
         )
+        self.limits_reached = metrics.counter(
+            "limits_reached",
+            "Times that a bound made somebody wait, or refused or forgot something.",
+            ("limit",),
+        )

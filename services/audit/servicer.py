@@ -66,7 +66,9 @@ class AuditServicer(pb_grpc.AuditServiceServicer):
             raise ServiceError(
                 Reason.ACCESS_DENIED, "the audit service's own entries do not come by a stream"
             )
-        stream = AppendStream(self._driver, call.principal, context, self._stream_frames_max)
+        stream = AppendStream(
+            self._driver, call.principal, context, self._metrics, frames_max=self._stream_frames_max
+        )
         try:
             await stream.run()
         finally:
@@ -105,6 +107,7 @@ class AuditServicer(pb_grpc.AuditServiceServicer):
         async with self._refusals_recorded(call, "entries.tail", self._log_subject):
             wanted = wire.decode_tail_filter(request)
             if self._tails >= self._tails_max:
+                self._metrics.limits_reached.labels("tails_max").inc()
                 raise ServiceError(
                     Reason.QUOTA_EXCEEDED,
                     f"{self._tails_max} tails are open already: end one, or try again later",

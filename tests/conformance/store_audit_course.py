@@ -5,7 +5,15 @@ from pathlib import Path
 
 from agent_client.verify import Checkpoint, LogVerification, VerifierKey, verify_checkpoint
 from services.audit.core.checkpoint import TreeHead, sign, verifier_key
-from services.audit.core.effects import Acknowledge, Commit, Effect, Integrate, Publish, Refuse
+from services.audit.core.effects import (
+    Acknowledge,
+    Commit,
+    Effect,
+    Integrate,
+    LimitReached,
+    Publish,
+    Refuse,
+)
 from services.audit.core.events import (
     CommitFailed,
     Committed,
@@ -122,7 +130,7 @@ class Course:
             case Acknowledge(ticket, sequence):
                 producer = PRODUCERS[ticket]
                 self.acked[producer] = max(self.acked[producer], sequence)
-            case Refuse():
+            case Refuse() | LimitReached():
                 pass
         return None
 

@@ -54,4 +54,12 @@ class Publish:
     checkpoint: bytes
 
 
-Effect = Commit | Acknowledge | Refuse | Integrate | Publish
+@dataclass(frozen=True, slots=True)
+class LimitReached:
+    """Count that a bound made somebody wait, or forgot something."""
+
+    # The setting's name.
+    limit: str
+
+
+Effect = Commit | Acknowledge | Refuse | Integrate | Publish | LimitReached

@@ -12,7 +12,15 @@ from __future__ import annotations
 from collections import deque
 from itertools import islice
 
-from services.audit.core.effects import Acknowledge, Commit, Effect, Integrate, Publish, Refuse
+from services.audit.core.effects import (
+    Acknowledge,
+    Commit,
+    Effect,
+    Integrate,
+    LimitReached,
+    Publish,
+    Refuse,
+)
 from services.audit.core.events import (
     CommitFailed,
     Committed,
@@ -148,6 +156,8 @@ class LogMachine:
                 self._staged_tickets.append((frame.ticket, logged))
             else:
                 answers.append(Acknowledge(frame.ticket, logged))
+        if self._waiting and self._pending_bytes >= self._limits.pending_bytes_max:
+            answers.append(LimitReached("pending_bytes_max"))
         if leaves:
             self._staged = Batch(self.durable_size, tuple(leaves), cursors)
             answers.append(Commit(self._staged, self._cursors))
@@ -160,10 +170,12 @@ class LogMachine:
         for producer, sequence in batch.cursors.items():
             self._cursors.pop(producer, None)
             self._cursors[producer] = sequence
+        effects: list[Effect] = [Acknowledge(ticket, sequence) for ticket, sequence in tickets]
         # A forgotten producer that comes back is refused for a gap: never logged twice.
         while len(self._cursors) > self._limits.producers_max:
             del self._cursors[next(iter(self._cursors))]
-        return [Acknowledge(ticket, sequence) for ticket, sequence in tickets]
+            effects.append(LimitReached("producers_max"))
+        return effects
 
     def _drop_batch(self, error: ServiceError) -> list[Effect]:
         _, tickets = self._end_commit()

@@ -7,7 +7,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from services.audit.core.effects import Acknowledge, Commit, Effect, Integrate, Publish, Refuse
+from services.audit.core.effects import (
+    Acknowledge,
+    Commit,
+    Effect,
+    Integrate,
+    LimitReached,
+    Publish,
+    Refuse,
+)
 from services.audit.core.events import (
     CommitFailed,
     Committed,
@@ -240,7 +248,8 @@ def test_frames_wait_while_too_much_is_pending() -> None:
     bench = Bench(limits=LogLimits(pending_bytes_max=10))
     bench.turn(frame(BROKER, 1, 2))
     bench.step(Committed())
-    (integrate,) = bench.turn(frame(BROKER, 3, 1))
+    reached, integrate = bench.turn(frame(BROKER, 3, 1))
+    assert reached == LimitReached("pending_bytes_max")
     assert isinstance(integrate, Integrate)
     assert not bench.machine.idle
     bench.integrate(integrate)
@@ -252,8 +261,9 @@ def test_the_least_recently_used_producer_is_forgotten_and_never_logged_twice(be
     producers = [BROKER._replace(replica_id=str(n)) for n in range(4)]
     for one in producers:
         bench.turn(frame(one, 1, 2))
-        bench.step(Committed())
+        ended = bench.step(Committed())
         bench.now = NOT_DUE
+    assert ended[1:] == [LimitReached("producers_max")]
     assert [bench.machine.durable_sequence(one) for one in producers] == [0, 2, 2, 2]
     (refused,) = bench.turn(frame(producers[0], 2, 2))
     assert isinstance(refused, Refuse)
