@@ -178,7 +178,10 @@ class Stage:
         carried = effects
         while carried:
             written = [self._meet_foreign(lock) for lock in self.store.commit(carried)]
-            carried = self.state.handle(LocksWritten("commit", tuple(written)), self.now) if written else []
+            carried = []
+            if written:
+                carried += self.state.handle(LocksWritten("commit", tuple(written)), self.now)
+                carried += self.state.handle(PlacementDue("place"), self.now)
             effects += carried
         self.entries += [effect for effect in effects if isinstance(effect, EntryDraft)]
         if self._validate:
