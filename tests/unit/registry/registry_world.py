@@ -71,6 +71,7 @@ class Replica:
         self.core = Registry(name, world.limits)
         self.links: dict[LinkId, Link] = {}
         self.commits: deque[effects.Commit] = deque()
+        self.answers: deque[events.Event] = deque()
         self.reloads: deque[AgentId] = deque()
         self.notes: list[EntryDraft] = []
         self.changed: list[AgentId] = []
@@ -126,24 +127,36 @@ class Replica:
 
     def commit_next(self, fault: Fault | None = None) -> None:
         """Carry out the oldest commit on its way, and feed its answer back."""
+        self.apply_next(fault)
+        while self.answers:
+            self.answer_next()
+
+    def apply_next(self, fault: Fault | None = None) -> None:
+        """Carry out the oldest commit on its way; its answer comes later."""
         commit = self.commits.popleft()
         change = commit.change
-        if fault is Fault.NOT_PERSISTED:
-            self.step(events.CommitFailed(commit.cause, change.agent_id, "no answer"))
-            return
-        try:
-            outcome = self.world.shelf.apply(change)
-        except ServiceError as error:
-            self.step(events.CommitFailed(commit.cause, change.agent_id, error.message))
-            return
-        if isinstance(outcome, Applied):
-            self.world.check_record(change.record)
-        if fault is Fault.PERSISTED:
-            self.step(events.CommitFailed(commit.cause, change.agent_id, "no answer"))
-        elif isinstance(outcome, Applied):
-            self.step(events.Committed(commit.cause, change.agent_id, outcome.revision))
-        else:
-            self.step(events.Conflicted(commit.cause, outcome))
+        touched = [put.instance_id for put in change.present]
+        assert len(touched) == len(set(touched)), "etcd refuses a key that is written twice"
+        assert not set(change.forgotten) & {name for name, _ in change.incarnations}
+        answer: events.Event = events.CommitFailed(commit.cause, change.agent_id, "no answer")
+        if fault is not Fault.NOT_PERSISTED:
+            try:
+                outcome = self.world.shelf.apply(change)
+            except ServiceError:
+                # The lease of its presence keys has ended.
+                self.answers.append(answer)
+                return
+            if isinstance(outcome, Applied):
+                self.world.check_record(change.record)
+            if fault is None and isinstance(outcome, Applied):
+                answer = events.Committed(commit.cause, change.agent_id, outcome.revision)
+            elif fault is None and not isinstance(outcome, Applied):
+                answer = events.Conflicted(commit.cause, outcome)
+        self.answers.append(answer)
+
+    def answer_next(self) -> None:
+        """Feed the oldest answer of the store back."""
+        self.step(self.answers.popleft())
 
     def reload_next(self) -> None:
         agent_id = self.reloads.popleft()
@@ -156,7 +169,9 @@ class Replica:
 
     @property
     def idle(self) -> bool:
-        return not self.commits and not self.reloads and self.seen == len(self.world.shelf.history)
+        return not (self.commits or self.answers or self.reloads) and self.seen == len(
+            self.world.shelf.history
+        )
 
     # The agents' side.
 
@@ -209,8 +224,8 @@ class World:
         self.shelf = Shelf()
         self.replicas: list[Replica] = []
         self._links = 0
-        # Every incarnation that was welcomed anew, and the newest record committed, of each agent.
-        self._welcomed: dict[tuple[AgentId, InstanceId], list[int]] = {}
+        # The incarnations that were welcomed anew, and the newest record committed, of each agent.
+        self._welcomed: dict[tuple[AgentId, InstanceId], set[int]] = {}
         self._records: dict[AgentId, AgentRecord] = {}
 
     def add(self) -> Replica:
@@ -236,8 +251,10 @@ class World:
             if not busy:
                 return
             for replica in busy:
-                if replica.commits:
-                    replica.commit_next()
+                if replica.answers:
+                    replica.answer_next()
+                elif replica.commits:
+                    replica.apply_next()
                 elif replica.reloads:
                     replica.reload_next()
                 else:
@@ -261,14 +278,12 @@ class World:
         self.now = end
 
     def note_welcome(self, link: Link, welcome: effects.Welcome) -> None:
-        """An incarnation is given once, and grows."""
-        given = self._welcomed.setdefault((link.agent_id, link.instance_id), [])
+        """An incarnation is given once. That it grows is checked where it is committed."""
         if welcome.resumed:
             return
-        assert not given or welcome.incarnation > given[-1], (
-            f"incarnation {welcome.incarnation} after {given}"
-        )
-        given.append(welcome.incarnation)
+        given = self._welcomed.setdefault((link.agent_id, link.instance_id), set())
+        assert welcome.incarnation not in given
+        given.add(welcome.incarnation)
 
     def check_record(self, record: AgentRecord | None) -> None:
         """A record's generation grows by one, an instance's incarnation and reconnects never shrink."""

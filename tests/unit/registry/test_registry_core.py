@@ -237,6 +237,20 @@ class TestSilence:
         world.advance(9_999)
         assert replica.state() is AgentState.SUSPECT
 
+    def test_a_cleared_suspicion_comes_back_as_early_as_a_first_one(self) -> None:
+        world = World(Limits(suspect_after_ms=2_000))
+        replica = world.add()
+        link = replica.open(load=working(START))
+        world.settle()
+        world.advance(2_500)
+        assert replica.state() is AgentState.SUSPECT
+        replica.beat(link, working(world.now))
+        world.settle()
+        world.advance(1_999)
+        assert replica.state() is AgentState.READY
+        world.advance(1)
+        assert replica.state() is AgentState.SUSPECT
+
     def test_a_cut_link_does_not_end_the_session(self, world: World, replica: Replica) -> None:
         link = replica.open(load=working(START))
         world.settle()
@@ -306,6 +320,32 @@ class TestResume:
         assert replica.state() is AgentState.READY
         assert replica.instance().reconnects == 1
         assert operations(replica) == ["session.open", "session.resume"]
+
+    def test_opens_of_one_instance_that_wait_together_are_committed_one_by_one(
+        self, world: World, replica: Replica
+    ) -> None:
+        links = [replica.open() for _ in range(4)]
+        world.settle()
+        welcomes = [replica.links[link].welcome for link in links]
+        assert [welcome.incarnation for welcome in welcomes if welcome is not None] == [1, 2, 3, 4]
+        assert [replica.links[link].open for link in links] == [False, False, False, True]
+
+    def test_not_of_a_session_that_was_lost_while_the_store_was_away(
+        self, world: World, replica: Replica
+    ) -> None:
+        link = replica.open()
+        world.settle()
+        first = replica.links[link].welcome
+        assert first is not None
+        replica.lose_lease()
+        world.advance(30_000)
+        again = replica.open(resume=first.session_id)
+        replica.grant()
+        world.settle()
+        second = replica.links[again].welcome
+        assert second is not None
+        assert (second.incarnation, second.resumed) == (2, False)
+        assert operations(replica) == ["session.open", "session.lost", "session.open"]
 
     def test_it_takes_over_from_a_half_open_link(self, world: World, replica: Replica) -> None:
         link = replica.open()

@@ -219,6 +219,53 @@ def test_a_gap_in_what_is_observed_is_closed_by_loading_again(world: World) -> N
     assert here.core.fleet.slots[AgentId("b")].presence[InstanceId("0")][1] is not None
 
 
+def test_what_went_away_in_a_gap_is_noticed(world: World) -> None:
+    here, there = world.add(), world.add()
+    there.open("a")
+    there.open("b")
+    world.settle()
+    assert here.core.session_count == 0
+    world.kill(there)
+    del world.shelf.records[AgentId("b")]
+    snapshot = world.shelf.everything()
+    here.seen = len(world.shelf.history)
+    here.step(events.Loaded("load", snapshot.revision, snapshot.agents))
+    assert here.core.session_count == 1, "the session of the dead replica is timed here now"
+    assert here.core.agent(AgentId("b"), world.now) is None
+
+
+def test_what_is_observed_late_does_not_undo_what_is_known(world: World) -> None:
+    here, there = world.add(), world.add()
+    link = here.open()
+    world.settle()
+    here.lose_lease()
+    here.grant()
+    here.commit_next()
+    # The other one reads the agent (its own change conflicts) before it hears of the lost lease.
+    there.open(instance="1")
+    here.beat(link, working(world.now))
+    here.commit_next()
+    there.commit_next()
+    while there.seen < len(world.shelf.history):
+        there.observe_next()
+        assert there.core.session_count == 0, "a session was adopted although its holder is there"
+
+
+def test_a_newer_change_that_is_heard_of_before_ones_own_answer_counts(world: World) -> None:
+    here, there = world.add(), world.add()
+    older = here.open()
+    here.apply_next()
+    there.observe_next()
+    newer = there.open()
+    there.commit_next()
+    while here.seen < len(world.shelf.history):
+        here.observe_next()
+    here.answer_next()
+    assert ended_with(here, older) is Reason.INCARNATION_FENCED
+    assert there.links[newer].open
+    assert here.instance().incarnation == 2
+
+
 def test_a_record_that_somebody_deleted_ends_its_sessions(world: World) -> None:
     here = world.add()
     link = here.open("a")
@@ -293,7 +340,12 @@ class Histories(RuleBasedStateMachine):
     @rule(number=PICK, fault=st.sampled_from([None, None, None, *Fault]))
     def commit(self, number: int, fault: Fault | None) -> None:
         if (replica := self.pick(number)).commits:
-            replica.commit_next(fault)
+            replica.apply_next(fault)
+
+    @rule(number=PICK)
+    def answer(self, number: int) -> None:
+        if (replica := self.pick(number)).answers:
+            replica.answer_next()
 
     @rule(number=PICK)
     def reload(self, number: int) -> None:
