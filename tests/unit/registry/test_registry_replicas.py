@@ -245,10 +245,11 @@ def test_what_is_observed_late_does_not_undo_what_is_known(world: World) -> None
     there.open(instance="1")
     here.beat(link, working(world.now))
     here.commit_next()
-    there.commit_next()
+    while there.commits:
+        there.commit_next()
     while there.seen < len(world.shelf.history):
         there.observe_next()
-        assert there.core.session_count == 0, "a session was adopted although its holder is there"
+        assert there.core.session_count == 1, "a session was adopted although its holder is there"
 
 
 def test_a_newer_change_that_is_heard_of_before_ones_own_answer_counts(world: World) -> None:
