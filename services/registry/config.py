@@ -45,7 +45,7 @@ class RegistryConfig(ServiceConfig):
     agents_max: int = knob(100_000, "Agents that ever registered; a new one beyond it is refused.")
     sessions_max: int = knob(20_000, "Sessions of this replica; about 0.1 MB each with their connections.")
     heartbeats_per_second_max: int = knob(
-        10, "Rate of one session's heartbeats, in bursts of twenty; a faster stream is ended."
+        20, "Rate of one session's heartbeats, in bursts of twenty; a faster stream is ended."
     )
     watchers_max: int = knob(64, "WatchAgents streams at once; each remembers which agents it must be sent.")
     hello_timeout_ms: int = knob(10_000, "How long a Session stream may wait with its hello.", unit="ms")

@@ -162,7 +162,7 @@ class Limits:
     agents_max: int = 100_000
     instances_live_max: int = 64
     instances_ended_max: int = 16
-    heartbeats_per_second_max: int = 10
+    heartbeats_per_second_max: int = 20
 
 
 def session_id_of(agent_id: AgentId, register_time: Instant, instance: Instance) -> str:
