@@ -236,6 +236,11 @@ class Checker:
             if before.holder is None or before.holder[0] != session:
                 raise BrokenPromise("M3", f"{what} came while #{number} was not with the same receiver")
 
+        for number in range(sequence + 1, self.newest[key] + 1):
+            after = self.places.get((key, number))
+            if after is not None and after.holder is not None and not (after.acked or after.failed):
+                raise BrokenPromise("M3", f"{what} came again and #{number} was not taken back")
+
     def taken_back(self, tokens: Sequence[int], *, failed: bool) -> None:
         for token in tokens:
             place = self._held(token)
@@ -293,7 +298,9 @@ class Checker:
         if place is None or place.holder is None or place.holder[0] != session:
             raise BrokenPromise("M7", f"token {token} settled an envelope that it did not hold")
         if not place.buried:
-            place.acked = place.confirmed = True
+            if not place.acked:
+                raise BrokenPromise("M7", f"token {token} settled an envelope and nobody had acked with it")
+            place.confirmed = True
 
     def done(self, key: DomainKey, sequence: int) -> None:
         """The broker noted for the log that it is done, whether its receiver's link still stands or not."""

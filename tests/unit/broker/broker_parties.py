@@ -13,7 +13,7 @@ from services.broker.core.machine import Machine
 from services.broker.core.model import Delivery, DomainKey, Draft, Lane, Limits, Recovered
 from services.common.core.errors import Reason
 from services.common.core.instants import Instant
-from tests.unit.broker.broker_checker import Sent
+from tests.unit.broker.broker_checker import BrokenPromise, Sent
 from tests.unit.broker.broker_world import Disk, Plant
 
 
@@ -30,6 +30,8 @@ class Sender:
     name: str
     stream_id: int = 0
     outbox: list[Message] = field(default_factory=list)
+    # On the current stream, in the order sent.
+    unanswered: deque[Draft] = field(default_factory=deque)
     made: int = 0
 
 
@@ -61,7 +63,10 @@ class World(Plant):
         make: Callable[[Recovered, Limits, Instant], Machine] = Machine,
         *,
         inspects: bool = True,
+        burst: int = 6,
     ) -> None:
+        # How many envelopes a sender sends at once.
+        self.burst = burst
         self.senders = [Sender(name) for name in ("s1", "s2", "s3")]
         self.receivers = [Receiver("r1", "0"), Receiver("r1", "1"), Receiver("r2", "0")]
         super().__init__(seed, disk, make, inspects=inspects)
@@ -93,6 +98,7 @@ class World(Plant):
         if sender.stream_id:
             return
         sender.stream_id = self.open_stream()
+        sender.unanswered.clear()
         hello = ev.StreamOpened(
             sender.stream_id, f"agent/{sender.name}", sender.name, "send", 0, send_only=True
         )
@@ -121,7 +127,7 @@ class World(Plant):
         if not sender.stream_id or self.calm:
             return
         room = self.limits.send_window - sum(not message.answered for message in sender.outbox)
-        fresh = [self.make_message(sender) for _ in range(min(room, self.random.randint(1, 6)))]
+        fresh = [self.make_message(sender) for _ in range(min(room, self.random.randint(1, self.burst)))]
         again = []
         if sender.outbox and self.random.random() < 0.2:
             again.append(self.random.choice(sender.outbox))
@@ -132,7 +138,8 @@ class World(Plant):
 
     def _send(self, sender: Sender, messages: list[Message]) -> None:
         drafts = [message.draft for message in messages][: self.limits.send_window]
-        if drafts:
+        if drafts and sender.stream_id:
+            sender.unanswered += drafts
             self.to_broker(sender.stream_id, ev.FrameReceived(sender.stream_id, drafts=drafts))
 
     def _answers(self, stream_id: int, answer: fx.Answer) -> None:
@@ -140,45 +147,37 @@ class World(Plant):
         if sender is None:
             return
         for outcome in answer.outcomes:
-            messages = [one for one in sender.outbox if one.draft.message_id == outcome.message_id]
+            # Answers come in the order sent, so that each has its draft even when ids repeat.
+            draft = sender.unanswered.popleft() if sender.unanswered else None
+            if draft is None or draft.message_id != outcome.message_id:
+                raise BrokenPromise("M8", f"{outcome.message_id} was answered out of turn")
             if outcome.error is None:
-                draft = messages[0].draft
-                record = self._find(sender, draft)
-                self.checker.accepted(
-                    sender.name,
-                    outcome.message_id,
-                    Sent(
-                        *record,
-                        outcome.sequence,
-                        self._expiry(sender, draft, outcome.sequence),
-                        draft.requires_ack,
-                    ),
-                    durable=self._is_durable(record[0], outcome.sequence),
-                    settled=self.is_settled(record[0], outcome.sequence),
-                    now=self.now,
-                )
-            # A refusal is final here, except for a full disk.
+                self._accepted(sender, draft, outcome.sequence)
             full = outcome.error is not None and outcome.error.reason in {
                 Reason.DISK_FULL,
                 Reason.QUOTA_EXCEEDED,
             }
-            if not full:
-                for message in messages:
+            for message in sender.outbox:
+                if message.draft == draft and not full:
                     message.answered = True
-        waiting = [message for message in sender.outbox if not message.answered]
-        if any(outcome.error for outcome in answer.outcomes) and waiting:
+        # What met a full disk or quota is sent again; other refusals are final.
+        if any(outcome.error for outcome in answer.outcomes):
+            waiting = [message for message in sender.outbox if not message.answered]
             self.later(20, lambda: self._send(sender, [one for one in waiting if not one.answered]))
 
-    def _find(self, sender: Sender, draft: Draft) -> tuple[DomainKey, bytes]:
-        return DomainKey(sender.name, draft.receiver, draft.lane), draft.fingerprint
-
-    def _expiry(self, sender: Sender, draft: Draft, sequence: int) -> int:
-        place = self.checker.places.get((DomainKey(sender.name, draft.receiver, draft.lane), sequence))
-        return place.expire_at if place is not None else self.now + draft.ttl_ms
-
-    def _is_durable(self, key: DomainKey, sequence: int) -> bool:
+    def _accepted(self, sender: Sender, draft: Draft, sequence: int) -> None:
+        key = DomainKey(sender.name, draft.receiver, draft.lane)
+        place = self.checker.places.get((key, sequence))
+        expire_at = place.expire_at if place is not None else self.now + draft.ttl_ms
         record = self.domains.get(key)
-        return record is not None and sequence < record.next_sequence
+        self.checker.accepted(
+            sender.name,
+            draft.message_id,
+            Sent(key, draft.fingerprint, sequence, expire_at, draft.requires_ack),
+            durable=record is not None and sequence < record.next_sequence,
+            settled=self.is_settled(key, sequence),
+            now=self.now,
+        )
 
     # -- receivers
 

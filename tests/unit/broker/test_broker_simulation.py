@@ -2,12 +2,61 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from services.broker.stores.memory import MemoryStore
+from tests.unit.broker.broker_checker import BrokenPromise
 from tests.unit.broker.broker_parties import World
+from tests.unit.broker.broker_sabotage import BUGS, BrokenMachine, LossyStore
+
+SEEDS = 300
+NIGHTLY_SEEDS = 100_000
+# A defect must be noticed within so many worlds.
+SEEDS_TO_NOTICE = 60
 
 
-@pytest.mark.parametrize("seed", range(300))
-def test_a_world_keeps_every_promise(seed: int) -> None:
-    World(seed, MemoryStore()).play()
+@pytest.mark.parametrize("block", range(0, SEEDS, 50))
+def test_every_world_keeps_every_promise(block: int) -> None:
+    for seed in range(block, block + 50):
+        _play(seed)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("block", range(SEEDS, NIGHTLY_SEEDS, 1_000))
+def test_very_many_worlds_keep_every_promise(block: int) -> None:
+    for seed in range(block, block + 1_000):
+        _play(seed)
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_the_checker_notices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bug = BUGS[name]
+    if bug.patch is not None:
+        owner, attribute, replacement = bug.patch
+        monkeypatch.setattr(owner, attribute, replacement)
+    noticed = set()
+    for seed in range(SEEDS_TO_NOTICE):
+        make = partial(BrokenMachine, bug=name)
+        world = World(seed, LossyStore(name), make, inspects=False, burst=bug.burst)
+        try:
+            world.play()
+        except BrokenPromise as broken:
+            noticed.add(broken.promise)
+            if bug.promise in noticed:
+                return
+    pytest.fail(f"{name!r} was not noticed as {bug.promise} in {SEEDS_TO_NOTICE} worlds, only {noticed}")
+
+
+def test_a_double_without_a_bug_passes() -> None:
+    """What is noticed above is noticed because of the bug."""
+    for seed in range(10):
+        World(seed, MemoryStore(), inspects=False).play()
+
+
+def _play(seed: int) -> None:
+    try:
+        World(seed, MemoryStore()).play()
+    except (AssertionError, BrokenPromise) as error:
+        raise AssertionError(f"seed {seed}: {error}") from error
