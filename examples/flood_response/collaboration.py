@@ -68,6 +68,7 @@ def collaboration(scenario: dict[str, Any]) -> dict[str, Any]:
         "name": scenario["name"],
         "collaboration_type": "flood-response",
         "priority": "HIGH",
+        "coordinator_agent": "strategist",
         "shared_context": scenario,
         "tasks": [
             {

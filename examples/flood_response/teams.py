@@ -42,7 +42,7 @@ def needs(
     leaving = [row["district"] for row in ranked if row["evacuate"]]
     for district, margin in sorted(margins.items(), key=lambda item: abs(item[1])):
         if abs(margin) <= SANDBAG_MARGIN_M:
-            found.append({"kind": "sandbag", "at": district, "why": f"dike margin {margin:+.2f} m"})
+            found.append({"kind": "sandbag", "at": district, "why": f"dike margin {margin + 0.0:+.2f} m"})
     people: dict[str, int] = {}
     for flow in assignment["flows"]:
         people[flow["shelter"]] = people.get(flow["shelter"], 0) + flow["people"]

@@ -1,0 +1,1 @@
+"""The `muster` command: one file per group of subcommands; it speaks only gRPC."""
