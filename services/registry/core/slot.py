@@ -104,6 +104,11 @@ class Slot:
             self.observe(record)
         for one in presence.values():
             self.observe(one)
+        # Instances come and go under ever new names: what is gone from both is not remembered.
+        known = {one.instance_id for one in self.record.instances} if self.record else set()
+        gone = [name for name, (_, held) in self.presence.items() if held is None and name not in known]
+        for name in gone:
+            del self.presence[name]
 
     def observe(self, change: RecordSeen | PresenceSeen) -> None:
         """Take in one change of the store unless something newer is known."""
@@ -132,6 +137,3 @@ class Slot:
             self.presence[put.instance_id] = (revision, held)
         for name in change.absent:
             self.presence[name] = (revision, None)
-        for name in change.forgotten:
-            # The key was deleted with the instance's end, long ago.
-            self.presence.pop(name, None)

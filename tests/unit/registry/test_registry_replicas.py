@@ -252,6 +252,23 @@ def test_what_is_observed_late_does_not_undo_what_is_known(world: World) -> None
         assert there.core.session_count == 1, "a session was adopted although its holder is there"
 
 
+def test_instances_under_ever_new_names_are_forgotten_everywhere(world: World) -> None:
+    here, there = world.add(), world.add()
+    for number in range(100):
+        link = here.open(instance=f"pod-{number}")
+        world.settle()
+        here.step(events.FarewellReceived("bye", link))
+        world.settle()
+        world.advance(1_000)
+    kept = world.limits.instances_ended_max
+    for replica in (here, there):
+        slot = replica.core.fleet.slots[AgentId("a-agent")]
+        assert slot.record is not None
+        assert len(slot.record.instances) == kept
+        assert len(slot.presence) <= kept
+    assert len(world.shelf.incarnations) == kept
+
+
 def test_a_newer_change_that_is_heard_of_before_ones_own_answer_counts(world: World) -> None:
     here, there = world.add(), world.add()
     older = here.open()
