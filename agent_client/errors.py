@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import cast
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from agent_client.core.records import Fault
@@ -239,18 +240,14 @@ def from_status(status: status_pb2.Status) -> MusterError:
     reason, metadata = "", {}
     retry_after: float | None = None
     violations: list[Violation] = []
-    info, bad_request, retry = (
-        error_details_pb2.ErrorInfo(),
-        error_details_pb2.BadRequest(),
-        error_details_pb2.RetryInfo(),
-    )
     for detail in status.details:
-        if detail.Unpack(info) and info.domain == _DOMAIN:
-            reason, metadata = info.reason, dict(info.metadata)
-        elif detail.Unpack(bad_request):
-            violations += [Violation(bad.field, bad.description) for bad in bad_request.field_violations]
-        elif detail.Unpack(retry):
-            retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+        match _unpack(detail):
+            case error_details_pb2.ErrorInfo() as info if info.domain == _DOMAIN:
+                reason, metadata = info.reason, dict(info.metadata)
+            case error_details_pb2.BadRequest() as bad_request:
+                violations += [Violation(bad.field, bad.description) for bad in bad_request.field_violations]
+            case error_details_pb2.RetryInfo() as retry:
+                retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
     retryable = _flag(metadata, "retryable")
     if not reason:
         # gRPC itself speaks, not a service: only an absent or slow peer is worth another try.
@@ -292,6 +289,18 @@ def to_fault(error: MusterError) -> Fault:
         retry_after_ms=None if error.retry_after is None else int(error.retry_after * 1000),
         coordinator=error.metadata.get("coordinator", ""),
     )
+
+
+def _unpack(detail: any_pb2.Any) -> Message | None:
+    for kind in (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo):
+        if detail.Is(kind.DESCRIPTOR):
+            try:
+                message: Message = kind.FromString(detail.value)
+            except DecodeError:
+                # A detail that can not be read says nothing; the code and the message still count.
+                return None
+            return message
+    return None
 
 
 def _flag(metadata: Mapping[str, str], key: str) -> bool | None:

@@ -202,7 +202,7 @@ async def test_heartbeats_survive_a_handler_that_blocks_its_loop(
     @agent.handler("plan")
     async def plan(_: Task) -> str:
         blocked.set()
-        time.sleep(2.5 * plane.registry.lease_ttl_ms / 1000)
+        time.sleep(2.5 * plane.registry.lease_ttl_ms / 1000)  # sleeps: blocking the loop is the test
         return "woke up"
 
     async with agent:
@@ -227,7 +227,7 @@ async def test_probes_are_answered_while_the_loop_is_blocked(plane: FakePlane, a
         # No await: nothing of this loop runs meanwhile.
         while not any(frame.probe_nonce == 42 for frame in plane.work.frames):
             assert time.monotonic() < deadline
-            time.sleep(0.001)
+            time.sleep(0.001)  # sleeps: nothing of this loop may run meanwhile
 
 
 async def test_the_report_says_that_work_reaches_the_agent(
@@ -356,7 +356,7 @@ async def test_a_cancelled_attempt_is_answered(
     @agent.handler("async")
     async def wait(task: Task) -> None:
         running.append(task)
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
 
     @agent.handler("sync")
     def wait_in_thread(task: Task) -> str:
@@ -389,7 +389,7 @@ async def test_a_fenced_attempt_stops_and_its_result_goes_nowhere(
     async def wait(_: Task) -> None:
         running.append("async")
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         finally:
             stopped.append("async")
 
@@ -446,12 +446,13 @@ async def test_a_drain_finishes_what_is_held_and_says_farewell(
     assert plane.registry.sessions[0].frames[-1].HasField("farewell")
 
 
-async def test_a_newer_process_takes_the_place(plane: FakePlane, agent: Agent) -> None:
+async def test_a_newer_process_takes_the_place(
+    plane: FakePlane, agent: Agent, eventually: Eventually
+) -> None:
     """P3, the older one's side."""
     agent.handler("plan")(lambda task: None)
     life = asyncio.create_task(agent.serve())
-    while not plane.registry.sessions:
-        await asyncio.sleep(0.005)
+    await eventually(lambda: plane.registry.sessions)
     plane.registry.sessions[0].say(ServiceError(Reason.INCARNATION_FENCED, "incarnation 2 is live"))
     with pytest.raises(FencedError, match="incarnation 2 is live"):
         await life

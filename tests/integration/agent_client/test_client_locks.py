@@ -121,7 +121,7 @@ async def test_the_loss_of_a_lock_interrupts_the_body(
             async with agent.lock("bridge-3") as held:
                 inside.set()
                 try:
-                    await asyncio.sleep(60)
+                    await asyncio.Event().wait()
                 finally:
                     assert held.lost
 
@@ -145,7 +145,7 @@ async def test_somebody_elses_cancellation_is_not_swallowed(
         async def use() -> None:
             async with agent.lock("bridge-3"):
                 inside.set()
-                await asyncio.sleep(60)
+                await asyncio.Event().wait()
 
         using = asyncio.create_task(use())
         await eventually(lambda: asked(plane))

@@ -242,7 +242,7 @@ async def test_cancel_timeout_and_fence(eventually: Eventually) -> None:
     @agent.handler("wait")
     async def wait(task: Task) -> None:
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         finally:
             ended.append(task.id)
 
@@ -282,7 +282,7 @@ async def test_a_fenced_attempt_loses_its_locks(eventually: Eventually) -> None:
         try:
             async with task.lock("bridge-3") as held:
                 if task.token.number == 1:
-                    await asyncio.sleep(60)
+                    await asyncio.Event().wait()
                 return str(held.lost)
         except (LockLostError, asyncio.CancelledError) as error:
             errors.append(error)
@@ -305,7 +305,7 @@ async def test_handlers_are_cancelled_when_the_plane_closes() -> None:
     @agent.handler("wait")
     async def wait(_: Task) -> None:
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         finally:
             ended.append("async")
 
