@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 import pytest_asyncio
 from muster.audit.v1 import audit_service_pb2 as pb
 from muster.audit.v1 import audit_service_pb2_grpc as pb_grpc
@@ -98,9 +99,27 @@ class Audit:
     async def append(
         self, *frames: pb.AppendRequest, principal: str = "service/broker"
     ) -> list[pb.AppendResponse]:
-        """Send the frames on one stream, close it, and return all answers."""
-        call = self.stub(principal).Append(iter(frames))
-        return [response async for response in call]
+        """Send the frames on one stream; return all answers up to the last ack or the refusal."""
+        stream = self.stub(principal).Append()
+        for one in frames:
+            await stream.write(one)
+        wanted = max(one.first_sequence_number + len(one.entries) - 1 for one in frames)
+        responses: list[pb.AppendResponse] = []
+        while not responses or not (
+            responses[-1].HasField("error") or responses[-1].durable_sequence_number >= wanted
+        ):
+            responses.append(await stream.read())
+        stream.cancel()
+        return responses
+
+    async def refused_stream(self, principal: str) -> grpc.aio.AioRpcError:
+        """Open a stream that must be refused; return the status.
+
+        Nothing is written: a write that meets the end of its call makes grpc.aio forget the status.
+        """
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await self.stub(principal).Append().read()
+        return caught.value
 
     async def entries(self, **wanted: Any) -> list[entry_pb2.Entry]:
         """Return all entries that a query finds, page by page."""
