@@ -117,10 +117,10 @@ class _Line:
         if self._domain is None:
             return SendOutcome(draft.message_id, 0, self._error)
         self.close()
+        self._room = flow.room(self._desk.state, self._domain)
         limit = flow.limit_met(self._desk.state, self._domain, len(draft.body))
         if limit is not None:
             return SendOutcome(draft.message_id, 0, _over_limit(limit, self._domain, now))
-        self._room = flow.room(self._desk.state, self._domain)
         return self.take(draft, now)
 
 

@@ -61,6 +61,11 @@ class Ledger:
         domain = self.domains[key] = self.by_id[domain_id] = DomainExtents(key, domain_id)
         return domain
 
+    def recover_domain(self, record: DomainRecord, domain_id: int) -> None:
+        """Note a domain as it is stored; its blocks come after it, with what is unsettled."""
+        domain = self.add_domain(record.key, domain_id)
+        domain.cursor, domain.above = record.cursor, frozenset(record.above)
+
     def add_block(self, block_id: int, places: Sequence[tuple[int, int]], bytes_stored: int) -> None:
         """Note a new block that holds these (domain id, sequence), ascending inside a domain."""
         self.recover_block(block_id, places, len(places), bytes_stored)

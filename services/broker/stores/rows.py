@@ -73,8 +73,7 @@ def load(connection: sqlite3.Connection, now: Instant) -> tuple[Recovered, Ledge
     ):
         key = DomainKey(sender, receiver, Lane(lane))
         record = _record(key, next_sequence, cursor, rest)
-        ledger.add_domain(key, domain_id)
-        ledger.settle(record)
+        ledger.recover_domain(record, domain_id)
         records.append(record)
     envelopes, remembered = _load_blocks(connection, ledger, now)
     return Recovered(
