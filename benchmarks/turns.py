@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.figures import Param, Runs
+from benchmarks.programs import ProgramFailedError
 
 # Name of a quantity -> its value in one run.
 Measured = Mapping[str, float]
 
 
 class MissingPeerError(Exception):
-    """A peer is not installed here, or does not start; the message says what to do."""
+    """A peer is not installed here; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Contender:
 
     name: str
     measure: Callable[[Path], Awaitable[Measured]]
-    # Ours must work; a peer that is missing is said and left out.
+    # Ours must work; a peer that is missing or fails is said and left out.
     is_peer: bool = False
 
 
@@ -65,7 +66,7 @@ async def take_turns(contenders: list[Contender], count: int, directory: Path) -
             say(f"run {run}/{count}: {contender.name}")
             try:
                 measured = await contender.measure(folder)
-            except MissingPeerError as error:
+            except (MissingPeerError, ProgramFailedError) as error:
                 if not contender.is_peer:
                     raise
                 say(f"{contender.name} is left out: {error}")

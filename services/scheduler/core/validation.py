@@ -76,12 +76,6 @@ def validate_payload(payload: Payload, path: str, limits: Limits) -> None:
     found.raise_if_any()
 
 
-def effective_deadlines(spec: CollaborationSpec) -> dict[TaskId, Instant]:
-    """Return the deadline that counts for each task that has one: the earlier of its own and the whole's."""
-    deadlines = ((task.task_id, spec.deadline_of(task)) for task in spec.tasks)
-    return {task_id: deadline for task_id, deadline in deadlines if deadline is not None}
-
-
 class _Findings:
     """What was found so far, by kind, in the order of the fields."""
 

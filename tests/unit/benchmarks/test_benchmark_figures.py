@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.figures import Figure, Runs, percentile, rounded
 from benchmarks.machine import file_system
+from benchmarks.programs import ProgramFailedError
 from benchmarks.turns import Contender, Measured, MissingPeerError, take_turns
 
 
@@ -57,11 +58,13 @@ def test_a_file_system_has_a_name(tmp_path: Path) -> None:
     assert file_system(tmp_path)
 
 
-def contender(name: str, order: list[str], *, missing: bool = False, is_peer: bool = False) -> Contender:
+def contender(
+    name: str, order: list[str], *, fails: Exception | None = None, is_peer: bool = False
+) -> Contender:
     async def measure(folder: Path) -> Measured:
         (folder / "data").touch()
-        if missing:
-            raise MissingPeerError("not installed")
+        if fails is not None:
+            raise fails
         order.append(name)
         return {"rate": float(len(order))}
 
@@ -77,16 +80,18 @@ def test_contenders_take_turns_in_folders_of_their_own(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_peer_is_said_once_and_has_no_figure(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("fails", [MissingPeerError("not installed"), ProgramFailedError("it crashed")])
+def test_a_peer_that_is_not_there_is_said_once_and_has_no_figure(
+    fails: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    taking_part = [contender("ours", []), contender("peer", [], missing=True, is_peer=True)]
+    taking_part = [contender("ours", []), contender("peer", [], fails=fails, is_peer=True)]
     outcome = asyncio.run(take_turns(taking_part, 3, tmp_path))
     assert not outcome.has("peer")
     said = capsys.readouterr().err
-    assert said.count("peer is left out: not installed") == 1
+    assert said.count(f"peer is left out: {fails}") == 1
 
 
-def test_ours_must_be_there(tmp_path: Path) -> None:
-    with pytest.raises(MissingPeerError):
-        asyncio.run(take_turns([contender("ours", [], missing=True)], 1, tmp_path))
+@pytest.mark.parametrize("fails", [MissingPeerError("not installed"), ProgramFailedError("it crashed")])
+def test_ours_must_work(fails: Exception, tmp_path: Path) -> None:
+    with pytest.raises(type(fails)):
+        asyncio.run(take_turns([contender("ours", [], fails=fails)], 1, tmp_path))

@@ -22,7 +22,6 @@ from services.scheduler.core.model import (
     TaskSpec,
 )
 from services.scheduler.core.validation import (
-    effective_deadlines,
     validate,
     validate_claims,
     validate_payload,
@@ -287,15 +286,14 @@ class TestDeadlines:
         error = error_of(spec(task(estimated_duration_ms=31 * DAY_MS), deadline=after(NOW, 1)))
         assert fields_of(error) == ["collaboration.tasks[0].estimated_duration"]
 
-    def test_the_earlier_one_counts(self) -> None:
-        soon, late = after(NOW, 10), after(NOW, 20)
-        tasks = (task("own", deadline=soon), task("inherits"), task("later", deadline=after(NOW, 30)))
-        assert effective_deadlines(spec(*tasks, deadline=late)) == {
-            "own": soon,
-            "inherits": late,
-            "later": late,
-        }
-        assert effective_deadlines(spec(*tasks)) == {"own": soon, "later": after(NOW, 30)}
+    def test_a_task_inherits_the_whole_ones_and_the_earlier_counts(self) -> None:
+        soon, late, later = after(NOW, 10), after(NOW, 20), after(NOW, 30)
+        whole = spec(task("a"), deadline=late)
+        assert whole.deadline_of(task(deadline=soon)) == soon
+        assert whole.deadline_of(task()) == late
+        assert whole.deadline_of(task(deadline=later)) == late
+        assert spec(task("a")).deadline_of(task(deadline=later)) == later
+        assert spec(task("a")).deadline_of(task()) is None
 
 
 class TestLockRequests:
