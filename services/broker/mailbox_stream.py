@@ -20,6 +20,9 @@ from services.common.core.errors import Reason, ServiceError
 from services.common.identity import Principal
 from services.common.rpc.duplex import Duplex, read_first
 
+# Between reading the end of a stream and believing that its peer meant it, in milliseconds.
+BREAK_GRACE_MS = 50
+
 
 @dataclass(frozen=True, slots=True)
 class StreamTerms:
@@ -62,6 +65,7 @@ class MailboxStream:
         self._metrics, self._terms = host.metrics, host.terms
         self._duplex: Duplex[_Piece, bytes] = Duplex(context, self._pack)
         self._stream_id = 0
+        self._receives = True
         # Set when the core has let the stream go.
         self._let_go = asyncio.Event()
 
@@ -69,6 +73,7 @@ class MailboxStream:
         """Serve the stream to its end; raises the error that it ends with."""
         first: pb.MailboxRequest = await read_first(self._context, self._terms.hello_timeout_ms)
         hello = requests.read_hello(first)
+        self._receives = not hello.send_only
         self._stream_id = self._driver.attach(self)
         try:
             self._driver.submit(
@@ -132,6 +137,10 @@ class MailboxStream:
 
     async def _leave(self) -> None:
         """The client has sent its last frame; it gets the answers that it waits for."""
+        if self._receives:
+            # A link that breaks looks like a last frame first; then gRPC cancels this handler. Who leaves
+            # well gives back what it holds, who only lost its link may resume.
+            await asyncio.sleep(BREAK_GRACE_MS / 1000)
         self._driver.submit(ev.StreamLeaving(self._stream_id))
         await self._let_go.wait()
 
