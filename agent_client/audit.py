@@ -121,13 +121,11 @@ class AuditLog:
         request = audit.TailRequest(collaboration_id=collaboration_id)
         if from_index is not None:
             request.from_leaf_index = from_index
-        frames = self._connection.stream("audit", lambda channel: AuditServiceStub(channel).Tail, request)
-
-        async def following() -> audit.TailResponse:
-            return await anext(frames)
-
-        while True:
-            for entry in (await self._thread.run(following())).entries:
+        frames: AsyncIterator[audit.TailResponse] = self._thread.relay(
+            self._connection.stream("audit", lambda channel: AuditServiceStub(channel).Tail, request)
+        )
+        async for frame in frames:
+            for entry in frame.entries:
                 yield entry
 
     async def verify(self, report: Callable[[int, int], None] = lambda _done, _all: None) -> Verified:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from muster.broker.v1 import broker_service_pb2 as broker
 from muster.broker.v1.broker_service_pb2_grpc import BrokerServiceStub
@@ -36,8 +36,6 @@ from agent_client.spec import Spec, build_spec
 from agent_client.tls import Dialer
 from agent_client.views import Change, CollaborationInfo, Gap, Progress, Result, change_of
 from agent_client.wire import moment
-
-T = TypeVar("T")
 
 # Items asked for in one page of a list.
 PAGE_SIZE = 200
@@ -148,7 +146,7 @@ class Client:
         A broken stream is resumed where it was, for ever as long as the plane comes back within the client's
         patience.
         """
-        frames = self._relay(
+        frames = self._thread.relay(
             _Watch(self._connection, self._patience, collaboration_id, from_generation).run()
         )
         async for event in frames:
@@ -191,7 +189,7 @@ class Client:
     async def watch_agents(self) -> AsyncIterator[registry.WatchAgentsResponse]:
         """Yield frames of agents: everything known first, then each change; ends with MusterError."""
         request = registry.WatchAgentsRequest()
-        async for frame in self._relay(
+        async for frame in self._thread.relay(
             self._connection.stream(
                 "registry", lambda channel: RegistryServiceStub(channel).WatchAgents, request
             )
@@ -247,21 +245,6 @@ class Client:
             asked, token = asked + size, answer.page.next_page_token
             if not token or (limit is not None and asked >= limit):
                 return
-
-    async def _relay(self, source: AsyncIterator[T]) -> AsyncIterator[T]:
-        """Yield here what an iterator of the link loop yields there."""
-
-        async def following() -> T | None:
-            return await anext(source, None)
-
-        async def end() -> None:
-            await source.aclose()  # type: ignore[attr-defined]  # only async generators come here
-
-        try:
-            while (item := await self._thread.run(following())) is not None:
-                yield item
-        finally:
-            await self._thread.run(end())
 
 
 class Collaboration:

@@ -11,7 +11,7 @@ import asyncio
 import atexit
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
@@ -48,6 +48,25 @@ class LinkThread:
     async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the link loop and wait for it here; cancelling the wait cancels it there."""
         return await asyncio.wrap_future(self.start(coroutine))
+
+    async def relay(self, source: AsyncIterator[T]) -> AsyncIterator[T]:
+        """Yield here what an async generator of the link loop yields there; it is closed with this one."""
+        # A wait that is cancelled here ends on the link loop a moment later; closing has to come after it.
+        turn = asyncio.Lock()
+
+        async def following() -> T | None:
+            async with turn:
+                return await anext(source, None)
+
+        async def end() -> None:
+            async with turn:
+                await source.aclose()  # type: ignore[attr-defined]  # only async generators come here
+
+        try:
+            while (item := await self.run(following())) is not None:
+                yield item
+        finally:
+            await self.run(end())
 
 
 _lock = threading.Lock()

@@ -19,8 +19,9 @@ from muster.broker.v1 import broker_service_pb2_grpc as broker_grpc
 from muster.common.v1 import envelope_pb2, fencing_pb2, payload_pb2
 from muster.registry.v1 import registry_service_pb2 as registry
 from muster.registry.v1 import registry_service_pb2_grpc as registry_grpc
+from muster.scheduler.v1 import collaboration_pb2, task_pb2, work_pb2
+from muster.scheduler.v1 import scheduler_service_pb2 as scheduler_pb2
 from muster.scheduler.v1 import scheduler_service_pb2_grpc as scheduler_grpc
-from muster.scheduler.v1 import task_pb2, work_pb2
 
 from agent_client.loop import link_thread
 from services.common.core.errors import Reason, ServiceError
@@ -133,12 +134,7 @@ class FakeScheduler(scheduler_grpc.SchedulerServiceServicer):
 
     async def Work(self, requests: Any, context: Any) -> AsyncIterator[Any]:
         first = await anext(aiter(requests))
-        if self.plane.leader != self.name:
-            leader = self.plane.addresses.get(self.plane.leader, "")
-            await refuse(
-                context,
-                ServiceError(Reason.NOT_COORDINATOR, "not me", metadata={"coordinator": leader}),
-            )
+        await self._lead(context)
         peer = Peer(first.hello)
         self.streams.append(peer)
         welcome = work_pb2.WorkWelcome(version=1, epoch=self.epoch)
@@ -146,6 +142,52 @@ class FakeScheduler(scheduler_grpc.SchedulerServiceServicer):
         yield work_pb2.WorkResponse(welcome=welcome, probe_nonce=7)
         async for frame in converse(peer, requests, context, self._heard):
             yield frame
+
+    async def SubmitCollaboration(self, request: Any, context: Any) -> Any:
+        await self._lead(context)
+        self.plane.submissions.append(request)
+        if self.plane.refusals:
+            await refuse(context, self.plane.refusals.pop(0))
+        known = [one.request_id for one in self.plane.submissions[:-1]]
+        return scheduler_pb2.SubmitCollaborationResponse(
+            collaboration_id="c1",
+            generation=1,
+            already_accepted=request.request_id in known,
+            warnings=["mind the gap"],
+        )
+
+    async def GetCollaboration(self, request: Any, context: Any) -> Any:
+        return scheduler_pb2.GetCollaborationResponse(collaboration=self.plane.collaboration)
+
+    async def ListCollaborations(self, request: Any, context: Any) -> Any:
+        """As if there were a thousand; a page token is the number of those before."""
+        page = request.page
+        self.plane.pages.append(page)
+        before = int(page.page_token or 0)
+        answer = scheduler_pb2.ListCollaborationsResponse()
+        for number in range(before, before + page.page_size):
+            answer.collaborations.add(collaboration_id=f"c{number}")
+        answer.page.next_page_token = str(before + page.page_size)
+        return answer
+
+    async def WatchCollaborations(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        await self._lead(context)
+        peer = Peer(request)
+        self.plane.watches.append(peer)
+        try:
+            while (frame := await peer.out.get()) is not None:
+                if isinstance(frame, ServiceError):
+                    await refuse(context, frame)
+                yield frame
+        finally:
+            peer.ended = True
+
+    async def _lead(self, context: Any) -> None:
+        if self.plane.leader != self.name:
+            leader = self.plane.addresses.get(self.plane.leader, "")
+            await refuse(
+                context, ServiceError(Reason.NOT_COORDINATOR, "not me", metadata={"coordinator": leader})
+            )
 
     def _heard(self, peer: Peer, frame: Any) -> None:
         if self.acks and frame.results:
@@ -205,6 +247,12 @@ class FakePlane:
             for name in ("scheduler1", "scheduler2")
         }
         self.broker = FakeBroker()  # type: ignore[abstract]  # as above
+        # What requesters said, and what they are to hear.
+        self.submissions: list[Any] = []
+        self.refusals: list[ServiceError] = []
+        self.watches: list[Peer] = []
+        self.pages: list[Any] = []
+        self.collaboration = collaboration_pb2.Collaboration()
         self._servers: dict[str, grpc.aio.Server] = {}
         self._attempts = 0
 
