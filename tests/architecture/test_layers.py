@@ -18,7 +18,9 @@ PURE = frozenset(
 )
 # Pure computation from elsewhere, by the package that may use it and why.
 PURE_EXTRA = {
-    "services.scheduler.core": {"numpy", "scipy"},  # matching and placement arithmetic
+    # Matching and placement arithmetic. A task points weakly back to its collaboration: thousands are forgotten
+    # at once, and the collector would otherwise stop the driver to find the circles.
+    "services.scheduler.core": {"numpy", "scipy", "weakref"},
     "services.quality.core": {"numpy", "scipy"},  # statistics of scores
     "agent_client.verify": {"cryptography"},  # checks signatures
 }

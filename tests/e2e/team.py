@@ -73,7 +73,7 @@ class Team:
         """Wait until `task` was started `times` times; return the processes that did."""
         async with asyncio.timeout(PATIENCE_S):
             while len(found := [pid for name, pid in self.lines("started") if name == task]) < times:
-                await asyncio.sleep(0.02)  # another process's file sets no event
+                await asyncio.sleep(0.02)  # sleeps: a file of another process sets no event
         return found
 
     def kill(self, pid: int) -> None:
