@@ -18,8 +18,8 @@ PURE = frozenset(
 )
 # Pure computation from elsewhere, by the package that may use it and why.
 PURE_EXTRA = {
-    # Matching and placement arithmetic. A task points weakly back to its collaboration: thousands are forgotten
-    # at once, and the collector would otherwise stop the driver to find the circles.
+    # Matching and placement arithmetic. A task points weakly back to its collaboration: thousands are
+    # forgotten at once, and the collector would otherwise stop the driver to find the circles.
     "services.scheduler.core": {"numpy", "scipy", "weakref"},
     "services.quality.core": {"numpy", "scipy"},  # statistics of scores
     "agent_client.verify": {"cryptography"},  # checks signatures
