@@ -40,10 +40,7 @@ def build_spec(value: Mapping[str, Any] | Spec) -> Spec:
     builder = _Builder()
     fields = builder.fields("collaboration", value, _COLLABORATION)
     if builder.violations:
-        raise InvalidRequestError(
-            "; ".join(f"{bad.field} {bad.description}" for bad in builder.violations),
-            violations=builder.violations,
-        )
+        raise builder.error()
     return Spec(**fields)
 
 
@@ -52,6 +49,21 @@ class _Builder:
 
     def __init__(self) -> None:
         self.violations: list[Violation] = []
+        # What is wrong with payloads, which may have a reason of its own.
+        self.payload_errors: list[InvalidRequestError] = []
+
+    def error(self) -> InvalidRequestError:
+        """Return everything as one error; as in the plane, INVALID_FIELD comes before other reasons."""
+        reasons = {error.reason for error in self.payload_errors}
+        if sum(len(error.violations) for error in self.payload_errors) < len(self.violations):
+            reasons.add(InvalidRequestError.default_reason)
+        same = len(reasons) == 1 and bool(self.payload_errors)
+        return InvalidRequestError(
+            "; ".join(f"{bad.field} {bad.description}" for bad in self.violations),
+            reason=self.payload_errors[0].reason if same else "",
+            violations=self.violations,
+            metadata=self.payload_errors[0].metadata if same else None,
+        )
 
     def bad(self, path: str, description: str) -> None:
         self.violations.append(Violation(path, description))
@@ -136,6 +148,7 @@ def _payload(builder: _Builder, path: str, value: Any) -> Any:
         return payload_to_proto(encode(value, path))
     except InvalidRequestError as error:
         builder.violations += error.violations
+        builder.payload_errors.append(error)
         return None
 
 
