@@ -42,8 +42,11 @@ class Database:
                  itself rolls the transaction back and comes out unchanged.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, writer: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, writer: ThreadPoolExecutor, pragmas: Sequence[str]
+    ) -> None:
         self.path = path
+        self._pragmas = pragmas
         # Owned by the writer thread.
         self._connection: sqlite3.Connection | None = connection
         self._writer = writer
@@ -61,6 +64,13 @@ class Database:
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` on the reader thread in one read transaction, that is on a snapshot."""
         return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, work)
+
+    async def checkpoint(self) -> None:
+        """Move what is in the WAL into the database file on the reader thread, while writes go on.
+
+        For files that grow fast: what it has moved, the automatic checkpoint inside some `write` need not.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._reader, self._checkpoint)
 
     async def close(self) -> None:
         """Finish what was submitted, then close; safe to call twice."""
@@ -86,9 +96,7 @@ class Database:
 
     def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
-            if self._reader_connection is None:
-                self._reader_connection = _connect(self.path, "PRAGMA query_only = ON")
-            connection = self._reader_connection
+            connection = self._reading()
             connection.execute("BEGIN")
             try:
                 return work(connection)
@@ -97,9 +105,20 @@ class Database:
         except sqlite3.DatabaseError as error:
             raise _mapped(error, self.path) from error
 
+    def _checkpoint(self) -> None:
+        try:
+            self._reading().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except sqlite3.DatabaseError as error:
+            raise _mapped(error, self.path) from error
+
+    def _reading(self) -> sqlite3.Connection:
+        if self._reader_connection is None:
+            self._reader_connection = _connect(self.path, "PRAGMA query_only = ON")
+        return self._reader_connection
+
     def _healthy(self) -> sqlite3.Connection:
         if self._connection is None:
-            self._connection = _connect(self.path)
+            self._connection = _connect(self.path, *self._pragmas)
             # After a failed sync the kernel may hold WAL pages that it believes are on disk and that are not
             # ("fsyncgate"): a later commit behind them would be lost with them. Moving all of the WAL into
             # the database file writes and syncs their content again.
@@ -123,26 +142,38 @@ class Database:
                 connection.close()
 
 
-def open_database(path: Path, migrations: Sequence[str]) -> Database:
+def open_database(
+    path: Path,
+    migrations: Sequence[str],
+    *,
+    checkpoint_pages: int = CHECKPOINT_PAGES,
+    erase_deleted: bool = True,
+) -> Database:
     """Open or create the database at `path` and bring its schema up to date; call it before the loop is busy.
 
     `migrations[n]` is the script that leads from schema version n to n + 1; each runs once, in a transaction
     of its own together with the version (PRAGMA user_version). Raises ServiceError (STORE_UNAVAILABLE) when
-    the file is no database of ours, damaged, or written by a newer version.
+    the file is no database of ours, damaged, or written by a newer version. Without `erase_deleted` what is
+    deleted stays on the disk until its place is used again: a third of the writes of a file whose rows come
+    and go.
     """
+    pragmas = (
+        f"PRAGMA wal_autocheckpoint = {checkpoint_pages}",
+        f"PRAGMA secure_delete = {'ON' if erase_deleted else 'OFF'}",
+    )
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     writer = ThreadPoolExecutor(1, f"sqlite-write-{path.name}")
     try:
-        connection = writer.submit(_open, path, migrations).result()
+        connection = writer.submit(_open, path, migrations, pragmas).result()
     except BaseException:
         writer.shutdown()
         raise
-    return Database(path, connection, writer)
+    return Database(path, connection, writer, pragmas)
 
 
-def _open(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
+def _open(path: Path, migrations: Sequence[str], pragmas: Sequence[str]) -> sqlite3.Connection:
     try:
-        connection = _connect(path)
+        connection = _connect(path, *pragmas)
     except sqlite3.DatabaseError as error:
         raise _mapped(error, path) from error
     try:
@@ -182,9 +213,8 @@ def _connect(path: Path, *pragmas: str) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA trusted_schema = OFF")
-        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}").fetchone()
         for pragma in pragmas:
-            connection.execute(pragma)
+            connection.execute(pragma).fetchall()
     except BaseException:
         connection.close()
         raise
