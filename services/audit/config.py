@@ -8,6 +8,7 @@ from pathlib import Path
 from services.audit.core.checkpoint import valid_origin
 from services.audit.core.model import LogLimits
 from services.common.config import knob
+from services.common.core.ids import NAME_64
 from services.common.service_config import ServiceConfig
 
 
@@ -53,6 +54,8 @@ class AuditConfig(ServiceConfig):
     def __post_init__(self) -> None:
         """Check the settings; raises ValueError."""
         super().__post_init__()
+        if NAME_64.match(self.replica_id) is None:
+            raise ValueError(f"replica_id {self.replica_id!r} must be 1 to 64 of [A-Za-z0-9._-]")
         if not valid_origin(self.log_origin):
             raise ValueError(
                 f"origin {self.log_origin!r} must be 1 to 255 characters without space and plus sign"

@@ -166,7 +166,11 @@ class Driver:
                         self._carry_out(effect)
                 self._show_metrics()
         finally:
-            gone = ServiceError(Reason.SHUTTING_DOWN, "the log was closed before the entries were durable")
+            # After a crash of the loop too: nobody is left who would answer.
+            self._draining = True
+            gone = ServiceError(
+                Reason.STORE_UNAVAILABLE, "the log was closed before it was known what is durable: send again"
+            )
             for answer in self._answers.values():
                 if not answer.done():
                     answer.set_exception(gone)

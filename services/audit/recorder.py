@@ -68,8 +68,15 @@ class Recorder:
 
     async def record_repeated_read(self, actor: str, operation: str, subject: str, cause_id: str) -> None:
         """Record the first of many like reads before it is answered, the others in one summary."""
-        if self._is_first(Read(actor, operation), subject, self._clock.now()):
+        read = Read(actor, operation)
+        if not self._is_first(read, subject, self._clock.now()):
+            return
+        try:
             await self.record_read(actor, operation, subject, cause_id, {})
+        except ServiceError:
+            # Else the next one would count as a repetition of something that is not in the log.
+            self._windows.forget(read)
+            raise
 
     async def record_refused(
         self, actor: str, operation: str, subject: str, cause_id: str, error: ServiceError
@@ -113,11 +120,12 @@ class Recorder:
             await self._log([_draft(summary) for summary in summaries], privileged=False)
 
     async def _log(self, entries: Sequence[EntryDraft], *, privileged: bool) -> None:
-        drafts = [self._overflow(), *entries] if self._dropped else list(entries)
-        reported = self._dropped
+        # Taken before the wait, so that two of these at once do not both report it.
+        reported, self._dropped = self._dropped, 0
         try:
-            await self._submit(drafts)
+            await self._submit([self._overflow(reported), *entries] if reported else entries)
         except ServiceError as error:
+            self._dropped += reported
             if privileged:
                 raise ServiceError(
                     Reason.AUDIT_UNAVAILABLE,
@@ -128,8 +136,6 @@ class Recorder:
                 _log.error("own entries are lost", why=str(error))
             self._dropped += len(entries)
             self._metrics.unrecorded.inc(len(entries))
-        else:
-            self._dropped -= reported
 
     async def _submit(self, drafts: Sequence[EntryDraft]) -> None:
         if self._sequence is None:
@@ -142,7 +148,7 @@ class Recorder:
         )
         await self._driver.submit(self._producer, first, leaves, contiguous=False)
 
-    def _overflow(self) -> EntryDraft:
+    def _overflow(self, dropped: int) -> EntryDraft:
         return EntryDraft(
             self._clock.now(),
             actor=f"service/{SERVICE}",
@@ -150,7 +156,7 @@ class Recorder:
             subject=f"spool/{_OWN_SPOOL}",
             outcome=Outcome.FAILED,
             reason=Reason.AUDIT_UNAVAILABLE,
-            attributes={"dropped": str(self._dropped)},
+            attributes={"dropped": str(dropped)},
         )
 
 

@@ -69,6 +69,10 @@ class ReadWindows:
         window.last_subject = subject
         return False
 
+    def forget(self, read: Read) -> None:
+        """Begin anew with the next such read; what was counted is lost."""
+        self._windows.pop(read, None)
+
     def due(self, now: Instant) -> list[Summary]:
         """End the windows that are over, or too many; return those in which something was counted."""
         ended = []

@@ -78,6 +78,7 @@ async def test_it_serves_without_etcd(audit: Audit) -> None:
     ("line", "said"),
     [
         ('origin = "two words"', "origin 'two words' must be"),
+        ('first_start = "no"', "first_start must be true or false"),
         ("batch_leaves_max = 0", "batch_leaves_max must be at least 1"),
         ("tails = 3", "unknown key 'tails'"),
     ],

@@ -32,6 +32,14 @@ def test_a_window_in_which_nothing_was_repeated_leaves_nothing() -> None:
     assert windows.next_end() is None
 
 
+def test_a_forgotten_window_begins_anew() -> None:
+    windows = ReadWindows(100)
+    windows.forget(TILES)
+    assert windows.seen(TILES, "x", Instant(0))
+    windows.forget(TILES)
+    assert windows.seen(TILES, "x", Instant(1))
+
+
 def test_a_flush_ends_all_windows() -> None:
     windows = ReadWindows(100)
     for read in (TILES, TILES, OTHER):
