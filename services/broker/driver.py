@@ -27,6 +27,8 @@ from services.common.core.errors import Reason, ServiceError
 
 # Pause before the next commit after one that failed, in milliseconds.
 COMMIT_RETRY_MS = 100
+# Pause before the next compaction when one did not get through, in milliseconds: commits come in between.
+COMPACT_AGAIN_MS = 20
 # Pauses between tries to read the store again after it did not answer, in milliseconds.
 RELOAD_BASE_MS = 50
 RELOAD_MAX_MS = 5_000
@@ -201,11 +203,12 @@ class Driver:
             self._step(ev.Ticked())
         if self._working is None:
             now_ms = self._clock.monotonic_ms()
-            if self.machine.has_work and now_ms >= self._commit_at_ms:
+            if now_ms >= self._compact_at_ms:
+                # Before the next commit: a busy broker always has one, and most space to free.
+                self._give_store(self._compact())
+            elif self.machine.has_work and now_ms >= self._commit_at_ms:
                 self._bytes_cut = self._bytes_in
                 self._step(ev.StoreReady())
-            elif now_ms >= self._compact_at_ms:
-                self._give_store(self._compact())
 
     def _step(self, event: ev.Event) -> None:
         outlets, recorder = self._outlets, self._recorder
@@ -244,7 +247,9 @@ class Driver:
         if (due := self.machine.next_due()) is not None:
             waits_ms.append(due - self._clock.now())
         if self._working is None:
-            at_ms = self._commit_at_ms if self.machine.has_work else self._compact_at_ms
+            at_ms = self._compact_at_ms
+            if self.machine.has_work:
+                at_ms = min(at_ms, self._commit_at_ms)
             waits_ms.append(at_ms - self._clock.monotonic_ms())
         if waits_ms:
             # Clocks count whole milliseconds: waking a little early would turn the loop for nothing.
@@ -275,6 +280,7 @@ class Driver:
         self._decide(self._bytes_cut)
 
     async def _compact(self) -> None:
+        pause_ms = self._settings.compaction_interval_ms
         try:
             done = await self._store.compact(self._clock.now(), self._settings.retention)
         except ServiceError as error:
@@ -286,7 +292,9 @@ class Driver:
             self._metrics.dead_letters_dropped.inc(sum(done.dead_letters_dropped.values()))
             if done.dead_letters_dropped:
                 self._recorder.note(DeadLettersDropped(done.dead_letters_dropped))
-        self._compact_at_ms = self._clock.monotonic_ms() + self._settings.compaction_interval_ms
+            if not done.is_done:
+                pause_ms = COMPACT_AGAIN_MS
+        self._compact_at_ms = self._clock.monotonic_ms() + pause_ms
 
     async def _read_again(self, error: ServiceError) -> None:
         """Whether the last batch is on disk is unknown: forget everything and believe the disk.

@@ -34,6 +34,8 @@ class Compaction:
     blocks_dropped: int
     blocks_rewritten: int
     bytes_stored: int
+    # False when there is more to do at once.
+    is_done: bool = True
 
 
 class MailboxStore(Protocol):

@@ -32,6 +32,8 @@ class Release(NamedTuple):
     """Envelopes without acks that go to one session once it is durable that they are done."""
 
     session: Session
+    # Whose credits this took; None while the link is down.
+    stream: Stream | None
     items: list[Item]
 
 

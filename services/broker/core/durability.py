@@ -1,13 +1,12 @@
-"""What happens when the disk has answered: the only place where promises are made, and taken back.
+"""What happens when the disk has answered: the only place where promises are made.
 
-While one batch is being written the next one gathers (group commit). A failed commit takes back both, since
-what gathered meanwhile was numbered behind what is now gone.
+While one batch is being written the next one gathers (group commit).
 """
 
 from __future__ import annotations
 
 from services.broker.core import flow
-from services.broker.core.burial import announce, drop_tombstones, unbury
+from services.broker.core.burial import announce, drop_tombstones
 from services.broker.core.desk import Acks, Answers, Burial, Desk, Release, Tentative
 from services.broker.core.effects import (
     Answer,
@@ -18,7 +17,6 @@ from services.broker.core.effects import (
     NoteAccepted,
     NoteDead,
     NoteDone,
-    RefuseSettling,
     TellTombstones,
 )
 from services.broker.core.handover import (
@@ -26,14 +24,11 @@ from services.broker.core.handover import (
     drain,
     enlist,
     let_go,
-    watch_deadlines,
     watch_expiry,
 )
-from services.broker.core.model import Delivery, Lane, SendOutcome
-from services.broker.core.settlement import put_back, recall_from
+from services.broker.core.model import Delivery, Lane
 from services.broker.core.state import Domain, Item, Mailbox, Stream, advance_all
 from services.broker.core.table import DeliveryInput
-from services.common.core.errors import ServiceError
 from services.common.core.instants import Instant
 
 
@@ -69,37 +64,10 @@ def persisted(desk: Desk, now: Instant) -> None:
         _buried(desk, burial, mailboxes)
     domains = _accepted(desk, done.accepted, mailboxes)
     for answers in done.answers:
-        _answer(desk, answers)
+        answer(desk, answers)
     for mailbox in mailboxes:
         drain(desk, mailbox, now)
     for domain in domains:
-        watch_expiry(desk, domain, now)
-
-
-def failed(desk: Desk, error: ServiceError, now: Instant) -> None:
-    """Nothing of what was decided since the last good commit is durable: take it back, newest first."""
-    lost = [one for one in (desk.in_flight, desk.open) if one is not None]
-    desk.in_flight, desk.open = None, Tentative()
-    for one in lost:
-        # Facts that nobody waits for are kept for the next commit.
-        desk.open.touched.update(one.touched)
-        desk.open.agents_known += one.agents_known
-        desk.open.agents_forgotten += one.agents_forgotten
-        desk.open.incarnations += one.incarnations
-        desk.open.nacks += one.nacks
-        desk.open.urgent |= one.urgent
-    for one in reversed(lost):
-        _withdraw(desk, one.accepted)
-        _unsettle(desk, one, error)
-    for one in lost:
-        for answers in one.answers:
-            _answer(desk, _failed_answers(answers, error))
-    for domain in list(desk.open.touched):
-        if domain.waiting:
-            # What was taken back must not come after what it precedes.
-            recall_from(desk, domain, domain.waiting[0].envelope.sequence)
-        let_go(domain)
-        drain(desk, domain.mailbox, now)
         watch_expiry(desk, domain, now)
 
 
@@ -137,7 +105,7 @@ def _acked(desk: Desk, acks: Acks, mailboxes: dict[Mailbox, None]) -> None:
     desk.count(DeliveryInput.PERSISTED, len(items))
     for domain, mine in _by_domain(items).items():
         domain.held -= len(mine)
-        _discharge(desk, domain, mine)
+        discharge(desk, domain, mine)
         if domain.tombstones and drop_tombstones(domain, mine[-1]):
             desk.open.touched[domain] = None
         if not domain.held:
@@ -164,25 +132,41 @@ def _released(desk: Desk, release: Release, mailboxes: dict[Mailbox, None]) -> N
     session = release.session
     domain = release.items[0].domain
     advance_all(release.items, DeliveryInput.PERSISTED)
-    _discharge(desk, domain, release.items)
+    discharge(desk, domain, release.items)
     desk.count(DeliveryInput.PERSISTED, len(release.items))
     domain.blocked -= len(release.items)
     enlist(domain)
     mailboxes[domain.mailbox] = None
-    if session.stream is not None:
+    if session.stream is not None and _has_credit(release):
         weight = sum(len(item.envelope.draft.body) + DELIVERY_OVERHEAD_BYTES for item in release.items)
         session.unflushed_bytes += weight
         deliveries = [Delivery(0, item.envelope, item.handed_over, Instant(0)) for item in release.items]
         desk.effects.append(Deliver(session.stream.stream_id, deliveries, weight))
-    # Without a link they are lost, as "at most once" allows; what is recorded is that they are done.
+    # Without a link, or without credit on a new one, they are lost, as "at most once" allows.
     desk.effects.append(NoteDone([item.envelope for item in release.items], acked=False))
+
+
+def _has_credit(release: Release) -> bool:
+    """Return whether the receiver will accept what was released; a stream that came since must pay for it."""
+    session, count = release.session, len(release.items)
+    if session.stream is release.stream:
+        return True
+    if release.items[0].domain.key.lane is Lane.EMERGENCY:
+        if session.emergency_credits < count:
+            return False
+        session.emergency_credits -= count
+        return True
+    if session.credits < count:
+        return False
+    session.credits -= count
+    return True
 
 
 def _buried(desk: Desk, burial: Burial, mailboxes: dict[Mailbox, None]) -> None:
     item = burial.item
     domain = item.domain
     item.advance(DeliveryInput.PERSISTED)
-    _discharge(desk, domain, [item])
+    discharge(desk, domain, [item])
     domain.blocked -= 1
     stone = announce(desk, burial)
     for session in domain.mailbox.sessions.values():
@@ -197,7 +181,7 @@ def _buried(desk: Desk, burial: Burial, mailboxes: dict[Mailbox, None]) -> None:
         finish_if_done(desk, burial.stream)
 
 
-def _discharge(desk: Desk, domain: Domain, items: list[Item]) -> None:
+def discharge(desk: Desk, domain: Domain, items: list[Item]) -> None:
     """Take envelopes of one domain out of every count: they are done, dead or withdrawn for good."""
     if domain.failures:
         for item in items:
@@ -206,94 +190,10 @@ def _discharge(desk: Desk, domain: Domain, items: list[Item]) -> None:
     flow.charge(desk.state, domain, -len(items), -size)
 
 
-def _answer(desk: Desk, answers: Answers) -> None:
+def answer(desk: Desk, answers: Answers) -> None:
+    """Tell a sender what became of one frame's envelopes."""
     stream = answers.stream
     stream.unanswered -= len(answers.outcomes)
     if stream.stream_id in desk.state.streams:
         desk.effects.append(Answer(stream.stream_id, answers.outcomes))
     finish_if_done(desk, stream)
-
-
-def _failed_answers(answers: Answers, error: ServiceError) -> Answers:
-    outcomes = []
-    for outcome in answers.outcomes:
-        # A repeat of an id that was accepted earlier keeps its first outcome.
-        kept = outcome.error is not None or answers.stream.sender.window.find(outcome.message_id)
-        outcomes.append(outcome if kept else SendOutcome(outcome.message_id, 0, error))
-    return Answers(answers.stream, outcomes)
-
-
-def _unsettle(desk: Desk, lost: Tentative, error: ServiceError) -> None:
-    back: dict[Domain, list[Item]] = {}
-    unsettled: dict[Domain, list[int]] = {}
-    for acks in lost.acks:
-        _unack(desk, acks, error, back)
-        _note_sequences(acks.items, unsettled)
-    for release in lost.releases:
-        _unrelease(release, back)
-        _note_sequences(release.items, unsettled)
-    for burial in lost.burials:
-        item = burial.item
-        item.advance(DeliveryInput.PERSIST_FAILED)
-        unbury(burial)
-        back.setdefault(item.domain, []).append(item)
-        _note_sequences([item], unsettled)
-        if burial.stream is not None:
-            burial.stream.settling -= 1
-            _refuse(desk, burial.stream, item.token, error)
-            finish_if_done(desk, burial.stream)
-    for domain, sequences in unsettled.items():
-        domain.settled.take_back(sequences)
-    for domain, items in back.items():
-        put_back(domain, items)
-
-
-def _unack(desk: Desk, acks: Acks, error: ServiceError, back: dict[Domain, list[Item]]) -> None:
-    session = acks.session
-    acks.stream.settling -= 1
-    for item in acks.items:
-        _refuse(desk, acks.stream, item.token, error)
-        item.advance(DeliveryInput.PERSIST_FAILED)
-        if session.ended:
-            item.advance(DeliveryInput.RECALLED)
-            item.domain.held -= 1
-            back.setdefault(item.domain, []).append(item)
-        else:
-            session.extended[item.token] = item
-    if not session.ended:
-        watch_deadlines(desk, session, Instant(min(item.deadline for item in acks.items)))
-    finish_if_done(desk, acks.stream)
-
-
-def _unrelease(release: Release, back: dict[Domain, list[Item]]) -> None:
-    domain, session = release.items[0].domain, release.session
-    domain.blocked -= len(release.items)
-    # Nothing went out, so that nothing of the receiver's credit is used.
-    if domain.key.lane is Lane.EMERGENCY:
-        session.emergency_credits += len(release.items)
-    else:
-        session.credits += len(release.items)
-    for item in release.items:
-        item.advance(DeliveryInput.PERSIST_FAILED)
-    back.setdefault(domain, []).extend(release.items)
-
-
-def _note_sequences(items: list[Item], unsettled: dict[Domain, list[int]]) -> None:
-    for item in items:
-        unsettled.setdefault(item.domain, []).append(item.envelope.sequence)
-
-
-def _withdraw(desk: Desk, items: list[Item]) -> None:
-    for item in reversed(items):
-        item.advance(DeliveryInput.PERSIST_FAILED)
-        item.domain.next_sequence -= 1
-        window = item.domain.sender.window
-        before = window.bytes_used
-        window.take_back(item.envelope.draft.message_id)
-        desk.state.dedup_bytes += window.bytes_used - before
-        _discharge(desk, item.domain, [item])
-
-
-def _refuse(desk: Desk, stream: Stream, token: int, error: ServiceError) -> None:
-    if stream.stream_id in desk.state.streams:
-        desk.effects.append(RefuseSettling(stream.stream_id, token, error))

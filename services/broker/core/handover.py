@@ -212,7 +212,7 @@ def _release(desk: Desk, domain: Domain, session: Session, limit: int, now: Inst
     domain.blocked += len(items)
     desk.count(DeliveryInput.RELEASED, len(items))
     desk.open.touched[domain] = None
-    desk.open.releases.append(Release(session, items))
+    desk.open.releases.append(Release(session, session.stream, items))
     _requeue(domain)
     return len(items)
 

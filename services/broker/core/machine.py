@@ -3,13 +3,14 @@
     effects = machine.step(event, now)
 
 The parts: `attachment` (streams, sessions, incarnations), `admission` (sends), `handover` (who gets what
-next), `settlement` (acks and what comes again), `burial` (dead letters and tombstones), `durability` (what
-the disk's answer means). The life of one envelope is the table in `table`.
+next), `settlement` (acks and what comes again), `burial` (dead letters and tombstones), `durability` (what a
+commit makes true), `withdrawal` (what a failed one takes back). The life of one envelope is the table in
+`table`.
 """
 
 from __future__ import annotations
 
-from services.broker.core import admission, attachment, durability, flow, handover, settlement
+from services.broker.core import admission, attachment, durability, flow, handover, settlement, withdrawal
 from services.broker.core.desk import Desk
 from services.broker.core.effects import Effect, End
 from services.broker.core.events import (
@@ -65,7 +66,7 @@ class Machine:
             case StreamLeaving(stream_id=stream_id) | StreamClosed(stream_id=stream_id):
                 self._end(stream_id, now, leaving=isinstance(event, StreamLeaving))
             case PersistFailed(error=error):
-                durability.failed(desk, error, now)
+                withdrawal.failed(desk, error, now)
             case AgentsSeen(names=names, complete=complete):
                 self._agents(names, complete=complete)
             case DrainBegan():
@@ -162,7 +163,7 @@ class Machine:
                     if attachment.resume_window_over(desk, session, now):
                         mailboxes[session.mailbox] = None
                 case TimerKind.DELAY, Domain() as domain:
-                    if settlement.delay_over(domain, now):
+                    if settlement.delay_over(desk, domain, now):
                         mailboxes[domain.mailbox] = None
                 case TimerKind.EXPIRY, Domain() as domain:
                     settlement.expire_waiting(desk, domain, now)

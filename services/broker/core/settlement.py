@@ -130,7 +130,7 @@ def end_session(desk: Desk, session: Session, now: Instant, *, lost: bool) -> No
         let_go(domain)
 
 
-def delay_over(domain: Domain, now: Instant) -> bool:
+def delay_over(desk: Desk, domain: Domain, now: Instant) -> bool:
     """End the wait of a domain; return whether it is over."""
     if not domain.delayed_until or domain.delayed_until > now:
         return False
@@ -138,6 +138,7 @@ def delay_over(domain: Domain, now: Instant) -> bool:
     for item in domain.delayed:
         if item.state is DeliveryState.DELAYED:
             item.advance(DeliveryInput.DELAY_OVER)
+            desk.count(DeliveryInput.DELAY_OVER)
     domain.delayed.clear()
     enlist(domain)
     return True
