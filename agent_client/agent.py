@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from concurrent.futures import Future
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
@@ -117,7 +117,7 @@ class Agent:
 
     # What it does of its own accord.
 
-    def messages(self) -> AsyncIterator[Delivery]:
+    def messages(self) -> AsyncGenerator[Delivery, None]:
         """Yield the messages that no handler takes: `async for delivery in agent.messages():`."""
         return self._running.mailbox.messages()
 

@@ -8,10 +8,10 @@ async with Client() as client:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
-import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
@@ -30,7 +30,7 @@ from muster.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
 from agent_client.connection import Connection, Method
 from agent_client.context import load_context
 from agent_client.core.watch import WatchCursor
-from agent_client.errors import CallTimeoutError, InvalidRequestError, MusterError, Violation
+from agent_client.errors import CallTimeoutError, InvalidRequestError, Violation
 from agent_client.loop import link_thread
 from agent_client.spec import Spec, build_spec
 from agent_client.tls import Dialer
@@ -72,7 +72,6 @@ class Client:
         identity = context.agent(agent) if agent else context.operator()
         self._thread = link_thread()
         self._connection = Connection(Dialer(context, identity), patience)
-        self._patience = patience
 
     async def __aenter__(self) -> Self:
         return self
@@ -140,19 +139,17 @@ class Client:
         )
         return CollaborationInfo(answer.collaboration)
 
-    async def watch(self, collaboration_id: str, *, from_generation: int = 0) -> AsyncIterator[Event]:
+    async def watch(self, collaboration_id: str, *, from_generation: int = 0) -> AsyncGenerator[Event, None]:
         """Yield the changes after `from_generation` (0 starts with a snapshot) until it has ended.
 
-        A broken stream is resumed where it was, for ever as long as the plane comes back within the client's
-        patience.
+        A broken stream is resumed where it was, as long as the plane comes back within the client's patience.
         """
-        frames = self._thread.relay(
-            _Watch(self._connection, self._patience, collaboration_id, from_generation).run()
-        )
-        async for event in frames:
-            yield event
-            if isinstance(event.change, CollaborationInfo) and event.change.final:
-                return
+        watch = _Watch(self._connection, collaboration_id, from_generation)
+        async with contextlib.aclosing(self._thread.relay(watch.run())) as events:
+            async for event in events:
+                yield event
+                if isinstance(event.change, CollaborationInfo) and event.change.final:
+                    return
 
     async def locks(self, resource: str = "") -> list[scheduler.Lock]:
         """Return who holds and who waits for `resource`, or for every resource."""
@@ -186,15 +183,20 @@ class Client:
         agent: agent_pb2.Agent = answer.agent
         return agent
 
-    async def watch_agents(self) -> AsyncIterator[registry.WatchAgentsResponse]:
-        """Yield frames of agents: everything known first, then each change; ends with MusterError."""
-        request = registry.WatchAgentsRequest()
-        async for frame in self._thread.relay(
-            self._connection.stream(
-                "registry", lambda channel: RegistryServiceStub(channel).WatchAgents, request
-            )
-        ):
-            yield frame
+    async def watch_agents(self) -> AsyncGenerator[registry.WatchAgentsResponse, None]:
+        """Yield frames of agents, for ever: everything known first, then each change.
+
+        After a broken stream everything known comes again. Raises MusterError when the registry stays away
+        for longer than the client's patience.
+        """
+        frames = self._connection.follow(
+            "registry",
+            lambda channel: RegistryServiceStub(channel).WatchAgents,
+            registry.WatchAgentsRequest,
+        )
+        async with contextlib.aclosing(self._thread.relay(frames)) as relayed:
+            async for frame in relayed:
+                yield frame
 
     async def services(self) -> registry.ListServicesResponse:
         """Return the live replicas of every service, and who leads."""
@@ -268,7 +270,7 @@ class Collaboration:
         """Return it with its tasks as they are now."""
         return await self._client.get(self.id)
 
-    def watch(self, *, from_generation: int = 0) -> AsyncIterator[Event]:
+    def watch(self, *, from_generation: int = 0) -> AsyncGenerator[Event, None]:
         """Yield its changes until it has ended; see `Client.watch`."""
         return self._client.watch(self.id, from_generation=from_generation)
 
@@ -296,34 +298,28 @@ class Collaboration:
 class _Watch:
     """Follows one collaboration across broken streams; runs on the link loop."""
 
-    def __init__(
-        self, connection: Connection, patience_s: float, collaboration_id: str, from_generation: int
-    ) -> None:
-        self._connection, self._patience_s = connection, patience_s
-        self._collaboration_id = collaboration_id
+    def __init__(self, connection: Connection, collaboration_id: str, from_generation: int) -> None:
+        self._connection, self._collaboration_id = connection, collaboration_id
         self._cursor = WatchCursor(from_generation)
 
-    async def run(self) -> AsyncIterator[Event]:
-        failures, deadline = 0, time.monotonic() + self._patience_s
-        while True:
-            try:
-                async for frame in self._frames():
-                    failures, deadline = 0, time.monotonic() + self._patience_s
-                    for message in frame.events:
-                        if (event := self._read(message)) is not None:
-                            yield event
-            except MusterError as error:
-                failures += 1
-                await self._connection.pause("scheduler", error, failures, deadline)
+    async def run(self) -> AsyncGenerator[Event, None]:
+        frames = self._connection.follow(
+            "scheduler",
+            lambda channel: SchedulerServiceStub(channel).WatchCollaborations,
+            self._request,
+        )
+        async with contextlib.aclosing(frames):
+            async for frame in frames:
+                for message in frame.events:
+                    if (event := self._read(message)) is not None:
+                        yield event
 
-    def _frames(self) -> AsyncIterator[scheduler.WatchCollaborationsResponse]:
+    def _request(self) -> scheduler.WatchCollaborationsRequest:
         request = scheduler.WatchCollaborationsRequest(
             collaboration_id=self._collaboration_id, from_generation=self._cursor.resume_from
         )
         self._cursor.opened()
-        return self._connection.stream(
-            "scheduler", lambda channel: SchedulerServiceStub(channel).WatchCollaborations, request
-        )
+        return request
 
     def _read(self, message: collaboration_pb2.CollaborationEvent) -> Event | None:
         change = change_of(message)

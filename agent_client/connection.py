@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import grpc
@@ -75,7 +76,7 @@ class Connection:
             failures += 1
             hint = await self._after(service, failure, failures, deadline)
 
-    async def stream(self, service: str, method: Method, request: Any) -> AsyncIterator[Any]:
+    async def stream(self, service: str, method: Method, request: Any) -> AsyncGenerator[Any, None]:
         """Yield the frames of a one-way stream. Its end is an error too: MusterError says why."""
         channel = await self._channel(service, "")
         call = method(channel)(request)
@@ -94,9 +95,25 @@ class Connection:
         finally:
             call.cancel()
 
-    async def pause(self, service: str, failure: MusterError, failures: int, deadline: float) -> None:
-        """Wait before a stream is opened again; raises `failure` when that is of no use."""
-        await self._after(service, failure, failures, deadline)
+    async def follow(
+        self, service: str, method: Method, request: Callable[[], Any]
+    ) -> AsyncGenerator[Any, None]:
+        """Yield the frames of a one-way stream for ever, opening it anew with `request()` when it breaks.
+
+        Raises MusterError when that is of no use, or when the service stays away for `patience_s`.
+        """
+        failures, deadline = 0, time.monotonic() + self._patience_s
+        while True:
+            try:
+                async with contextlib.aclosing(self.stream(service, method, request())) as frames:
+                    async for frame in frames:
+                        failures, deadline = 0, time.monotonic() + self._patience_s
+                        yield frame
+            except MusterError as error:
+                # A stream that lived for long may have been silent all the time: patience begins at its end.
+                deadline = deadline if failures else time.monotonic() + self._patience_s
+                failures += 1
+                await self._after(service, error, failures, deadline)
 
     async def _after(self, service: str, failure: MusterError, failures: int, deadline: float) -> str:
         """Wait as long as is fitting after `failure`; return the address to go to next, "" to look it up."""

@@ -11,7 +11,7 @@ import asyncio
 import atexit
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
@@ -49,7 +49,7 @@ class LinkThread:
         """Run a coroutine on the link loop and wait for it here; cancelling the wait cancels it there."""
         return await asyncio.wrap_future(self.start(coroutine))
 
-    async def relay(self, source: AsyncIterator[T]) -> AsyncIterator[T]:
+    async def relay(self, source: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         """Yield here what an async generator of the link loop yields there; it is closed with this one."""
         # A wait that is cancelled here ends on the link loop a moment later; closing has to come after it.
         turn = asyncio.Lock()
@@ -60,7 +60,7 @@ class LinkThread:
 
         async def end() -> None:
             async with turn:
-                await source.aclose()  # type: ignore[attr-defined]  # only async generators come here
+                await source.aclose()
 
         try:
             while (item := await self.run(following())) is not None:

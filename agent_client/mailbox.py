@@ -7,7 +7,7 @@ import itertools
 import logging
 import secrets
 import threading
-from collections.abc import AsyncIterator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Any, TypeVar
@@ -283,7 +283,7 @@ class Mailbox:
 
     # Receiving.
 
-    async def messages(self) -> AsyncIterator[Delivery]:
+    async def messages(self) -> AsyncGenerator[Delivery, None]:
         """Yield deliveries that no handler takes, until the agent stops."""
         self._readers += 1
         self.link.want_messages()

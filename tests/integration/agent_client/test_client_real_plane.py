@@ -308,16 +308,27 @@ async def test_a_blocked_loop_stays_ready(plane: Launched, make: MakeAgent) -> N
     assert (instance.reconnects, instance.incarnation) == (0, 1)
 
 
-async def test_a_second_process_takes_the_place_of_the_first(plane: Launched, make: MakeAgent) -> None:
+async def test_a_second_process_takes_the_place_of_the_first(
+    plane: Launched, make: MakeAgent, eventually: Eventually
+) -> None:
     """P3."""
     first = make(skills=["x"])
     second = Agent(first.name, ["x"], home=plane.home)
     beside = Agent(first.name, ["x"], home=plane.home, instance="1")
-    life = asyncio.create_task(first.serve())
-    async with beside, second:
-        await asyncio.gather(beside.wait_ready(), second.wait_ready())
-        with pytest.raises(FencedError):
-            await asyncio.wait_for(life, PATIENCE_S)
+    async with Client(home=plane.home) as client, beside:
+        await beside.wait_ready()
+        life = asyncio.create_task(first.serve())
+        await eventually(lambda: _states(client, first.name, ready=2))
+        async with second:
+            await second.wait_ready()
+            with pytest.raises(FencedError, match="instance_id of its own"):
+                await asyncio.wait_for(life, PATIENCE_S)
+            await eventually(lambda: _states(client, first.name, ready=2))
+
+
+async def _states(client: Client, agent: str, *, ready: int) -> bool:
+    states = [instance.state for instance in (await client.agent(agent)).instances]
+    return states.count(agent_pb2.AGENT_STATE_READY) == ready
 
 
 AGENT = """

@@ -211,7 +211,7 @@ async def test_gap_is_told(plane: FakePlane, client: Client, eventually: Eventua
         )
     )
     assert (await first).change == Gap("c1", 2, 7)
-    await events.aclose()  # type: ignore[attr-defined]  # an async generator
+    await events.aclose()
 
 
 async def test_pages_are_fetched_until_the_limit(plane: FakePlane, client: Client) -> None:
