@@ -1,4 +1,4 @@
-"""Real scheduler replicas over mTLS sockets and a real etcd, a registry and agents that tests play by hand."""
+"""Real scheduler replicas over mTLS sockets and a real etcd; registry and agents are played by the tests."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Plane:
             "registry_wait_ms": 1_000,
             **settings,
         }
-        self.registry = PlayedRegistry()
+        self.registry = PlayedRegistry()  # type: ignore[abstract]  # nothing else is asked of it
         self.client: EtcdClient = etcd.client()
         self.apps: dict[str, SchedulerApp] = {}
         self._registry_server = GrpcServer(
@@ -139,7 +139,7 @@ class Plane:
         for agent in self._agents:
             await agent.close()
         for channel in self._channels:
-            await channel.close()
+            await channel.close(None)
         for name in [*self.apps]:
             await self.stop_replica(name)
         await self._registry_server.drain(100)
@@ -227,13 +227,15 @@ class Agent:
         """Wait for the assignment of a task (of its attempt `number`) and return it."""
 
         def find() -> work_pb.Assignment | None:
-            for assignment in self.all("assignments"):
+            assignments: list[work_pb.Assignment] = self.all("assignments")
+            for assignment in assignments:
                 ref = assignment.attempt
                 if ref.task_id == task_id and number in (0, ref.token.number):
                     return assignment
             return None
 
-        return await self.wait(find)
+        found: work_pb.Assignment = await self.wait(find)
+        return found
 
     async def ack(self, ref: work_pb.AttemptRef) -> ServiceError | None:
         """Wait for the newest ack of an attempt and return its error."""
@@ -247,7 +249,8 @@ class Agent:
 
     async def wait_ended(self) -> ServiceError:
         """Wait until the stream has ended and return the error."""
-        return await self.wait(lambda: self.error)
+        error: ServiceError = await self.wait(lambda: self.error)
+        return error
 
     async def wait(self, find: Callable[[], Any]) -> Any:
         """Return what `find` finds, as soon as it does."""
@@ -283,9 +286,7 @@ def _everyone(service: str) -> dict[str, frozenset[str]]:
 _numbers = itertools.count(1)
 
 
-def submission(
-    *tasks: task_pb.TaskSpec, request_id: str = "", **spec: Any
-) -> pb.SubmitCollaborationRequest:
+def submission(*tasks: task_pb.TaskSpec, request_id: str = "", **spec: Any) -> pb.SubmitCollaborationRequest:
     """Return a request; without tasks there is one, "t"."""
     return pb.SubmitCollaborationRequest(
         request_id=request_id or f"request-{next(_numbers)}",
@@ -293,7 +294,9 @@ def submission(
     )
 
 
-def task(task_id: str, *dependencies: str, skills: Iterable[str] = ("work",), **more: Any) -> task_pb.TaskSpec:
+def task(
+    task_id: str, *dependencies: str, skills: Iterable[str] = ("work",), **more: Any
+) -> task_pb.TaskSpec:
     """Return a small task."""
     locks = [task_pb.ResourceClaim(resource=name) for name in more.pop("locks", ())]
     return task_pb.TaskSpec(
