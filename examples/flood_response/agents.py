@@ -5,10 +5,11 @@ python -m examples.flood_response.agents strategist
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any
 
-from agent_client import Agent, Delivery, Task
+from agent_client import Agent, Delivery, NotFoundError, Task
 from examples.flood_response import decision, evacuation, forecast, hydrology, roads, shelters, teams
 
 strategist = Agent("strategist", skills=["risk-priorities", "shelter-assignment", "decision"])
@@ -17,13 +18,21 @@ field = Agent("field", skills=["rainfall-outlook", "inundation-forecast", "road-
 executor = Agent("executor", skills=["team-readiness", "evacuation-routes", "team-orders"], slots=2)
 TEAM = {agent.name: agent for agent in (strategist, awareness, field, executor)}
 
+log = logging.getLogger("flood_response")
+
 notices: list[str] = []
 
 
 async def _tell_coordinator(task: Task, text: str, *, emergency: bool = False) -> None:
-    if task.coordinator and task.coordinator != task.agent_id:
-        kind, priority = ("emergency", "EMERGENCY") if emergency else ("status_update", "NORMAL")
+    if not task.coordinator or task.coordinator == task.agent_id:
+        return
+    kind, priority = ("emergency", "EMERGENCY") if emergency else ("status_update", "NORMAL")
+    try:
         await task.send(task.coordinator, {"text": text}, type=kind, priority=priority)
+    except NotFoundError as error:
+        # The coordinator never joined the plane. What it would have heard is in the result too, so the task
+        # goes on.
+        log.warning("%s: %s", task.id, error)
 
 
 @strategist.on_message()
