@@ -17,7 +17,7 @@ from agent_client.context import load_context
 from agent_client.core.vocabulary import MessageType, Priority
 from agent_client.driver import AgentLink
 from agent_client.errors import ContextError, MusterError
-from agent_client.handlers import Function
+from agent_client.handlers import Function, Handler
 from agent_client.link import Link, Profile
 from agent_client.locks import Lock
 from agent_client.mailbox import Delivery, Mailbox, Reply
@@ -59,8 +59,8 @@ class Agent:
         self.name, self.slots = name, slots
         self.instance = instance or os.environ.get(INSTANCE_VARIABLE) or "0"
         self._skills, self._labels, self._home = skills, dict(labels or {}), home
-        self._handlers: dict[str | None, Function] = {}
-        self._message_handlers: dict[MessageType | None, Function] = {}
+        self._handlers: dict[str | None, Handler] = {}
+        self._message_handlers: dict[MessageType | None, Handler] = {}
         self._life: _Life | None = None
         # Asked for before the life began, for example by a signal while the process starts.
         self._drain_asked = False
@@ -92,7 +92,7 @@ class Agent:
             for name in task_types or (None,):
                 if name in self._handlers:
                     raise ValueError(f"agent {self.name} has two handlers for {name or 'all other tasks'}")
-                self._handlers[name] = function
+                self._handlers[name] = Handler(function)
             return function
 
         return register
@@ -110,7 +110,7 @@ class Agent:
             for kind in kinds or [None]:
                 if kind in self._message_handlers:
                     raise ValueError(f"agent {self.name} has two handlers for {kind or 'all other messages'}")
-                self._message_handlers[kind] = function
+                self._message_handlers[kind] = Handler(function)
             return function
 
         return register

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 
 from agent_client.core.inbox import Key, Verdict
 from agent_client.core.records import AttemptRef, Outcome
 from agent_client.link import Delivered, Envelope, LockWish, Profile, Sink
-from agent_client.loop import Inlet, link_thread
+from agent_client.loop import inlet_of, link_thread
 from agent_client.pending import Pending
 from agent_client.streams.discovery import Discovery
 from agent_client.streams.load import LoadMeter
@@ -36,7 +35,7 @@ class AgentLink:
     def __init__(self, dialer: Dialer, profile: Profile) -> None:
         self._dialer, self._profile = dialer, profile
         self._thread = link_thread()
-        self._inlet: Inlet[Callable[[], None]] = Inlet(self._thread.loop, lambda step: step())
+        self._inlet = inlet_of(self._thread.loop)
 
     def __repr__(self) -> str:
         return f"AgentLink({self._profile.name}/{self._profile.instance})"

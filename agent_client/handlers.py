@@ -72,7 +72,38 @@ class Threads:
                 self._idle += 1
 
 
-def is_async(function: Function) -> bool:
+class Handler:
+    """A function of the agent's code, and how to call it."""
+
+    def __init__(self, function: Function) -> None:
+        self._function = function
+        self._is_async = _is_async(function)
+
+    def __repr__(self) -> str:
+        return f"Handler({self._function!r})"
+
+    async def call(self, argument: Any, threads: Threads) -> Any:
+        """Call the function and return what it returns.
+
+        Cancelling this cancels a coroutine. A thread can not be cancelled: the first cancellation leaves the
+        wait going until the function has returned, because it was told through its argument and its slot is
+        taken until then; the second one gives the function up.
+        """
+        if self._is_async:
+            return await self._function(argument)
+        context = contextvars.copy_context()
+        running = asyncio.wrap_future(threads.submit(lambda: context.run(self._function, argument)))
+        try:
+            result = await asyncio.shield(running)
+        except asyncio.CancelledError:
+            if running.done():
+                raise
+            result = await running
+        # A plain function that wraps a coroutine function returns a coroutine.
+        return await result if isinstance(result, Awaitable) else result
+
+
+def _is_async(function: Function) -> bool:
     """Return whether calling `function` gives a coroutine; also for callable objects and partials."""
     while isinstance(function, partial):
         function = function.func
@@ -81,31 +112,10 @@ def is_async(function: Function) -> bool:
     )
 
 
-async def call(function: Function, argument: Any, threads: Threads) -> Any:
-    """Call a handler and return what it returns.
-
-    Cancelling this cancels a coroutine. A thread can not be cancelled: the first cancellation leaves the wait
-    going until the function has returned, because it was told through its argument and its slot is taken
-    until then; the second one gives the function up.
-    """
-    if is_async(function):
-        return await function(argument)
-    context = contextvars.copy_context()
-    running = asyncio.wrap_future(threads.submit(lambda: context.run(function, argument)))
-    try:
-        result = await asyncio.shield(running)
-    except asyncio.CancelledError:
-        if running.done():
-            raise
-        result = await running
-    # A plain function that wraps a coroutine function returns a coroutine.
-    return await result if isinstance(result, Awaitable) else result
-
-
 async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel the tasks of handlers and wait for them, each time at most `LEAVE_GRACE_S`.
 
-    The second cancellation gives functions up that still run in their threads; see `call`.
+    The second cancellation gives functions up that still run in their threads; see `Handler.call`.
     """
     waiting = set(tasks)
     for _ in range(2):

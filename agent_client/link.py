@@ -83,7 +83,7 @@ class Envelope:
     @property
     def domain(self) -> Domain:
         """The order domain at its receiver."""
-        return self.sender, self.priority.value
+        return self.sender, self.priority
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import threading
+import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from concurrent.futures import Future
@@ -86,7 +87,8 @@ class Inlet(Generic[T]):
     """Hands items from any thread to a loop, in order, and wakes it once for many of them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, handle: Callable[[T], None]) -> None:
-        self._loop, self._handle = loop, handle
+        # Weakly, so that the table of inlets does not keep its own keys alive.
+        self._loop, self._handle = weakref.ref(loop), handle
         self._items: deque[T] = deque()
         # Written by both sides without a lock: it is cleared before the items are taken, so an item is
         # either seen by the turn that is due or schedules the next one.
@@ -97,8 +99,10 @@ class Inlet(Generic[T]):
         self._items.append(item)
         if not self._due:
             self._due = True
+            loop = self._loop()
             try:
-                self._loop.call_soon_threadsafe(self._turn)
+                if loop is not None:
+                    loop.call_soon_threadsafe(self._turn)
             except RuntimeError:
                 # The loop is closed: nobody is left to whom the item could matter.
                 self._items.clear()
@@ -111,4 +115,23 @@ class Inlet(Generic[T]):
             self._handle(self._items.popleft())
         if not self._due:
             self._due = True
-            self._loop.call_soon(self._turn)
+            asyncio.get_running_loop().call_soon(self._turn)
+
+
+Step = Callable[[], None]
+
+# One inlet per loop, whatever comes to it: what comes together wakes it once.
+_inlets: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Inlet[Step]] = weakref.WeakKeyDictionary()
+
+
+def inlet_of(loop: asyncio.AbstractEventLoop) -> Inlet[Step]:
+    """Return the loop's inlet for steps to run there; thread-safe."""
+    inlet = _inlets.get(loop)
+    if inlet is None:
+        with _lock:
+            inlet = _inlets.setdefault(loop, Inlet(loop, _take_step))
+    return inlet
+
+
+def _take_step(step: Step) -> None:
+    step()

@@ -7,7 +7,7 @@ import itertools
 import logging
 import secrets
 import threading
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from agent_client.errors import (
     PermanentFailure,
     Violation,
 )
-from agent_client.handlers import Function, Threads, call, end_tasks
+from agent_client.handlers import Handler, Threads, end_tasks
 from agent_client.link import Delivered, Envelope, Link
 from agent_client.payload import decode, encode
 from agent_client.pending import Pending
@@ -159,13 +159,10 @@ class Reply(Pending[Any]):
         super().__init__()
         self._mailbox, self._correlation_id, self._timeout = mailbox, correlation_id, timeout
 
-    def __await__(self) -> Generator[Any, None, Any]:
-        return self._wait().__await__()
-
-    async def _wait(self) -> Any:
+    async def _arrival(self) -> Any:
         try:
             async with asyncio.timeout(self._timeout):
-                return await asyncio.wrap_future(self._future)
+                return await super()._arrival()
         except TimeoutError:
             raise self._late() from None
         finally:
@@ -199,7 +196,7 @@ class _Sent(Pending[int]):
 class Mailbox:
     """The agent's messages, in both directions."""
 
-    def __init__(self, link: Link, handlers: dict[MessageType | None, Function]) -> None:
+    def __init__(self, link: Link, handlers: dict[MessageType | None, Handler]) -> None:
         self.link = link
         self._handlers = handlers
         # One thread for each order domain that may be handled at once.
@@ -308,10 +305,12 @@ class Mailbox:
     def recall(self, key: Key) -> None:
         """The broker took a delivery back; called on the loop."""
         with self._lock:
-            dropped = self._waiting.pop(key, None) is not None
-            if dropped and not self._handled.recalled(key):
-                self._offered.recalled(key)
-        self.link.recall_answered(key, dropped=dropped)
+            delivered = self._waiting.pop(key, None)
+            if delivered is not None:
+                domain = delivered.envelope.domain
+                if not self._handled.recalled(key, domain):
+                    self._offered.recalled(key, domain)
+        self.link.recall_answered(key, dropped=delivered is not None)
 
     def confirm_nack(self, domain: Domain) -> None:
         """The broker confirmed a nack; called on the loop."""
@@ -369,10 +368,18 @@ class Mailbox:
         self._arrived.set()
 
     async def _handle(self, delivery: Delivery) -> None:
-        self.link.taken(delivery._delivered.envelope.key, kept=True)
-        function = self._handlers.get(delivery.type) or self._handlers[None]
+        """Handle one delivery, and then those that may be handled because of it."""
+        following: Delivery | None = delivery
+        while following is not None:
+            await self._handle_one(following)
+            following = None if self._closed else self._take(self._handled)
+
+    async def _handle_one(self, delivery: Delivery) -> None:
+        if not delivery._delivered.envelope.requires_ack:
+            self.link.taken(delivery._delivered.envelope.key, kept=True)
+        handler = self._handlers.get(delivery.type) or self._handlers[None]
         try:
-            answer = await call(function, delivery, self._threads)
+            answer = await handler.call(delivery, self._threads)
             if answer is not None:
                 # Before the ack: a reply that was not stored must be made again.
                 await delivery.reply(answer)
@@ -385,8 +392,6 @@ class Mailbox:
         except Exception:  # what a handler raises is its own affair; the message comes again
             log.exception("the handler of %r failed; it comes again", delivery)
             delivery.nack()
-        finally:
-            self._turn()
 
 
 def _waiting(delivered: Delivered) -> Waiting:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from agent_client.core.inbox import Domain, Key
 from agent_client.core.records import AttemptRef, Failed, Outcome, Stopped, Succeeded
 from agent_client.errors import MusterError, PermanentFailure, TaskCancelled, TransientFailure
-from agent_client.handlers import Function, Threads, call, end_tasks
+from agent_client.handlers import Handler, Threads, end_tasks
 from agent_client.link import Assignment, Delivered, Link
-from agent_client.loop import Inlet
+from agent_client.loop import inlet_of
 from agent_client.mailbox import Mailbox
 from agent_client.payload import encode
 from agent_client.task import Task
@@ -31,7 +31,7 @@ class Runner:
     def __init__(
         self,
         name: str,
-        handlers: Mapping[str | None, Function],
+        handlers: Mapping[str | None, Handler],
         link: Link,
         mailbox: Mailbox,
         *,
@@ -41,7 +41,7 @@ class Runner:
         self._name, self._handlers, self._link, self._mailbox = name, handlers, link, mailbox
         # One thread more than slots: a fenced handler may still run when its slot is given away.
         self._threads = Threads(slots + 1, "muster-handler")
-        self._inlet: Inlet[Callable[[], None]] = Inlet(loop, lambda step: step())
+        self._inlet = inlet_of(loop)
         self._running: dict[AttemptRef, tuple[Task, asyncio.Task[Outcome]]] = {}
         self._abandoned = False
 
@@ -107,14 +107,14 @@ class Runner:
             running.cancel()
 
     async def _run(self, task: Task) -> Outcome:
-        function = self._handlers.get(task.type) or self._handlers.get(None)
-        if function is None:
+        handler = self._handlers.get(task.type) or self._handlers.get(None)
+        if handler is None:
             known = ", ".join(sorted(name for name in self._handlers if name)) or "nothing"
             message = f"agent {self._name} has no handler for {task.type!r}; it handles {known}"
             return _failed("NO_HANDLER", message, permanent=False)
         self._link.started(task.attempt)
         try:
-            return Succeeded(encode(await call(function, task, self._threads), "result"))
+            return Succeeded(encode(await handler.call(task, self._threads), "result"))
         except TaskCancelled:
             return Stopped()
         except (Exception, SystemExit) as error:  # noqa: BLE001  # it ends the attempt, not the agent

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -29,6 +29,7 @@ from agent_client.core.vocabulary import MessageType, Priority
 from agent_client.core.work import WorkFrame
 from agent_client.link import Assignment, Delivered, Envelope
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # The one version of every protocol that this client speaks.
 VERSIONS = (1,)
 
@@ -49,7 +50,10 @@ def timestamp(instant: datetime) -> Timestamp:
 
 def moment(message: Timestamp) -> datetime | None:
     """Return a Timestamp as an aware datetime; None when it is the epoch, which stands for unset."""
-    return message.ToDatetime(tzinfo=UTC) if message.seconds or message.nanos else None
+    if not message.seconds and not message.nanos:
+        return None
+    # Several times as fast as ToDatetime, and exact to the microsecond.
+    return _EPOCH + timedelta(seconds=message.seconds, microseconds=message.nanos // 1000)
 
 
 def payload_to_proto(payload: Payload) -> payload_pb2.Payload:
@@ -74,7 +78,7 @@ def token_from_proto(message: fencing_pb2.FencingToken) -> FencingToken:
 
 def priority_to_proto(priority: Priority) -> priority_pb2.Priority.ValueType:
     """Return a priority as an enum value."""
-    return priority_pb2.Priority.Value(f"PRIORITY_{priority.value}")
+    return _PRIORITY_VALUES[priority]
 
 
 def priority_from_proto(value: int) -> Priority:
@@ -82,10 +86,9 @@ def priority_from_proto(value: int) -> Priority:
     return _PRIORITIES.get(value, Priority.NORMAL)
 
 
-_PRIORITIES = {int(priority_to_proto(priority)): priority for priority in Priority}
-_MESSAGE_TYPES = {
-    int(envelope_pb2.MessageType.Value(f"MESSAGE_TYPE_{kind.value}")): kind for kind in MessageType
-}
+_PRIORITY_VALUES = {priority: priority_pb2.Priority.Value(f"PRIORITY_{priority}") for priority in Priority}
+_PRIORITIES = {int(value): priority for priority, value in _PRIORITY_VALUES.items()}
+_MESSAGE_TYPES = {int(envelope_pb2.MessageType.Value(f"MESSAGE_TYPE_{kind}")): kind for kind in MessageType}
 _MESSAGE_TYPE_VALUES = {kind: value for value, kind in _MESSAGE_TYPES.items()}
 
 

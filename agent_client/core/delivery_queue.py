@@ -7,6 +7,7 @@ order. Until it has confirmed the nack the domain pauses, so that what it takes 
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
@@ -23,42 +24,57 @@ class Waiting:
 
 
 class DeliveryQueue:
-    """A line of deliveries. `serial`: the next one of a domain waits until the one before is settled."""
+    """A line of deliveries. `serial`: the next one of a domain waits until the one before is settled.
+
+    Taking the next one costs O(log domains), however many of a busy domain wait.
+    """
 
     def __init__(self, *, serial: bool) -> None:
         self._serial = serial
-        self._urgent: OrderedDict[Key, Waiting] = OrderedDict()
-        self._normal: OrderedDict[Key, Waiting] = OrderedDict()
+        self._arrivals = 0
+        # Each domain's deliveries with their arrival numbers, oldest first. No domain is empty.
+        self._lines: dict[Domain, OrderedDict[Key, tuple[int, Waiting]]] = {}
+        # (not emergency, arrival number, domain) of heads. Those that are no longer at the head of a domain
+        # that may be handled are skipped when they come up.
+        self._heads: list[tuple[bool, int, Domain]] = []
         self._busy: set[Domain] = set()
         # Nacks that the broker has not confirmed, by domain.
         self._paused: Counter[Domain] = Counter()
 
     def __len__(self) -> int:
-        return len(self._urgent) + len(self._normal)
+        return sum(len(line) for line in self._lines.values())
 
     def __repr__(self) -> str:
         return f"DeliveryQueue({len(self)} waiting, {len(self._paused)} paused, {len(self._busy)} busy)"
 
     def put(self, waiting: Waiting) -> None:
         """A delivery arrived."""
-        line = self._urgent if waiting.emergency else self._normal
-        line[waiting.key] = waiting
+        self._arrivals += 1
+        line = self._lines.setdefault(waiting.domain, OrderedDict())
+        line[waiting.key] = self._arrivals, waiting
+        if len(line) == 1:
+            self._offer(waiting.domain)
 
     def take(self) -> Waiting | None:
         """Return the next delivery that may be handled now."""
-        for line in (self._urgent, self._normal):
-            for waiting in line.values():
-                if waiting.domain in self._paused or waiting.domain in self._busy:
-                    continue
-                del line[waiting.key]
-                if self._serial:
-                    self._busy.add(waiting.domain)
-                return waiting
+        while self._heads:
+            _, arrival, domain = heapq.heappop(self._heads)
+            line = self._lines.get(domain)
+            if line is None or domain in self._paused or domain in self._busy:
+                continue
+            key, (number, waiting) = next(iter(line.items()))
+            if number != arrival:
+                continue
+            if self._serial:
+                self._busy.add(domain)
+            self._remove(domain, key)
+            return waiting
         return None
 
     def settled(self, domain: Domain) -> None:
         """A delivery that was taken from this line is decided."""
         self._busy.discard(domain)
+        self._offer(domain)
 
     def nacked(self, domain: Domain) -> None:
         """A delivery of this domain, from this line or another, goes back to the broker."""
@@ -69,7 +85,25 @@ class DeliveryQueue:
         self._paused[domain] -= 1
         if self._paused[domain] <= 0:
             del self._paused[domain]
+            self._offer(domain)
 
-    def recalled(self, key: Key) -> bool:
+    def recalled(self, key: Key, domain: Domain) -> bool:
         """The broker took a delivery back. Returns whether it was still in line."""
-        return self._urgent.pop(key, None) is not None or self._normal.pop(key, None) is not None
+        if key not in self._lines.get(domain, ()):
+            return False
+        self._remove(domain, key)
+        return True
+
+    def _remove(self, domain: Domain, key: Key) -> None:
+        line = self._lines[domain]
+        del line[key]
+        if line:
+            self._offer(domain)
+        else:
+            del self._lines[domain]
+
+    def _offer(self, domain: Domain) -> None:
+        line = self._lines.get(domain)
+        if line and domain not in self._paused and domain not in self._busy:
+            number, waiting = next(iter(line.values()))
+            heapq.heappush(self._heads, (not waiting.emergency, number, domain))

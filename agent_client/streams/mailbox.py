@@ -47,7 +47,8 @@ class MailboxStream:
         self._left = False
         self._incarnation = 0
         self._wake = Event()
-        self._window_warned = False
+        # Decisions since the last look at a full window.
+        self._settled_count = 0
         self.open = Event()
         # Set when no envelope waits for the broker and every decision about a delivery is durable.
         self.idle = Event()
@@ -105,6 +106,7 @@ class MailboxStream:
 
     def settle(self, delivered: Delivered, verdict: Verdict, delay: float | None, reason: str) -> None:
         """The code decided about a delivery."""
+        self._settled_count += 1
         delay_ms = None if delay is None else max(0, int(delay * 1000))
         envelope = delivered.envelope
         told = self._inbox.settled(
@@ -177,6 +179,7 @@ class MailboxStream:
             raise UnavailableError("a new incarnation began", definite=True)
         if (due_at := self._inbox.extend_due_at()) is not None and now >= due_at:
             self._inbox.extend_kept(now)
+            self._warn_when_stuck()
         sends = [self._sends[message_id][0] for message_id in self._outbox.take()]
         return mailbox_frame_to_proto(sends, self._inbox.take())
 
@@ -226,13 +229,15 @@ class MailboxStream:
                 self._later[envelope.key] = delivered
         if fresh:
             self._sink.delivered(fresh)
-        if self._inbox.full and not self._window_warned:
-            self._window_warned = True
+
+    def _warn_when_stuck(self) -> None:
+        if self._inbox.full and not self._settled_count:
             log.warning(
-                "%d messages wait in this process: no more come until some are acked; take them with "
-                "@agent.on_message or agent.messages()",
+                "%d messages wait in this process and none was decided about lately, so that no more come: "
+                "take them with @agent.on_message or agent.messages(), and ack them",
                 self._inbox.unsettled_count,
             )
+        self._settled_count = 0
 
     def _answered(self, outcome: broker.SendOutcome) -> None:
         error = from_status(outcome.error) if outcome.HasField("error") else None

@@ -72,7 +72,7 @@ class Mailboxes:
             if known.payload != envelope.payload:
                 raise RequestReusedError(f"{envelope.message_id} was used for another message")
             return known.sequence_number
-        domain = sender, envelope.receiver, envelope.priority.value
+        domain = sender, envelope.receiver, envelope.priority
         number = self._numbers[domain] = self._numbers.get(domain, 0) + 1
         stored = replace(envelope, sender=sender, sequence_number=number, accepted_time=datetime.now(UTC))
         self._seen[key] = stored

@@ -194,13 +194,67 @@ def test_a_nacked_domain_pauses_until_every_nack_is_confirmed() -> None:
         queue.nacked(("a", "NORMAL"))
     assert queue.take() == waiting("3", "b")
     assert queue.take() is None
-    assert queue.recalled(("a", "1"))
-    assert not queue.recalled(("a", "1"))
+    assert queue.recalled(("a", "1"), ("a", "NORMAL"))
+    assert not queue.recalled(("a", "1"), ("a", "NORMAL"))
     queue.nack_confirmed(("a", "NORMAL"))
     assert queue.take() is None
     queue.nack_confirmed(("a", "NORMAL"))
     assert queue.take() == waiting("2")
     assert repr(queue) == "DeliveryQueue(0 waiting, 0 paused, 0 busy)"
+
+
+class NaiveQueue:
+    """What the queue promises, by looking through everything each time."""
+
+    def __init__(self, serial: bool) -> None:
+        self.serial, self.line = serial, list[Waiting]()
+        self.busy, self.paused = set[tuple[str, str]](), list[tuple[str, str]]()
+
+    def take(self) -> Waiting | None:
+        for one in sorted(self.line, key=lambda one: not one.emergency):
+            if one.domain not in self.busy and one.domain not in self.paused:
+                self.line.remove(one)
+                if self.serial:
+                    self.busy.add(one.domain)
+                return one
+        return None
+
+
+@given(
+    st.booleans(),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["put", "put", "take", "take", "settle", "nack", "confirm", "recall"]),
+            st.sampled_from("ab"),
+            st.booleans(),
+        ),
+        max_size=60,
+    ),
+)
+def test_the_queue_does_what_looking_through_everything_would_do(
+    serial: bool, steps: list[tuple[str, str, bool]]
+) -> None:
+    queue, naive = DeliveryQueue(serial=serial), NaiveQueue(serial)
+    for number, (step, sender, emergency) in enumerate(steps):
+        one = waiting(str(number), sender, emergency=emergency)
+        if step == "put":
+            queue.put(one)
+            naive.line.append(one)
+        elif step == "take":
+            assert queue.take() == naive.take()
+        elif step == "settle":
+            queue.settled(one.domain)
+            naive.busy.discard(one.domain)
+        elif step == "nack":
+            queue.nacked(one.domain)
+            naive.paused.append(one.domain)
+        elif step == "confirm" and one.domain in naive.paused:
+            queue.nack_confirmed(one.domain)
+            naive.paused.remove(one.domain)
+        elif step == "recall" and naive.line:
+            gone = naive.line.pop()
+            assert queue.recalled(gone.key, gone.domain)
+        assert len(queue) == len(naive.line)
 
 
 # Watch cursor.
