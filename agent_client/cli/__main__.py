@@ -5,20 +5,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import inspect
+import io
 import os
+import signal
 import sys
-from pathlib import Path
 
 from agent_client.cli import agents, audit, collaborations, demo, messages, plane
-from agent_client.cli.output import FAILED, INTERRUPTED, OK, UNREACHABLE, USAGE, Output, complain
+from agent_client.cli.endings import tell
+from agent_client.cli.output import INTERRUPTED, OK, Output
+from agent_client.cli.words import common_options
 from agent_client.context import HOME_VARIABLE
-from agent_client.errors import (
-    CallTimeoutError,
-    ContextError,
-    InvalidRequestError,
-    MusterError,
-    UnavailableError,
-)
+from agent_client.errors import MusterError
 from agent_client.verify import VerificationError
 
 EPILOG = """\
@@ -37,6 +34,7 @@ examples:
   muster audit verify                         that nobody changed the record
 
 A plane is found through the folder $MUSTER_HOME (default ./.muster) or --home.
+--json and --home may stand before or after the command.
 --json prints one JSON value per line. Colours: only on a terminal, and not under NO_COLOR.
 """
 
@@ -46,49 +44,37 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.home is not None:
         os.environ[HOME_VARIABLE] = str(options.home)
-    output = Output(as_json=options.json)
+    for stream in (sys.stdout, sys.stderr):
+        # Names and payloads may hold what the terminal's encoding can not show.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        code = options.run(options, output)
+        code = options.run(options, Output(as_json=options.json))
         return asyncio.run(code) if inspect.iscoroutine(code) else int(code)
     except KeyboardInterrupt:
+        # Only the end of the process is left; one more Ctrl-C would but show a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         return INTERRUPTED
     except BrokenPipeError:
         # `muster ... | head` has seen enough; nothing more can be written, not even at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except VerificationError as error:
-        complain(f"{type(error).__name__}: {error}; keep this log and what you hold of it as evidence")
-        return FAILED
-    except ContextError as error:
-        complain(str(error))
-        return UNREACHABLE
-    except InvalidRequestError as error:
-        complain(str(error))
-        for violation in error.violations:
-            sys.stderr.write(f"  {violation.field}: {violation.description}\n")
-        return USAGE
-    except (UnavailableError, CallTimeoutError) as error:
-        complain(f"{error}; `muster status` shows what runs")
-        return UNREACHABLE
-    except MusterError as error:
-        complain(str(error))
-        return FAILED
+    except (MusterError, VerificationError, OSError) as error:
+        return tell(error)
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the whole command line."""
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", help="print JSON, one value per line")
-    common.add_argument("--home", type=Path, metavar="DIR", help="the plane's folder (default $MUSTER_HOME)")
     top = argparse.ArgumentParser(
         prog="muster",
         description="Muster: a control plane for fleets of cooperating agents.",
         epilog=EPILOG,
+        parents=[common_options(top=True)],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for group in (plane, demo, agents, collaborations, messages, audit):
-        group.add(commands, common)
+        group.add(commands, common_options(top=False))
     return top
 
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 
 from muster.registry.v1 import agent_pb2
 
-from agent_client.cli.output import USAGE, Output, clock
-from agent_client.cli.plane import local_command, services_missing
-from agent_client.cli.words import Commands, command, group
+from agent_client.cli.local import ask_local
+from agent_client.cli.output import OK, PATIENCE_S, Output, clock
+from agent_client.cli.words import Commands, command, group, name
 from agent_client.client import Client
-from agent_client.context import find_home
+from agent_client.context import HOME_VARIABLE, find_home
 from agent_client.plain import to_plain
 from agent_client.wire import moment
 
 
 def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Declare the subcommands."""
-    agents = group(commands, "agents", "who takes part and can do what")
+    agents = group(commands, common, "agents", "who takes part and can do what")
     listed = command(agents, common, "list", _list, "list the agents")
     listed.add_argument("--skill", default="", help="only agents with this skill")
     shown = command(agents, common, "show", _show, "show one agent with its instances")
@@ -32,27 +31,33 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
         "issue a development certificate for an agent",
         "It is signed by the authority in the plane's folder and lies in agents/NAME.crt and .key there.",
     )
-    enrolled.add_argument("name", help="1 to 64 of a-z, 0-9 and '-'")
+    enrolled.add_argument("name", type=name, help="1 to 64 of a-z, 0-9 and '-'")
 
 
 async def _list(options: argparse.Namespace, output: Output) -> int:
-    async with Client() as client:
+    async with Client(patience=PATIENCE_S) as client:
         agents = await client.agents(options.skill)
     rows = [
         (agent.agent_id, _state(agent.state), _skills(agent), len(_live(agent)), _slots(agent))
         for agent in agents
     ]
     empty = "no agent has registered yet; `muster agents enroll NAME`, then run it"
-    output.table(("AGENT", "STATE", "SKILLS", "INSTANCES", "SLOTS USED"), rows, map(to_plain, agents), empty)
-    return 0
+    output.table(
+        ("AGENT", "STATE", "SKILLS", "INSTANCES", "SLOTS USED"),
+        rows,
+        map(to_plain, agents),
+        empty,
+        folds=("SKILLS",),
+    )
+    return OK
 
 
 async def _show(options: argparse.Namespace, output: Output) -> int:
-    async with Client() as client:
+    async with Client(patience=PATIENCE_S) as client:
         agent = await client.agent(options.name)
     if output.as_json:
         output.json(to_plain(agent))
-        return 0
+        return OK
     output.line(f"{agent.agent_id}  {_state(agent.state)}  since {clock(moment(agent.register_time))}")
     output.line(f"skills  {_skills(agent)}")
     rows = [
@@ -68,24 +73,24 @@ async def _show(options: argparse.Namespace, output: Output) -> int:
     ]
     columns = ("INSTANCE", "INCARNATION", "STATE", "SLOTS", "ROUND TRIP", "RECONNECTS")
     output.table(columns, rows, (), "no instance lives")
-    return 0
+    return OK
 
 
 async def _watch(_: argparse.Namespace, output: Output) -> int:
-    async with Client() as client:
+    async with Client(patience=PATIENCE_S) as client:
         async for frame in client.watch_agents():
             for agent in frame.agents:
                 text = f"{agent.agent_id:<20} {_state(agent.state):<10} {_skills(agent)}"
                 output.item(to_plain(agent), text)
-    return 0
+    return OK
 
 
 def _enroll(options: argparse.Namespace, output: Output) -> int:
-    if services_missing():
-        return USAGE
-    arguments = ["issue-certificate", "--agent", options.name, "--directory", str(find_home())]
-    arguments += ["--json-events"] if output.as_json else []
-    return subprocess.run(local_command(*arguments), check=False).returncode
+    for event in ask_local("issue-certificate", "--agent", options.name):
+        output.line(event["name"])
+        output.line(f"  certificate  {event['certificate']}\n  key          {event['key']}")
+        output.item(event, f"Run it with {HOME_VARIABLE}={find_home()}")
+    return OK
 
 
 def _state(state: agent_pb2.AgentState.ValueType) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 from muster.scheduler.v1 import task_pb2
 
 from agent_client.cli.live import LiveView
-from agent_client.cli.output import FAILED, OK, USAGE, Output, clock, complain
-from agent_client.cli.words import Commands, command, group
+from agent_client.cli.output import FAILED, OK, PATIENCE_S, USAGE, Output, clock, complain
+from agent_client.cli.words import Commands, command, group, natural, positive
 from agent_client.client import Client, Collaboration
 from agent_client.errors import NotFoundError
 from agent_client.plain import to_plain
@@ -41,16 +41,16 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     watch = command(commands, common, "watch", _watch, "show a collaboration until it ends")
     watch.add_argument("collaboration")
     watch.add_argument(
-        "--from-generation", type=int, default=0, metavar="N", help="only what came after generation N"
+        "--from-generation", type=natural, default=0, metavar="N", help="only what came after generation N"
     )
     cancel = command(commands, common, "cancel", _cancel, "cancel what has not ended of a collaboration")
     cancel.add_argument("collaboration")
     cancel.add_argument("--reason", default="", help="for people and the audit log")
-    collaborations = group(commands, "collaborations", "what was submitted")
+    collaborations = group(commands, common, "collaborations", "what was submitted")
     listed = command(collaborations, common, "list", _list, "list collaborations, newest first")
     listed.add_argument("--state", action="append", default=[], help="only in this state; may be repeated")
-    listed.add_argument("--limit", type=int, default=50, help="at most this many (default 50)")
-    task = group(commands, "task", "the tasks of a collaboration")
+    listed.add_argument("--limit", type=positive, default=50, help="at most this many (default 50)")
+    task = group(commands, common, "task", "the tasks of a collaboration")
     tasks = command(task, common, "list", _tasks, "list the tasks of a collaboration")
     tasks.add_argument("collaboration")
     shown = command(task, common, "show", _task, "show one task: attempts, why this agent, why it waits")
@@ -65,7 +65,9 @@ async def follow(collaboration: Collaboration, output: Output, from_generation: 
     with LiveView(output) as view:
         async for event in collaboration.watch(from_generation=from_generation):
             view.show(event)
-    return await collaboration.info()
+        info = await collaboration.info()
+        view.complete(info)
+    return info
 
 
 def tell_result(info: CollaborationInfo, output: Output) -> int:
@@ -124,14 +126,14 @@ async def _watch(options: argparse.Namespace, output: Output) -> int:
 
 
 async def _cancel(options: argparse.Namespace, output: Output) -> int:
-    async with Client() as client:
+    async with Client(patience=PATIENCE_S) as client:
         info = await client.cancel(options.collaboration, options.reason)
     output.item(info.to_dict(), f"{info.id} is {info.state}")
     return OK
 
 
 async def _list(options: argparse.Namespace, output: Output) -> int:
-    async with Client() as client:
+    async with Client(patience=PATIENCE_S) as client:
         found = await client.collaborations(states=options.state, limit=options.limit)
     rows = [
         (
@@ -150,7 +152,7 @@ async def _list(options: argparse.Namespace, output: Output) -> int:
 
 
 async def _tasks(options: argparse.Namespace, output: Output) -> int:
-    async with Client() as client:
+    async with Client(patience=PATIENCE_S) as client:
         info = await client.get(options.collaboration)
     rows = [
         (
@@ -164,12 +166,14 @@ async def _tasks(options: argparse.Namespace, output: Output) -> int:
         for task in info.tasks
     ]
     columns = ("TASK", "STATE", "AGENT", "TRY", "DEPENDS ON", "WHY")
-    output.table(columns, rows, (task.to_dict() for task in info.tasks), "it has no tasks")
+    output.table(
+        columns, rows, (task.to_dict() for task in info.tasks), "it has no tasks", folds=("DEPENDS ON", "WHY")
+    )
     return OK
 
 
 async def _task(options: argparse.Namespace, output: Output) -> int:
-    async with Client() as client:
+    async with Client(patience=PATIENCE_S) as client:
         info = await client.get(options.collaboration)
     task = next((task for task in info.tasks if task.id == options.task), None)
     if task is None:
@@ -212,7 +216,7 @@ def _show(task: TaskInfo, output: Output) -> None:
 
 
 async def _locks(options: argparse.Namespace, output: Output) -> int:
-    async with Client() as client:
+    async with Client(patience=PATIENCE_S) as client:
         locks = await client.locks(options.resource)
     rows = [
         (

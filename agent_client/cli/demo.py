@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import importlib.util
 import json
 import os
 import shutil
@@ -13,35 +12,33 @@ import signal
 import sys
 import tempfile
 import time
-from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from muster.registry.v1 import agent_pb2
 
 from agent_client.audit import AuditLog, Verified
 from agent_client.cli.audit import verify
+from agent_client.cli.children import Children, DemoError, running_plane, running_team, unless_one_ends
 from agent_client.cli.collaborations import follow
+from agent_client.cli.local import local_command
 from agent_client.cli.output import FAILED, OK, USAGE, Output, clock, complain
-from agent_client.cli.plane import local_command, services_missing
 from agent_client.cli.words import Commands, command
 from agent_client.client import Client
 from agent_client.context import HOME_VARIABLE
+from agent_client.errors import MusterError
+from agent_client.verify import VerificationError
 from agent_client.views import CollaborationInfo
 
-CHECKOUT = Path(__file__).parents[2]
-SCENARIO = CHECKOUT / "examples" / "flood_response"
+SCENARIO = Path(__file__).parents[2] / "examples" / "flood_response"
 TEAM = ("strategist", "awareness", "field", "executor")
-# Seconds: until the plane is up, the agents are ready, the end is in the log, and children have ended.
-PLANE_S_MAX = 60.0
+# Seconds until the agents are ready, and until the end is in the log.
 READY_S_MAX = 30.0
 LOGGED_S_MAX = 20.0
-STOP_S_MAX = 30.0
-
-
-class DemoError(Exception):
-    """The demo can not go on; the message says why and where to look."""
+# How often what is left of the folder is removed while processes that were killed still end.
+REMOVALS_MAX = 50
+REMOVAL_PAUSE_S = 0.1
 
 
 def add(commands: Commands, common: argparse.ArgumentParser) -> None:
@@ -56,51 +53,96 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
         "end, also after Ctrl-C. A second Ctrl-C ends it at once.",
     )
     demo.add_argument(
-        "--scenario", type=Path, default=SCENARIO, metavar="DIR", help="a folder of examples/ with its agents"
+        "--scenario",
+        type=Path,
+        default=SCENARIO,
+        metavar="DIR",
+        help="a Python package with scenario.json, agents.py and collaboration.py (default: the flood)",
     )
     demo.add_argument("--keep", action="store_true", help="keep the folder with logs, data and certificates")
 
 
 async def _demo(options: argparse.Namespace, output: Output) -> int:
     scenario: Path = options.scenario.resolve()
-    if services_missing():
+    missing = [
+        name
+        for name in ("scenario.json", "__init__.py", "agents.py", "collaboration.py")
+        if not (scenario / name).is_file()
+    ]
+    if missing:
+        complain(f"{scenario} has no {missing[0]}; run `make demo` in a checkout of Muster")
         return USAGE
-    if not (scenario / "scenario.json").is_file() or not scenario.is_relative_to(CHECKOUT):
-        complain(f"{scenario} has no scenario.json inside a checkout of Muster; run `make demo` there")
-        return USAGE
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101  # asyncio.run made one
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    local_command()
+    children = Children()
     folder = Path(tempfile.mkdtemp(prefix="muster-demo-"))
     kept = options.keep
-    try:
-        await _run(scenario, folder, output)
-    except DemoError as error:
-        kept = True
-        complain(str(error))
-        return FAILED
-    else:
-        return OK
-    finally:
-        if kept:
-            complain(f"logs, data and certificates are in {folder}")
+    with _interruptible(children) as interrupts:
+        try:
+            await _run(scenario, folder, children, output)
+        except (DemoError, MusterError, VerificationError, OSError) as error:
+            if interrupts:
+                return 128 + interrupts[0]
+            kept = True
+            complain(str(error))
+            return FAILED
+        except asyncio.CancelledError:
+            if not interrupts:
+                raise
+            return 128 + interrupts[0]
         else:
-            shutil.rmtree(folder, ignore_errors=True)
+            return OK
+        finally:
+            if kept:
+                complain(f"logs, data and certificates are in {folder}")
+            else:
+                _remove(folder)
 
 
-async def _run(scenario: Path, folder: Path, output: Output) -> None:
+@contextlib.contextmanager
+def _interruptible(children: Children) -> Iterator[list[signal.Signals]]:
+    """Make the first signal cancel the demo and a second one kill its children; yield those that came."""
+    demo, loop = asyncio.current_task(), asyncio.get_running_loop()
+    came: list[signal.Signals] = []
+
+    def interrupt(number: signal.Signals) -> None:
+        came.append(number)
+        if len(came) > 1:
+            children.kill()
+        elif demo is not None:
+            complain("stopping everything; Ctrl-C again ends it at once")
+            demo.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # nohup has the end of the terminal ignored.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, interrupt, number)
+    yield came
+    if came:
+        # Only the end of the process is left; one more Ctrl-C would but show a traceback.
+        loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _remove(folder: Path) -> None:
+    for _ in range(REMOVALS_MAX):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(REMOVAL_PAUSE_S)
+    complain(f"{folder} could not be removed")
+
+
+async def _run(scenario: Path, folder: Path, children: Children, output: Output) -> None:
     began = time.monotonic()
     os.environ[HOME_VARIABLE] = str(folder)
+    root, package = _package(scenario)
     async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(_plane(folder, output))
-        await stack.enter_async_context(_team(scenario, folder))
-        client = await stack.enter_async_context(Client())
-        await _wait_ready(client, folder)
-        output.line(f"{len(TEAM)} agents are ready: {', '.join(TEAM)}\n")
-        collaboration = await client.submit(await _submission(scenario))
-        info = await follow(collaboration, output)
-        _tell(info, output)
-        verified = await _verify(info, output)
+        plane = await stack.enter_async_context(running_plane(children, folder, output))
+        module = f"{package}.agents"
+        team = await stack.enter_async_context(running_team(children, TEAM, module, root=root, folder=folder))
+        command_line = [sys.executable, "-m", f"{package}.collaboration", str(scenario / "scenario.json")]
+        story = _decide(partial(children.read, command_line, cwd=root), folder, output)
+        info, verified = await unless_one_ends(story, team, plane, folder)
     seconds = time.monotonic() - began
     output.item(
         {
@@ -114,89 +156,25 @@ async def _run(scenario: Path, folder: Path, output: Output) -> None:
     )
 
 
-# -- the plane ------------------------------------------------------------------------------------
+def _package(folder: Path) -> tuple[Path, str]:
+    """Return where Python finds the package in `folder`, and its dotted name."""
+    root = folder
+    while (root / "__init__.py").is_file():
+        root = root.parent
+    return root, ".".join(folder.relative_to(root).parts)
 
 
-@contextlib.asynccontextmanager
-async def _plane(folder: Path, output: Output) -> AsyncIterator[None]:
-    """Start a plane and wait until it is up; it ends with this process, whatever happens to it."""
-    arguments = ["up", "--directory", str(folder), "--port-base", "0", "--json-events", "--until-stdin-ends"]
-    process = await asyncio.create_subprocess_exec(
-        *local_command(*arguments), stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True
-    )
-    assert process.stdout is not None  # noqa: S101  # we asked for a pipe
-    try:
-        async with asyncio.timeout(PLANE_S_MAX):
-            while await _next_event(process.stdout, folder, output) != "ready":
-                pass
-        # The pipe is read to the end, so that the launcher never waits for us.
-        reading = asyncio.create_task(_drain_events(process.stdout, output))
-        try:
-            yield
-        finally:
-            await _stop(process)
-            await reading
-    except TimeoutError as error:
-        raise DemoError(f"the plane was not up within {PLANE_S_MAX:.0f} s; see {folder / 'logs'}") from error
-    finally:
-        await _stop(process)
-
-
-async def _next_event(events: asyncio.StreamReader, folder: Path, output: Output) -> str:
-    line = await events.readline()
-    if not line:
-        raise DemoError(f"the plane ended while it started; see {folder / 'logs'}")
-    event = json.loads(line)
-    match event["event"]:
-        case "starting":
-            output.line("Starting etcd, registry, two schedulers, broker and audit, with mTLS between them")
-        case "serving":
-            output.line(f"  {event['name']:<12} {event['address']:<16} pid {event['pid']}")
-        case "coordinator":
-            output.line(f"  {event['replica_id']} was elected coordinator, epoch {event['epoch']}")
-        case "failed":
-            raise DemoError(event["message"])
-    return str(event["event"])
-
-
-async def _drain_events(events: asyncio.StreamReader, output: Output) -> None:
-    while line := await events.readline():
-        event = json.loads(line)
-        if event["event"] in ("crashed", "restarted"):
-            output.line(f"  {event['name']} {event['event']}")
-
-
-# -- the agents -----------------------------------------------------------------------------------
-
-
-@contextlib.asynccontextmanager
-async def _team(scenario: Path, folder: Path) -> AsyncIterator[None]:
-    """Enrol and start the scenario's agents, each as a process of its own."""
-    module = ".".join([*scenario.relative_to(CHECKOUT).parts, "agents"])
-    tether = importlib.util.find_spec("services.local.tether")
-    assert tether is not None and tether.origin is not None  # noqa: S101, PT018  # it is in the same checkout
-    (folder / "team").mkdir(mode=0o700)
-    processes: list[Process] = []
-    try:
-        for name in TEAM:
-            enrol = local_command("issue-certificate", "--agent", name, "--directory", str(folder))
-            await _read(enrol)
-            with (folder / "team" / f"{name}.log").open("wb") as log:
-                processes.append(
-                    await asyncio.create_subprocess_exec(
-                        # Tethered, so that agents do not outlive a demo that is killed.
-                        *(sys.executable, "-I", "-S", tether.origin, str(os.getpid())),
-                        *(sys.executable, "-m", module, name),
-                        stdin=DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                        cwd=CHECKOUT,
-                        start_new_session=True,
-                    )
-                )
-        yield
-    finally:
-        await asyncio.gather(*(_stop(process) for process in processes))
+async def _decide(
+    read_submission: Callable[[], Awaitable[bytes]], folder: Path, output: Output
+) -> tuple[CollaborationInfo, Verified]:
+    """Wait for the team, give it the flood, show what it does and decides, and verify the record."""
+    async with Client() as client:
+        spec = json.loads(await read_submission())
+        await _wait_ready(client, folder)
+        output.line(f"{len(TEAM)} agents are ready: {', '.join(TEAM)}\n")
+        info = await follow(await client.submit(spec), output)
+    _tell(info, output)
+    return info, await _verify(info, output)
 
 
 async def _wait_ready(client: Client, folder: Path) -> None:
@@ -210,14 +188,6 @@ async def _wait_ready(client: Client, folder: Path) -> None:
     except TimeoutError as error:
         missing = ", ".join(sorted(set(TEAM) - ready))
         raise DemoError(f"{missing} did not get ready; see {folder / 'team'}") from error
-
-
-async def _submission(scenario: Path) -> Any:
-    module = ".".join([*scenario.relative_to(CHECKOUT).parts, "collaboration"])
-    return json.loads(await _read([sys.executable, "-m", module, str(scenario / "scenario.json")]))
-
-
-# -- the end --------------------------------------------------------------------------------------
 
 
 def _tell(info: CollaborationInfo, output: Output) -> None:
@@ -256,27 +226,3 @@ async def _verify(info: CollaborationInfo, output: Output) -> Verified:
         entries = await log.query(collaboration_id=info.id, limit=1_000)
         output.line(f"{len(entries)} entries of the audit log tell the course of {info.id}.")
         return await verify(log, output)
-
-
-async def _read(command_line: list[str]) -> bytes:
-    """Run a program of the checkout and return what it printed."""
-    process = await asyncio.create_subprocess_exec(*command_line, stdout=PIPE, stderr=PIPE, cwd=CHECKOUT)
-    printed, complaint = await process.communicate()
-    if process.returncode:
-        raise DemoError(f"{' '.join(command_line)} failed: {(complaint or printed).decode().strip()}")
-    return printed
-
-
-async def _stop(process: Process) -> None:
-    """Ask a process to end; kill it when it does not."""
-    if process.returncode is not None:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-    try:
-        async with asyncio.timeout(STOP_S_MAX):
-            await process.wait()
-    except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()

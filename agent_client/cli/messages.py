@@ -1,31 +1,120 @@
-"""`muster message send|box|deadletters`: envelopes between agents, as an operator sees them."""
+"""`muster message send|receive|box|deadletters`: envelopes to and from agents, as an operator sees them."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import json
+import secrets
+import sys
+from typing import Any
 
 from muster.broker.v1 import broker_service_pb2 as broker
 from muster.common.v1 import priority_pb2
 
-from agent_client.cli.output import Output, clock
-from agent_client.cli.words import Commands, command, group
+from agent_client.cli.mailbox import receiving, send
+from agent_client.cli.output import OK, PATIENCE_S, Output, clock, complain
+from agent_client.cli.words import Commands, command, group, positive, seconds
 from agent_client.client import Client
+from agent_client.core.vocabulary import MessageType, Priority
+from agent_client.link import Envelope
+from agent_client.loop import link_thread
+from agent_client.payload import encode
 from agent_client.plain import to_plain
-from agent_client.wire import moment
+from agent_client.wire import envelope_to_proto, moment
+
+TYPES = [kind.value for kind in MessageType]
+PRIORITIES = [priority.value for priority in Priority]
+SEND_HELP = """\
+PAYLOAD is JSON when it reads as JSON, else text; "-" reads standard input. What it is sent as is durable
+when the command ends. Answers come to your own mailbox: `muster message receive`.
+
+  muster message send field '{"road": "r8", "closed": true}' --type resource-request
+"""
+RECEIVE_HELP = """\
+Each message is acknowledged when it was printed. One command receives at a time: a new one ends the one
+before.
+"""
 
 
 def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Declare the subcommands."""
-    message = group(commands, "message", "mailboxes and dead letters")
-    box = command(message, common, "box", _box, "show how full an agent's mailbox is")
-    box.add_argument("agent")
+    message = group(commands, common, "message", "mailboxes and dead letters")
+    sent = command(message, common, "send", _send, "send a message to an agent", SEND_HELP)
+    sent.add_argument("agent", help="who gets it; an operator's address is operator/NAME")
+    sent.add_argument("payload", metavar="PAYLOAD")
+    sent.add_argument("--text", action="store_true", help="PAYLOAD is text, also when it reads as JSON")
+    sent.add_argument(
+        "--type",
+        type=_word,
+        choices=TYPES,
+        default="STATUS_UPDATE",
+        metavar="TYPE",
+        help=f"{', '.join(TYPES)} (default STATUS_UPDATE)",
+    )
+    sent.add_argument(
+        "--priority",
+        type=_word,
+        choices=PRIORITIES,
+        default="NORMAL",
+        metavar="PRIORITY",
+        help=f"{', '.join(PRIORITIES)} (default NORMAL)",
+    )
+    sent.add_argument("--ttl", type=seconds, metavar="S", help="how long it may wait (default 300 s)")
+    sent.add_argument("--correlation-id", default="", metavar="ID", help="the conversation it belongs to")
+    sent.add_argument("--collaboration", default="", metavar="ID", help="the collaboration it belongs to")
+    got = command(message, common, "receive", _receive, "print what comes to your own mailbox", RECEIVE_HELP)
+    got.add_argument("--count", type=positive, metavar="N", help="end after N messages")
+    got.add_argument("--timeout", type=seconds, metavar="S", help="end when none came for so long")
+    box = command(message, common, "box", _box, "show how full a mailbox is")
+    box.add_argument("agent", nargs="?", default="", help="whose; your own when left out")
     dead = command(message, common, "deadletters", _dead, "list messages that were given up")
-    dead.add_argument("agent", help="whose messages")
-    dead.add_argument("--limit", type=int, default=100, help="at most this many (default 100)")
+    dead.add_argument("agent", nargs="?", default="", help="whose messages; your own when left out")
+    dead.add_argument("--limit", type=positive, default=100, help="at most this many (default 100)")
+
+
+async def _send(options: argparse.Namespace, output: Output) -> int:
+    text = sys.stdin.read() if options.payload == "-" else options.payload
+    envelope = Envelope(
+        message_id=f"m-{secrets.token_hex(12)}",
+        receiver=options.agent,
+        message_type=MessageType(options.type),
+        payload=encode(text if options.text else _value(text)),
+        priority=Priority(options.priority),
+        ttl=options.ttl,
+        correlation_id=options.correlation_id,
+        collaboration_id=options.collaboration,
+    )
+    number = await link_thread().run(send(envelope_to_proto(envelope), PATIENCE_S))
+    output.item(
+        {"message_id": envelope.message_id, "receiver_id": options.agent, "sequence_number": number},
+        f"{envelope.message_id} is stored for {options.agent}, number {number} from you in its lane",
+    )
+    return OK
+
+
+async def _receive(options: argparse.Namespace, output: Output) -> int:
+    # On the link loop as a whole: what was printed and what was acknowledged stay together.
+    return await link_thread().run(_print_incoming(options.count, options.timeout, output))
+
+
+async def _print_incoming(count: int | None, timeout: float | None, output: Output) -> int:
+    async with receiving() as incoming:
+        while count is None or count > 0:
+            try:
+                async with asyncio.timeout(timeout):
+                    delivery = await incoming.next()
+            except TimeoutError:
+                break
+            output.item(_plain(delivery), _line(delivery))
+            if not await incoming.ack(delivery):
+                complain(f"{delivery.envelope.message_id} was taken back meanwhile; it comes again")
+            count = None if count is None else count - 1
+    return OK
 
 
 async def _box(options: argparse.Namespace, output: Output) -> int:
-    async with Client() as client:
+    async with Client(patience=PATIENCE_S) as client:
         box = await client.mailbox(options.agent)
     rows = [
         (
@@ -38,11 +127,11 @@ async def _box(options: argparse.Namespace, output: Output) -> int:
     ]
     output.table(("LANE", "WAITING", "OUTSTANDING", "OLDEST"), rows, [to_plain(box)], "the mailbox is empty")
     output.line(f"{box.dead_letter_count} dead letters, {box.stream_count} streams receive")
-    return 0
+    return OK
 
 
 async def _dead(options: argparse.Namespace, output: Output) -> int:
-    async with Client() as client:
+    async with Client(patience=PATIENCE_S) as client:
         letters = await client.dead_letters(options.agent, limit=options.limit)
     rows = [
         (
@@ -55,5 +144,30 @@ async def _dead(options: argparse.Namespace, output: Output) -> int:
         for letter in letters
     ]
     columns = ("WHEN", "SENDER", "MESSAGE", "REASON", "WHY")
-    output.table(columns, rows, map(to_plain, letters), f"no dead letters for {options.agent}")
-    return 0
+    empty = f"no dead letters for {options.agent or 'you'}"
+    output.table(columns, rows, map(to_plain, letters), empty, folds=("MESSAGE", "WHY"))
+    return OK
+
+
+def _word(text: str) -> str:
+    return text.upper().replace("-", "_")
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _plain(delivery: broker.Delivery) -> dict[str, Any]:
+    return {"delivery_number": delivery.delivery_number, **to_plain(delivery.envelope)}
+
+
+def _line(delivery: broker.Delivery) -> str:
+    envelope = delivery.envelope
+    plain = to_plain(envelope)
+    kind, lane, value = plain["message_type"], plain["priority"], plain["payload"]
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    again = f"  (delivery {delivery.delivery_number})" if delivery.delivery_number > 1 else ""
+    return f"{clock(moment(envelope.accepted_time))}  {envelope.sender_id}  {kind}  {lane}  {text}{again}"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 
 # Exit codes, as `muster --help` tells them.
 OK = 0
@@ -17,6 +17,18 @@ FAILED = 1
 USAGE = 2
 UNREACHABLE = 3
 INTERRUPTED = 130
+
+GAP = "  "
+
+
+# Seconds that a single question to the plane may take with all its retries: longer than a failover.
+PATIENCE_S = 15.0
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # rich would end the process here; `main` decides what a reader that has left means.
+        raise BrokenPipeError
 
 
 class Output:
@@ -27,7 +39,7 @@ class Output:
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
-        self.console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.console = _Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
     @property
     def live(self) -> bool:
@@ -52,19 +64,49 @@ class Output:
             self.console.print(text, style=style, markup=False)
 
     def table(
-        self, columns: Sequence[str], rows: Iterable[Sequence[object]], items: Iterable[Any], empty: str
+        self,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[object]],
+        items: Iterable[Any],
+        empty: str,
+        *,
+        folds: Sequence[str] = (),
     ) -> None:
-        """Print a table for people, `empty` when there is nothing, or one JSON line for each of `items`."""
+        """Print a table for people, `empty` when there is nothing, or one JSON line for each of `items`.
+
+        On a terminal that is too narrow the columns `folds` go below the others; in a pipe a row is one line.
+        """
         if self.as_json:
             for item in items:
                 self.json(item)
             return
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            table.add_row(*(str(cell) for cell in row))
-        self.console.print(table if table.row_count else empty, markup=False)
+        cells = [[str(cell) for cell in row] for row in rows]
+        if not cells:
+            self.line(empty)
+            return
+        grid = [list(columns), *cells]
+        lines = aligned(grid)
+        if folds and self.console.is_terminal and max(map(cell_len, lines)) > self.console.width:
+            lines = stacked(grid, [columns.index(name) for name in folds])
+        for number, line in enumerate(lines):
+            self.line(line, style=None if number else "bold")
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows as lines whose cells begin below each other; wide characters count twice."""
+    widths = [max(cell_len(cell) for cell in column) for column in zip(*rows, strict=True)]
+
+    def padded(row: Sequence[str]) -> Iterator[str]:
+        return (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+
+    return [GAP.join(padded(row)).rstrip() for row in rows]
+
+
+def stacked(rows: Sequence[Sequence[str]], below: Sequence[int]) -> list[str]:
+    """Return rows as lines like `aligned`, but with the cells of the columns `below` in a line below."""
+    above = aligned([[cell for at, cell in enumerate(row) if at not in below] for row in rows])
+    under = (GAP.join(row[at] for at in below if row[at]) for row in rows)
+    return [f"{line}\n{GAP * 2}{rest}" if rest else line for line, rest in zip(above, under, strict=True)]
 
 
 def complain(message: str) -> None:
@@ -73,5 +115,9 @@ def complain(message: str) -> None:
 
 
 def clock(moment: datetime | None) -> str:
-    """Return a time of day, local, to the millisecond; "-" for none."""
-    return "-" if moment is None else moment.astimezone().strftime("%H:%M:%S.%f")[:-3]
+    """Return a local time to the millisecond, with its date unless that is today; "-" for none."""
+    if moment is None:
+        return "-"
+    local = moment.astimezone()
+    time = local.strftime("%H:%M:%S.%f")[:-3]
+    return time if local.date() == datetime.now().astimezone().date() else f"{local.date()} {time}"

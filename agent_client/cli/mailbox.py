@@ -1,0 +1,154 @@
+"""The operator's own mailbox: send one envelope, or take what comes. Everything here is on the link loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from grpc.aio import EOF  # type: ignore[attr-defined]  # not in the stubs
+from muster.broker.v1 import broker_service_pb2 as broker
+from muster.broker.v1.broker_service_pb2_grpc import BrokerServiceStub
+from muster.common.v1 import envelope_pb2, priority_pb2
+
+from agent_client.context import load_context
+from agent_client.core.retry import BackoffPolicy, may_repeat
+from agent_client.errors import MusterError, UnavailableError, from_rpc_error, from_status, to_fault
+from agent_client.streams.discovery import Discovery
+from agent_client.streams.duplex import Duplex
+from agent_client.tls import Dialer
+from agent_client.wire import VERSIONS
+
+# All receiving commands are one instance: a new one ends the one before and gets what that held.
+INSTANCE = "muster-command"
+
+
+async def send(envelope: envelope_pb2.Envelope, patience_s: float) -> int:
+    """Send an envelope as the context's operator; return its sequence number when it is durable.
+
+    It is sent again, under its message_id, for `patience_s` seconds, as long as it may not have been stored.
+    Raises MusterError.
+    """
+    dialer, policy = _dialer(), BackoffPolicy()
+    failures, deadline = 0, time.monotonic() + patience_s
+    while True:
+        try:
+            return await _send_once(dialer, envelope)
+        except MusterError as error:
+            failures += 1
+            delay_s = max(policy.delay_ms(failures, random.random()) / 1000, error.retry_after or 0)
+            if not may_repeat(to_fault(error), idempotent=True) or time.monotonic() + delay_s > deadline:
+                raise
+        await asyncio.sleep(delay_s)
+
+
+@contextlib.asynccontextmanager
+async def receiving() -> AsyncIterator[Incoming]:
+    """Receive as the context's operator. Raises MusterError, also when a newer command takes over."""
+    # A newer one is told from an older one by the clock, since no registry session counts them.
+    hello = broker.MailboxHello(
+        versions=VERSIONS, instance_id=INSTANCE, incarnation=time.time_ns() // 1_000_000
+    )
+    async with _stream(_dialer(), hello) as stream:
+        await stream.write(broker.MailboxRequest(credits=1, emergency_credits=1))
+        yield Incoming(stream)
+
+
+async def _send_once(dialer: Dialer, envelope: envelope_pb2.Envelope) -> int:
+    hello = broker.MailboxHello(versions=VERSIONS, instance_id=INSTANCE, send_only=True)
+    async with _stream(dialer, hello) as stream:
+        await stream.write(broker.MailboxRequest(sends=[envelope]))
+        while not (outcomes := (await stream.read()).accepted):
+            pass
+        if outcomes[0].HasField("error"):
+            raise from_status(outcomes[0].error)
+        number: int = outcomes[0].sequence_number
+        return number
+
+
+class Incoming:
+    """Deliveries, one at a time from each of the two windows, so that hardly any waits here undecided."""
+
+    def __init__(self, stream: _Stream) -> None:
+        self._stream = stream
+        self._waiting: deque[broker.Delivery] = deque()
+        self._settled: set[int] = set()
+
+    async def next(self) -> broker.Delivery:
+        """Return the next delivery; cancelling it ends the stream. Raises MusterError."""
+        while not self._waiting:
+            self._take(await self._stream.read())
+        return self._waiting.popleft()
+
+    async def ack(self, delivery: broker.Delivery) -> bool:
+        """Acknowledge, durably. False when the broker had taken it back: then it comes again."""
+        emergency = delivery.envelope.priority == priority_pb2.PRIORITY_EMERGENCY
+        frame = broker.MailboxRequest(credits=int(not emergency), emergency_credits=int(emergency))
+        if not delivery.ack_token:
+            await self._stream.write(frame)
+            return True
+        frame.acks.add(ack_token=delivery.ack_token)
+        await self._stream.write(frame)
+        while delivery.ack_token not in self._settled:
+            answer = await self._stream.read()
+            self._take(answer)
+            if any(refusal.ack_token == delivery.ack_token for refusal in answer.refusals):
+                return False
+        self._settled.clear()
+        return True
+
+    def _take(self, answer: broker.MailboxResponse) -> None:
+        recalled = set(answer.recalled)
+        self._waiting = deque(one for one in self._waiting if one.ack_token not in recalled)
+        self._waiting.extend(answer.deliveries)
+        self._settled.update(answer.settled)
+
+
+class _Stream:
+    """An open Mailbox call; its errors are MusterErrors."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    async def write(self, frame: broker.MailboxRequest) -> None:
+        # When the call has ended, `read` tells why.
+        with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
+            await self._call.write(frame)
+
+    async def read(self) -> broker.MailboxResponse:
+        try:
+            frame = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        if frame is EOF:
+            raise UnavailableError("the broker ended the stream")
+        answer: broker.MailboxResponse = frame
+        return answer
+
+
+@contextlib.asynccontextmanager
+async def _stream(dialer: Dialer, hello: broker.MailboxHello) -> AsyncIterator[_Stream]:
+    discovery = Discovery(dialer)
+    try:
+        channel = await dialer.open("broker", await discovery.address("broker"))
+    finally:
+        await discovery.close()
+    try:
+        duplex: Duplex[broker.MailboxRequest, broker.MailboxResponse]
+        duplex = Duplex.begin(BrokerServiceStub(channel).Mailbox, asyncio.Event())
+        await duplex.greet(broker.MailboxRequest(hello=hello))
+        yield _Stream(duplex.call)
+        if not duplex.call.done():
+            await duplex.goodbye(None)
+    finally:
+        await channel.close(None)
+
+
+def _dialer() -> Dialer:
+    context = load_context()
+    return Dialer(context, context.operator())
