@@ -79,6 +79,7 @@ class Lock:
             granted=Pending(),
             lost=self._lost,
         )
+        self._asked = False
         # Owned by the loop of an `async with`.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._body: asyncio.Task[object] | None = None
@@ -90,7 +91,7 @@ class Lock:
 
     async def __aenter__(self) -> Held:
         self._loop, self._body = asyncio.get_running_loop(), asyncio.current_task()
-        self._link.lock(self._wish)
+        self._ask()
         try:
             locks = await self._wish.granted
         except BaseException:
@@ -116,7 +117,7 @@ class Lock:
             raise self._loss.error from error
 
     def __enter__(self) -> Held:
-        self._link.lock(self._wish)
+        self._ask()
         try:
             return self._enter(self._wish.granted.result())
         except BaseException:
@@ -129,6 +130,12 @@ class Lock:
         self._link.unlock(self._wish.handle)
         if self._loss.error is not None and kind is None:
             raise self._loss.error
+
+    def _ask(self) -> None:
+        if self._asked:
+            raise RuntimeError(f"{self!r} was used before: ask for a new lock each time")
+        self._asked = True
+        self._link.lock(self._wish)
 
     def _enter(self, locks: tuple[HeldLock, ...]) -> Held:
         held = Held(locks, self._loss)

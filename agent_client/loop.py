@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import threading
 import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
+
+log = logging.getLogger("agent_client")
 
 T = TypeVar("T")
 
@@ -134,4 +137,7 @@ def inlet_of(loop: asyncio.AbstractEventLoop) -> Inlet[Step]:
 
 
 def _take_step(step: Step) -> None:
-    step()
+    try:
+        step()
+    except Exception:  # one step's defect must not hold up those behind it
+        log.exception("a step failed: %r", step)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
@@ -15,7 +14,13 @@ import grpc
 from grpc.aio import EOF  # type: ignore[attr-defined]  # not in the stubs
 
 from agent_client.core.retry import GiveUp, Reconnect
-from agent_client.errors import MusterError, UnavailableError, from_rpc_error, to_fault
+from agent_client.errors import (
+    InternalError,
+    MusterError,
+    UnavailableError,
+    from_rpc_error,
+    to_fault,
+)
 
 log = logging.getLogger("agent_client")
 
@@ -26,8 +31,6 @@ Heard_contra = TypeVar("Heard_contra", contravariant=True)
 
 # Seconds that the other side has to answer a hello.
 HANDSHAKE_TIMEOUT_S = 10.0
-# Seconds that the other side has to end a stream that we closed.
-GOODBYE_TIMEOUT_S = 2.0
 LOG_EVERY = 30
 
 
@@ -101,16 +104,6 @@ class Duplex(Generic[RequestT, ResponseT]):
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
-    async def goodbye(self, farewell: RequestT | None) -> None:
-        """Write a last frame, close our side, and wait a moment for the other side to end."""
-        with contextlib.suppress(TimeoutError, asyncio.InvalidStateError, grpc.aio.AioRpcError):
-            async with asyncio.timeout(GOODBYE_TIMEOUT_S):
-                if farewell is not None:
-                    await self.call.write(farewell)
-                await self.call.done_writing()
-                while await self.call.read() is not EOF:
-                    pass
-
     async def _write_all(self, conversation: Conversation[RequestT, ResponseT]) -> None:
         loop = asyncio.get_running_loop()
         try:
@@ -135,7 +128,14 @@ class Duplex(Generic[RequestT, ResponseT]):
     async def _read_all(self, conversation: Conversation[RequestT, ResponseT]) -> None:
         while True:
             frame = await self._read()
-            conversation.receive(frame)
+            try:
+                conversation.receive(frame)
+            except MusterError:
+                raise
+            except Exception as error:
+                # A frame that nobody can have meant must cost a link, not the agent.
+                log.exception("a frame could not be understood")
+                raise InternalError("a frame could not be understood") from error
             self.wake.set()
 
     async def _read(self) -> ResponseT:

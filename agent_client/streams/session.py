@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from agent_client.wire import VERSIONS, session_welcome
 
 log = logging.getLogger("agent_client")
 
+# Seconds that the registry has to end the session after the farewell.
+GOODBYE_S = 2.0
 # A newer process runs as the same instance: going on would take the instance back and forth between them.
 _ALSO_FATAL = frozenset({"INCARNATION_FENCED"})
 
@@ -42,10 +45,10 @@ class SessionStream:
         self._core = SessionCore()
         self._reconnect = Reconnect(also_fatal=_ALSO_FATAL)
         self._wake = asyncio.Event()
-        self._duplex: Duplex[registry.SessionRequest, registry.SessionResponse] | None = None
         # (sequence number, perf_counter_ns) of the newest heartbeat, for the round trip.
         self._beat_sent = (0, 0)
-        self._drain_due = False
+        self._drain_due = self._farewell_due = self._farewell_said = False
+        self._left = asyncio.Event()
         self.open = asyncio.Event()
 
     @property
@@ -68,23 +71,31 @@ class SessionStream:
         await keep_open("session at the registry", self._live, self._reconnect)
 
     async def leave(self) -> None:
-        """Say farewell, so that the registry need not wait for the lease to end."""
-        if self._duplex is not None:
-            farewell = registry.SessionRequest(farewell=registry.SessionFarewell())
-            await self._duplex.goodbye(farewell)
+        """Say farewell, so that the registry need not wait for the lease to end; at most `GOODBYE_S` long."""
+        if not self.open.is_set():
+            return
+        self._farewell_due = True
+        self._wake.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GOODBYE_S):
+                await self._left.wait()
 
     async def _live(self, _hint: str) -> None:
         address = self._discovery.next_registry()
         channel = await self._dialer.open("registry", address)
         try:
             duplex: Duplex[registry.SessionRequest, registry.SessionResponse]
-            duplex = self._duplex = Duplex.begin(RegistryServiceStub(channel).Session, self._wake)
+            duplex = Duplex.begin(RegistryServiceStub(channel).Session, self._wake)
             self._welcomed(await duplex.greet(self._hello()), address)
             await duplex.converse(self)
         finally:
             self.open.clear()
-            self._duplex = None
             await channel.close(None)
+            if self._farewell_due:
+                # The registry ended the stream after the farewell, or it broke: either way there is nothing
+                # left to say, and no session to open again.
+                self._left.set()
+                await asyncio.Event().wait()
 
     def _hello(self) -> registry.SessionRequest:
         profile = self._profile
@@ -117,7 +128,9 @@ class SessionStream:
     # The conversation.
 
     def take(self, now: int) -> registry.SessionRequest | None:
-        """Return a drain notice or the heartbeat that is due."""
+        """Return a farewell, a drain notice or the heartbeat that is due."""
+        if self._farewell_due:
+            return None if self._farewell_said else self._farewell()
         if self._drain_due:
             self._drain_due = False
             return registry.SessionRequest(drain=registry.SessionDrain())
@@ -133,6 +146,10 @@ class SessionStream:
             )
         )
 
+    def _farewell(self) -> registry.SessionRequest:
+        self._farewell_said = True
+        return registry.SessionRequest(farewell=registry.SessionFarewell())
+
     def receive(self, frame: registry.SessionResponse) -> None:
         """Take the ack of a heartbeat."""
         number, sent_ns = self._beat_sent
@@ -140,9 +157,9 @@ class SessionStream:
         round_trip_us = (time.perf_counter_ns() - sent_ns) // 1000 if newest else 0
         self._core.acked(monotonic_ms(), round_trip_us)
 
-    def due_at(self) -> int:
-        """Return when the next heartbeat is due."""
-        return self._core.beat_due_at()
+    def due_at(self) -> int | None:
+        """Return when the next heartbeat is due; a session that ends sends none."""
+        return None if self._farewell_due else self._core.beat_due_at()
 
     def silent_at(self) -> int:
         """Return when the lease will have ended without an ack."""

@@ -110,6 +110,8 @@ class FakeRegistry(registry_grpc.RegistryServiceServicer):
             yield frame
 
     def _heard(self, peer: Peer, frame: Any) -> None:
+        if frame.HasField("farewell"):
+            peer.out.put_nowait(None)
         if frame.HasField("heartbeat") and self.acks:
             ack = registry.HeartbeatAck(sequence_number=frame.heartbeat.sequence_number)
             peer.out.put_nowait(registry.SessionResponse(heartbeat_ack=ack))

@@ -48,7 +48,6 @@ async def test_a_handler_sees_the_whole_assignment(
     @agent.handler("plan")
     async def plan(task: Task) -> dict[str, Any]:
         seen.append(task)
-        await task.progress(0.5, "reading")
         return {"sum": task.payload["a"] + task.inputs["other"]}
 
     deadline = Timestamp()
@@ -104,8 +103,6 @@ async def test_a_handler_sees_the_whole_assignment(
         "plan",
         "",
     )
-    progress = [report for frame in plane.work.frames for report in frame.progress]
-    assert (progress[0].progress, progress[0].stage) == (0.5, "reading")
     started = [start.attempt.task_id for frame in plane.work.frames for start in frame.started]
     assert sorted(started) == ["t1", "t2"]
 
@@ -530,3 +527,34 @@ async def test_schedulers_are_found_while_the_registry_is_away(
         await plane.down("scheduler1")
         await plane.up("registry")
         await eventually(lambda: plane.schedulers["scheduler2"].streams)
+
+
+async def test_a_frame_that_nobody_can_have_meant_costs_a_link_and_not_the_agent(
+    plane: FakePlane, agent: Agent, eventually: Eventually
+) -> None:
+    agent.handler("plan")(lambda task: "here")
+    async with agent:
+        await agent.wait_ready()
+        plane.assign("t", deadline=Timestamp(seconds=10**15))
+        await eventually(lambda: len(plane.scheduler.streams) == 2)
+        plane.assign("u")
+        await eventually(lambda: plane.results)
+    assert [result.attempt.task_id for result in plane.results] == ["u"]
+
+
+async def test_an_agent_that_can_do_nothing_is_told(plane: FakePlane) -> None:
+    with pytest.raises(MusterError, match=r"neither skills nor handlers: add @agent\.handler"):
+        await Agent("field-1", home=plane.home).serve()
+    with pytest.raises(MusterError, match="muster agents enroll stranger"):
+        await Agent("stranger", ["x"], home=plane.home).serve()
+    agent = Agent("field-1", home=plane.home)
+    agent.handler("x")(lambda task: None)
+    with pytest.raises(ValueError, match="two handlers for x"):
+        agent.handler("x")(lambda task: None)
+    agent.on_message()(lambda delivery: None)
+    with pytest.raises(ValueError, match="two handlers for all other messages"):
+        agent.on_message()(lambda delivery: None)
+    with pytest.raises(RuntimeError, match="not running"):
+        agent.send("other", 1)
+    with pytest.raises(ValueError, match="at least one slot"):
+        Agent("field-1", slots=0)

@@ -246,6 +246,18 @@ async def test_a_wish_ends_in_time_without_any_scheduler(plane: FakePlane, agent
                 pytest.fail("entered without the lock")
 
 
+async def test_a_lock_object_is_used_once(plane: FakePlane, agent: Agent) -> None:
+    plane.leader = ""
+    async with agent:
+        lock = agent.lock("bridge-3", wait=0)
+        for error in (UnavailableError, RuntimeError):
+            with pytest.raises(error):
+                async with lock:
+                    pytest.fail("entered without the lock")
+        with pytest.raises(ValueError, match="at least one resource"):
+            agent.lock()
+
+
 async def test_whoever_waits_when_the_agent_leaves_is_told(plane: FakePlane, agent: Agent) -> None:
     plane.leader = ""
 
