@@ -14,7 +14,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 from services.common import logs
 from services.common.clock import Clock
@@ -24,9 +24,8 @@ from services.common.core.errors import Reason, ServiceError
 from services.common.election import Leadership
 from services.common.outbox import Outbox
 from services.scheduler.batches import Sorted, sort, split_written
-from services.scheduler.core.book import Book, Settings
-from services.scheduler.core.course import Collaboration
-from services.scheduler.core.effects import Accepted, CloseStream, Effect, Publish
+from services.scheduler.core.book import Settings
+from services.scheduler.core.effects import Effect, Publish
 from services.scheduler.core.events import (
     AgentsChanged,
     Event,
@@ -35,43 +34,17 @@ from services.scheduler.core.events import (
     LockWritten,
     PlacementDue,
     Recovered,
-    ReplyId,
-    StreamId,
     Ticked,
 )
 from services.scheduler.core.state import SchedulerState
+from services.scheduler.inbox import Inbox, Query, settle
 from services.scheduler.metrics import SchedulerMetrics
 from services.scheduler.store import Batch, LeadershipLostError, SchedulerStore
-from services.scheduler.watch import WatchHub
 
 _log = logs.get("scheduler.driver")
-T = TypeVar("T")
-#: What a requester gets.
-Reply = Accepted | Collaboration | ServiceError
 #: Pause between tries of a commit that may or may not be there.
 _RETRY_BASE_MS = 20
 _RETRY_MAX_MS = 1_000
-
-
-class WorkPort(Protocol):
-    """The sending side of one Work stream."""
-
-    def send(self, item: Any) -> None:
-        """Say something to the agent; never blocks and never fails."""
-        ...
-
-    def end(self, error: ServiceError) -> None:
-        """End the stream."""
-        ...
-
-
-@dataclass(slots=True)
-class _Query(Generic[T]):
-    """A question to the state, who waits for the answer, and what is done when it is given."""
-
-    ask: Callable[[Book], T]
-    answer: asyncio.Future[T]
-    then: Callable[[T], None] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,85 +68,23 @@ class DriverParts:
     limits: DriverLimits = DriverLimits()
 
 
-class Driver:
+class Driver(Inbox):
     """One leadership from its first load to its loss; made anew for each. Owned by the event loop."""
 
     def __init__(self, leadership: Leadership, parts: DriverParts) -> None:
+        super().__init__(parts.limits.queue_max)
         self.leadership = leadership
         self.settings = parts.settings
-        self.hub = WatchHub()
         self._parts = parts
         self._store, self._outbox, self._clock = parts.store, parts.outbox, parts.clock
         self._state = SchedulerState(parts.settings, leadership.epoch)
-        self._events: list[Event] = []
-        self._queries: list[_Query[Any]] = []
         #: Decided after a commit, to be made durable with the next one.
         self._carried: list[Effect] = []
-        self._work = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
-        self._ports: dict[StreamId, WorkPort] = {}
-        self._replies: dict[ReplyId, Callable[[Reply], None]] = {}
-        self._number = 0
         self._helpers: list[asyncio.Task[None]] = []
         self._stopping = False
-        #: Set when the state has been loaded and requests may come, and when nothing more will be done.
-        self.serving = asyncio.Event()
-        self.ended = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<Driver {self._state!r}>"
-
-    # What servicers do.
-
-    def put(self, event: Event) -> None:
-        """Let an event happen with the next batch."""
-        self._events.append(event)
-        if len(self._events) >= self._parts.limits.queue_max:
-            self._room.clear()
-        self._work.set()
-
-    async def wait_room(self) -> None:
-        """Return when the queue has room; a stream waits here before it reads on."""
-        await self._room.wait()
-
-    def request(self, make: Callable[[ReplyId], Event], answer: Callable[[Reply], None]) -> None:
-        """Put the event that `make` makes; `answer` is called once, when it is durable or refused."""
-        if self.ended.is_set():
-            answer(lead_lost())
-            return
-        reply = ReplyId(self._next())
-        self._replies[reply] = answer
-        self.put(make(reply))
-
-    async def query(self, ask: Callable[[Book], T], then: Callable[[T], None] | None = None) -> T:
-        """Return the answer of `ask`, after the next commit; raises the `ServiceError` that it raises.
-
-        It sees everything that was put before, and what it sees is durable when the answer is given. It must
-        return values, not live objects. `then` is called with the answer before any later event is published.
-        """
-        if self.ended.is_set():
-            raise lead_lost()
-        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._queries.append(_Query(ask, answer, then))
-        self._work.set()
-        return await answer
-
-    def open_port(self, port: WorkPort) -> StreamId:
-        """Return a new stream's name; the port gets what is said to it."""
-        stream = StreamId(self._next())
-        self._ports[stream] = port
-        if self.ended.is_set():
-            port.end(lead_lost())
-        return stream
-
-    def close_port(self, stream: StreamId) -> None:
-        """Forget a stream that has ended."""
-        self._ports.pop(stream, None)
-
-    def _next(self) -> int:
-        self._number += 1
-        return self._number
 
     # The life of a leadership.
 
@@ -214,28 +125,6 @@ class Driver:
         self._stopping = True
         self._work.set()
 
-    def end(self, error: ServiceError) -> None:
-        """End everything that waits or listens: what was not begun with `error`, what was with a doubt."""
-        self.ended.set()
-        unknown = ServiceError(
-            Reason.STORE_UNAVAILABLE,
-            "the lead was lost while this was on its way to the store: ask the new coordinator, "
-            "with the same request_id",
-            metadata=error.metadata,
-        )
-        untouched = {getattr(event, "reply", None) for event in self._events}
-        for reply, answer in [*self._replies.items()]:
-            answer(error if reply in untouched else unknown)
-        self._replies.clear()
-        for port in [*self._ports.values()]:
-            port.end(error)
-        self._ports.clear()
-        self.hub.end_all(error)
-        for query in self._queries:
-            _settle(query, error)
-        self._queries.clear()
-        self._room.set()
-
     def _help(self, name: str, loop: Coroutine[Any, Any, None]) -> None:
         helper = asyncio.create_task(loop, name=name)
         helper.add_done_callback(lambda _: self._work.set())
@@ -274,8 +163,7 @@ class Driver:
     async def _run_batch(self) -> None:
         loop = asyncio.get_running_loop()
         started = loop.time()
-        events, queries = self._take_events(), self._queries
-        self._queries = []
+        events, queries = self._take_events(self._parts.limits.batch_events_max), self._take_queries()
         try:
             effects = self._step(events)
             answers = [self._ask(query) for query in queries]
@@ -295,20 +183,8 @@ class Driver:
         # the telling, and whoever was not told asks again.
         self._publish(found)
         for query, answer in zip(queries, answers, strict=True):
-            _settle(query, answer)
+            settle(query, answer)
         self._measure(len(events), found.entries, stepped - started)
-
-    def _take_events(self) -> list[Event]:
-        limits = self._parts.limits
-        events, self._events = (
-            self._events[: limits.batch_events_max],
-            self._events[limits.batch_events_max :],
-        )
-        if len(self._events) < limits.queue_max:
-            self._room.set()
-        if self._events:
-            self._work.set()
-        return events
 
     def _step(self, events: Sequence[Event]) -> list[Effect]:
         state, now = self._state, self._clock.now()
@@ -321,7 +197,7 @@ class Driver:
         effects += state.handle(PlacementDue(f"place-{self._next()}"), now)
         return effects
 
-    def _ask(self, query: _Query[Any]) -> Any:
+    def _ask(self, query: Query[Any]) -> Any:
         try:
             return query.ask(self._state.book)
         except ServiceError as error:
@@ -371,22 +247,15 @@ class Driver:
                 await asyncio.sleep(pause_ms / 1_000)
 
     def _publish(self, found: Sorted) -> None:
-        ports, book = self._ports, self._state.book
         for effect in found.sends:
             if isinstance(effect, Publish):
-                self.hub.publish(book, effect.change)
-            elif (port := ports.get(effect.stream)) is None:
-                continue
-            elif isinstance(effect, CloseStream):
-                del ports[effect.stream]
-                port.end(effect.error)
+                self.hub.publish(self._state.book, effect.change)
             else:
-                port.send(effect)
+                self._say(effect)
         for lease in found.leases:
             self._store.end_lease(lease.instance)
-        for reply in found.answers:
-            if (answer := self._replies.pop(reply.reply, None)) is not None:
-                answer(reply.value)
+        for answer in found.answers:
+            self._reply(answer)
 
     def _won(self) -> EntryDraft:
         return EntryDraft(
@@ -412,21 +281,3 @@ class Driver:
             (entry.operation, entry.outcome) for entry in entries
         ).items():
             metrics.operations.labels(operation, outcome.name).inc(count)
-
-
-def lead_lost() -> ServiceError:
-    """Return the error of a replica that led a moment ago."""
-    return ServiceError(
-        Reason.NOT_COORDINATOR, "this replica has just lost the lead: ask the new coordinator"
-    )
-
-
-def _settle(query: _Query[Any], answer: Any) -> None:
-    if query.answer.done():
-        return
-    if isinstance(answer, ServiceError):
-        query.answer.set_exception(answer)
-        return
-    if query.then is not None:
-        query.then(answer)
-    query.answer.set_result(answer)

@@ -26,7 +26,8 @@ from services.scheduler.core.effects import Accepted
 from services.scheduler.core.events import CancelRequested, Event, ReplyId
 from services.scheduler.core.model import CollaborationState
 from services.scheduler.core.queries import find, newest_first
-from services.scheduler.driver import Driver, Reply
+from services.scheduler.driver import Driver
+from services.scheduler.inbox import Reply
 from services.scheduler.replica import Replica
 from services.scheduler.submit_stream import SubmitStream, submission_event
 from services.scheduler.watch_stream import WatchStream

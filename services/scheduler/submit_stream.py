@@ -12,7 +12,8 @@ from services.common.core.errors import ServiceError, invalid
 from services.common.rpc.duplex import Duplex
 from services.common.rpc.interceptors import LiveCall
 from services.scheduler.core.events import Event, Refused, ReplyId, Submitted
-from services.scheduler.driver import Driver, Reply
+from services.scheduler.driver import Driver
+from services.scheduler.inbox import Reply
 from services.scheduler.wire import answers, specs
 
 #: Submissions in one frame, as the proto says.

@@ -11,6 +11,7 @@ from muster.scheduler.v1 import work_pb2 as work_pb
 from services.common.core.errors import ServiceError
 from services.common.rpc.duplex import Duplex, DuplexLimits, read_first
 from services.common.rpc.interceptors import LiveCall
+from services.scheduler.core.effects import WorkItem
 from services.scheduler.core.events import StreamId, WorkClosed
 from services.scheduler.driver import Driver
 from services.scheduler.wire import work as wire
@@ -34,7 +35,7 @@ class WorkStream:
             silence_ms_max=settings.silence_ms_max,
             probe_interval_ms=settings.probe_interval_ms,
         )
-        self._duplex: Duplex[wire.WorkItem, work_pb.WorkResponse] = Duplex(context, pack, LIMITS)
+        self._duplex: Duplex[WorkItem, work_pb.WorkResponse] = Duplex(context, pack, LIMITS)
         self._stream = StreamId(0)
         self._frames = 0
 
@@ -50,7 +51,7 @@ class WorkStream:
             self._driver.close_port(self._stream)
             self._driver.put(WorkClosed(self._cause(), self._stream))
 
-    def send(self, item: wire.WorkItem) -> None:
+    def send(self, item: WorkItem) -> None:
         """See `WorkPort.send`."""
         self._duplex.send(item, wire.size_of(item))
 

@@ -169,16 +169,7 @@ class Answer(NamedTuple):
 
 
 Write = SaveSpecs | SaveCollaboration | SaveTask | Forget | PutLock | DeleteLock
-Send = (
-    Welcome
-    | Assign
-    | CancelAttempt
-    | AckResult
-    | Probe
-    | GrantLocks
-    | RefuseLocks
-    | RevokeLock
-    | CloseStream
-    | Publish
-)
+#: What can be said to an agent.
+WorkItem = Welcome | Assign | CancelAttempt | AckResult | Probe | GrantLocks | RefuseLocks | RevokeLock
+Send = WorkItem | CloseStream | Publish
 Effect = Write | EndLease | Send | Answer | EntryDraft

@@ -20,6 +20,7 @@ from services.scheduler.core.effects import (
     RefuseLocks,
     RevokeLock,
     Welcome,
+    WorkItem,
 )
 from services.scheduler.core.events import (
     Cancelled,
@@ -40,8 +41,6 @@ VERSIONS = (1,)
 ITEMS_MAX = 1_024
 STAGE_BYTES_MAX = 128
 
-#: What can be said to an agent.
-WorkItem = Welcome | Assign | CancelAttempt | AckResult | Probe | GrantLocks | RefuseLocks | RevokeLock
 T = TypeVar("T")
 
 

@@ -154,7 +154,7 @@ class Plane:
                 for name, app in self.apps.items():
                     if app.replica.leads:
                         return name
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)  # sleeps: between two looks at the replicas
 
     async def stub(self, principal: str = "operator/admin", replica: str = "") -> Any:
         """Return a stub of the leader, or of a replica by name."""

@@ -47,7 +47,8 @@ from services.scheduler.core.model import (
     TaskSpec,
 )
 from services.scheduler.core.records import StoredLock
-from services.scheduler.driver import Driver, DriverParts, Reply
+from services.scheduler.driver import Driver, DriverParts
+from services.scheduler.inbox import Reply
 from services.scheduler.metrics import SchedulerMetrics
 from services.scheduler.stores.memory import MemoryPlane, MemoryStore
 from tests.conftest import Eventually

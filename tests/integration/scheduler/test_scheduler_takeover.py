@@ -35,13 +35,15 @@ async def test_a_standby_names_the_coordinator(start_plane: StartPlane, eventual
     leader = await plane.leader()
     [standby] = {"one", "two"} - {leader}
     stub = await plane.stub(replica=standby)
-    for call in (
-        stub.SubmitCollaboration(submission()),
-        stub.ListLocks(pb.ListLocksRequest()),
-        stub.Submit().read(),
+    replica = plane.apps[standby].replica
+    await eventually(lambda: replica.not_coordinator().metadata["coordinator"])
+    for ask in (
+        lambda: stub.SubmitCollaboration(submission()),
+        lambda: stub.ListLocks(pb.ListLocksRequest()),
+        lambda: stub.Submit().read(),
     ):
         async with refused() as errors:
-            await call
+            await ask()
         assert errors[0].reason is Reason.NOT_COORDINATOR
         assert errors[0].metadata["coordinator"] == plane.apps[leader].address
 

@@ -1,3 +1,5 @@
+"""Timers fire in order and once, and cost no memory when they are cancelled."""
+
 from __future__ import annotations
 
 from hypothesis import given
