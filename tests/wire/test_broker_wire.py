@@ -97,7 +97,9 @@ def test_fields_of_a_newer_version_travel_on() -> None:
 
 
 def test_many_deliveries_come_in_pieces_and_in_order() -> None:
-    body = envelope_pb2.Envelope(message_id="x" * 64).SerializeToString() + protobuf.block(5, bytes(60_000))
+    sent = envelope_pb2.Envelope(message_id="x" * 64)
+    sent.payload.data = bytes(60_000)
+    body = sent.SerializeToString()
     many = [Delivery(token, an_envelope(body, sequence=token), 1, Instant(0)) for token in range(1, 31)]
     pieces = list(responses.deliveries(many))
     assert len(pieces) > 5
@@ -170,7 +172,9 @@ def test_a_dead_letter_is_whole() -> None:
 
 
 def good(**fields: object) -> envelope_pb2.Envelope:
-    made = envelope_pb2.Envelope(message_id="m-1", receiver_id="beta", message_type="MESSAGE_TYPE_HEARTBEAT")
+    made = envelope_pb2.Envelope(
+        message_id="m-1", receiver_id="beta", message_type=envelope_pb2.MESSAGE_TYPE_HEARTBEAT
+    )
     for name, value in fields.items():
         setattr(made, name, value)
     return made

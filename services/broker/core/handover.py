@@ -138,7 +138,7 @@ def _next(mailbox: Mailbox, session: Session, lane: Lane) -> Domain | None:
     if line and other:
         # Domains that the session holds already and free ones take turns.
         session.free_next = not session.free_next
-        if session.free_next:
+        if not session.free_next:
             line = other
     return next(iter(line or other), None)
 

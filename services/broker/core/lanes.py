@@ -1,7 +1,7 @@
 """Which lane is served next: strict priority, with a share that no higher lane can take away.
 
-Method: each lower lane that waits gains its share, in hundredths of an envelope, for every envelope that
-goes to another lane; at 100 it is owed one, and what is owed goes first (deficit counters, as in Shreedhar
+Method: each lower lane that waits gains its share, in hundredths of an envelope, for every envelope that is
+handed over; at 100 it is owed one, and what is owed goes first (deficit counters, as in Shreedhar
 and Varghese, "Efficient Fair Queuing using Deficit Round Robin", 1995, with strict priority for the rest).
 EMERGENCY is not in this arithmetic: it has its own credit and always goes first.
 """
@@ -46,10 +46,10 @@ class LaneShares:
         """Note that `count` envelopes went to `served` while the lanes in `waiting` had some."""
         gained = self._gained
         for lane in (Lane.NORMAL, Lane.LOW):
-            if lane is served:
-                gained[lane] = max(0, gained[lane] - OWED * count)
-            elif lane in waiting:
-                gained[lane] += self._share[lane] * count
-            else:
+            if lane not in waiting:
                 # Nothing waits, so nothing is owed: a share is not saved up.
                 gained[lane] = 0
+                continue
+            gained[lane] += self._share[lane] * count
+            if lane is served:
+                gained[lane] = max(0, gained[lane] - OWED * count)

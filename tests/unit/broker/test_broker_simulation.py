@@ -11,7 +11,7 @@ from tests.unit.broker.broker_checker import BrokenPromise
 from tests.unit.broker.broker_parties import World
 from tests.unit.broker.broker_sabotage import BUGS, BrokenMachine, LossyStore
 
-SEEDS = 300
+SEEDS = 200
 NIGHTLY_SEEDS = 100_000
 # A defect must be noticed within so many worlds.
 SEEDS_TO_NOTICE = 60
