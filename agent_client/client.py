@@ -34,7 +34,15 @@ from agent_client.errors import CallTimeoutError, InvalidRequestError, Violation
 from agent_client.loop import link_thread
 from agent_client.spec import Spec, build_spec
 from agent_client.tls import Dialer
-from agent_client.views import Change, CollaborationInfo, Gap, Progress, Result, change_of
+from agent_client.views import (
+    Change,
+    CollaborationInfo,
+    Gap,
+    Progress,
+    Result,
+    TaskInfo,
+    change_of,
+)
 from agent_client.wire import moment
 
 # Items asked for in one page of a list.
@@ -148,8 +156,6 @@ class Client:
         async with contextlib.aclosing(self._thread.relay(watch.run())) as events:
             async for event in events:
                 yield event
-                if isinstance(event.change, CollaborationInfo) and event.change.final:
-                    return
 
     async def locks(self, resource: str = "") -> list[scheduler.Lock]:
         """Return who holds and who waits for `resource`, or for every resource."""
@@ -301,8 +307,11 @@ class _Watch:
     def __init__(self, connection: Connection, collaboration_id: str, from_generation: int) -> None:
         self._connection, self._collaboration_id = connection, collaboration_id
         self._cursor = WatchCursor(from_generation)
+        # Tasks that are still to come after the collaboration's last state; None while it goes on.
+        self._left: int | None = None
 
     async def run(self) -> AsyncGenerator[Event, None]:
+        """Yield the events until the collaboration has ended."""
         frames = self._connection.follow(
             "scheduler",
             lambda channel: SchedulerServiceStub(channel).WatchCollaborations,
@@ -313,6 +322,18 @@ class _Watch:
                 for message in frame.events:
                     if (event := self._read(message)) is not None:
                         yield event
+                        if self._is_last(event):
+                            return
+
+    def _is_last(self, event: Event) -> bool:
+        match event.change:
+            case CollaborationInfo() as change:
+                # In a snapshot the collaboration comes first, then its tasks; else the last state comes last.
+                after = change.task_count if self._cursor.in_snapshot else 0
+                self._left = after if change.final else None
+            case TaskInfo() if self._left is not None:
+                self._left -= 1
+        return self._left == 0
 
     def _request(self) -> scheduler.WatchCollaborationsRequest:
         request = scheduler.WatchCollaborationsRequest(

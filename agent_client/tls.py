@@ -11,8 +11,8 @@ from agent_client.errors import ContextError
 
 # The services' own limit (services/common/rpc/server.py).
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
-KEEPALIVE_TIME_MS = 20_000
-KEEPALIVE_TIMEOUT_MS = 10_000
+KEEPALIVE_TIME_MS = 10_000
+KEEPALIVE_TIMEOUT_MS = 5_000
 
 
 class Dialer:

@@ -23,6 +23,11 @@ class WatchCursor:
         """The generation to ask for next; 0 asks for a snapshot."""
         return 0 if self._snapshot_due or self._snapshot_generation is not None else self._generation
 
+    @property
+    def in_snapshot(self) -> bool:
+        """Whether what was seen last belongs to a snapshot, of which more may come."""
+        return self._snapshot_generation is not None
+
     def opened(self) -> None:
         """A stream was opened from `resume_from`."""
         self._snapshot_due = self.resume_from == 0

@@ -30,6 +30,7 @@ from agent_client import (
     RequestReusedError,
     ResourceHeldError,
     Task,
+    TaskInfo,
     TransientFailure,
 )
 from tests.conftest import Eventually
@@ -99,11 +100,13 @@ async def test_a_dag_is_run_watched_and_collected(plane: Launched, make: MakeAge
         states = [event.change async for event in handle.watch()]
         result = await handle.result(PATIENCE_S)
         info = await handle.info()
+        afterwards = [event.change async for event in handle.watch()]
         assert handle.id in [found.id for found in await client.collaborations(states=["COMPLETED"])]
     assert result.outputs == {"d": "33 at try 2"}
     assert [row.agent_id for row in result.contributions] == [agent.name] * 4
     assert (info.coordinator, info.members, info.task_succeeded_count) == (agent.name, (agent.name,), 4)
     assert states
+    assert {change.id for change in afterwards if isinstance(change, TaskInfo)} == set("abcd")
     assert tries == [1, 2]
 
 

@@ -152,6 +152,23 @@ async def test_a_watch_shows_every_kind_of_change_and_ends(
     await eventually(lambda: plane.watches[0].ended)
 
 
+async def test_a_snapshot_of_what_has_ended_shows_its_tasks_too(
+    plane: FakePlane, client: Client, eventually: Eventually
+) -> None:
+    async def watch() -> list[type]:
+        return [type(event.change) async for event in client.watch("c1")]
+
+    watching = asyncio.create_task(watch())
+    await eventually(lambda: plane.watches)
+    plane.watches[0].say(frame(collaboration(9, COMPLETED, task_count=2), task(9, "a")))
+    # Broken inside the snapshot, so that it has to be begun again.
+    plane.watches[0].say(ServiceError(Reason.SHUTTING_DOWN, "bye"))
+    await eventually(lambda: len(plane.watches) == 2)
+    assert plane.watches[1].hello.from_generation == 0
+    plane.watches[1].say(frame(collaboration(9, COMPLETED, task_count=2), task(9, "a"), task(9, "b")))
+    assert await watching == [CollaborationInfo, TaskInfo, CollaborationInfo, TaskInfo, TaskInfo]
+
+
 async def test_a_broken_watch_goes_on_where_it_was(
     plane: FakePlane, client: Client, eventually: Eventually
 ) -> None:
