@@ -17,9 +17,11 @@ from tests.integration.scheduler.scheduler_plane import Plane, refused, submissi
 
 
 async def depose(plane: Plane) -> None:
-    """Take the leader's key away, as the end of its lease does."""
+    """Take the leader's key away, as the end of its lease does; wait for a leader if there is none."""
     prefix = f"{plane.prefix}/{COORDINATOR_ELECTION}"
-    rows = (await plane.client.get_prefix(prefix)).kvs
+    async with asyncio.timeout(20):
+        while not (rows := (await plane.client.get_prefix(prefix)).kvs):
+            await asyncio.sleep(0.01)  # sleeps: between two looks at etcd
     oldest = min(rows, key=lambda row: row.create_revision)
     await plane.client.delete(oldest.key)
 
@@ -43,7 +45,7 @@ async def test_a_standby_names_the_coordinator(start_plane: StartPlane, eventual
         lambda: stub.Submit().read(),
     ):
         async with refused() as errors:
-            await ask()
+            await ask()  # type: ignore[no-untyped-call]  # the stubs are not typed
         assert errors[0].reason is Reason.NOT_COORDINATOR
         assert errors[0].metadata["coordinator"] == plane.apps[leader].address
 
