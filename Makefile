@@ -27,7 +27,7 @@ up: $(STAMP) ## start the plane and keep it running; Ctrl-C stops it
 	@$(BIN)/muster up
 
 test: $(STAMP) ## every test of the Python side
-	@$(BIN)/python -m pytest -m "not nightly and not interop"
+	@$(BIN)/python -m pytest -m "not nightly and not interop" --numprocesses 3 --dist loadfile
 
 check: lint types proto-check proto-lint ## lint, types, proto lint and freshness
 

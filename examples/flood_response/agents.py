@@ -5,7 +5,6 @@ python -m examples.flood_response.agents strategist
 
 from __future__ import annotations
 
-import logging
 import sys
 from typing import Any
 
@@ -17,8 +16,6 @@ awareness = Agent("awareness", skills=["gauge-quality", "road-status", "situatio
 field = Agent("field", skills=["rainfall-outlook", "inundation-forecast", "road-outlook"])
 executor = Agent("executor", skills=["team-readiness", "evacuation-routes", "team-orders"], slots=2)
 TEAM = {agent.name: agent for agent in (strategist, awareness, field, executor)}
-
-log = logging.getLogger("flood_response")
 
 notices: list[str] = []
 
@@ -32,7 +29,7 @@ async def _tell_coordinator(task: Task, text: str, *, emergency: bool = False) -
     except NotFoundError as error:
         # The coordinator never joined the plane. What it would have heard is in the result too, so the task
         # goes on.
-        log.warning("%s: %s", task.id, error)
+        sys.stderr.write(f"{task.id}: {error}\n")
 
 
 @strategist.on_message()

@@ -102,8 +102,21 @@ def methods(replica: str) -> list[str]:
 
 
 async def invoke(opened: Any, method: str) -> None:
-    """Call any method with an empty message, and read one answer."""
-    await opened.stream_stream(method)(iter([b""])).read()
+    """Call any method with an empty message, and read one answer.
+
+    A stream gets no frame: it can be refused without one, and grpc.aio loses the status of a stream that the
+    server ends while it is written to.
+    """
+    service, _, name = method.removeprefix("/").rpartition("/")
+    described = descriptor_pool.Default().FindServiceByName(service).FindMethodByName(name)
+    if not described.client_streaming:
+        await opened.stream_stream(method)(iter([b""])).read()
+        return
+    stream = opened.stream_stream(method)()
+    try:
+        await stream.read()
+    finally:
+        stream.cancel()
 
 
 def mailbox_hello() -> broker_pb.MailboxRequest:
