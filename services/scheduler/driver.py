@@ -75,6 +75,7 @@ class Driver(Inbox):
         super().__init__(parts.limits.queue_max)
         self.leadership = leadership
         self.settings = parts.settings
+        self.metrics = parts.metrics
         self._parts = parts
         self._store, self._outbox, self._clock = parts.store, parts.outbox, parts.clock
         self._state = SchedulerState(parts.settings, leadership.epoch)
@@ -93,7 +94,7 @@ class Driver(Inbox):
 
         `agents` gives the registry's view as it is when the state has been loaded.
         """
-        loop, metrics = asyncio.get_running_loop(), self._parts.metrics
+        loop, metrics = asyncio.get_running_loop(), self.metrics
         started = loop.time()
         try:
             stored = await self._store.load(self.leadership)
@@ -211,7 +212,7 @@ class Driver(Inbox):
         if found.batch.empty:
             await self._outbox.record(found.entries)
             return ()
-        loop, metrics = asyncio.get_running_loop(), self._parts.metrics
+        loop, metrics = asyncio.get_running_loop(), self.metrics
         started = loop.time()
         # Side by side: the slower of the two is what a batch costs.
         recording = asyncio.create_task(self._outbox.record(found.entries), name="record")
@@ -237,7 +238,7 @@ class Driver(Inbox):
                 return await self._store.commit(batch, self.leadership)
             except ServiceError as error:
                 failures += 1
-                self._parts.metrics.commit_failures.labels(error.reason).inc()
+                self.metrics.commit_failures.labels(error.reason).inc()
                 if failures == 1:
                     _log.warning("a commit failed and is tried again", why=error)
                 if not self.leadership.held:
@@ -267,7 +268,7 @@ class Driver(Inbox):
         )
 
     def _measure(self, event_count: int, entries: Sequence[EntryDraft], step_seconds: float) -> None:
-        metrics, book = self._parts.metrics, self._state.book
+        metrics, book = self.metrics, self._state.book
         metrics.batch_events.observe(event_count)
         metrics.step_seconds.observe(step_seconds)
         metrics.queue_events.set(len(self._events))

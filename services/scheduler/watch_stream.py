@@ -114,6 +114,7 @@ class WatchStream:
         return gaps + self._snapshot(book)
 
     def _resume(self, events: list[Event]) -> None:
+        self._driver.metrics.watch_gaps.inc()
         self._waiting = events
         self._behind = False
 

@@ -12,7 +12,7 @@ from services.common.core.errors import ServiceError
 from services.common.rpc.duplex import Duplex, DuplexLimits, read_first
 from services.common.rpc.interceptors import LiveCall
 from services.scheduler.core.effects import WorkItem
-from services.scheduler.core.events import StreamId, WorkClosed
+from services.scheduler.core.events import Refused, StreamId, WorkClosed, WorkOpened
 from services.scheduler.driver import Driver
 from services.scheduler.wire import work as wire
 
@@ -44,8 +44,7 @@ class WorkStream:
         first = await read_first(self._context, HELLO_MS_MAX)
         self._stream = self._driver.open_port(self)
         try:
-            hello = wire.hello(first, self._call.principal.name, self._stream, self._cause())
-            self._driver.put(hello)
+            self._driver.put(self._hello(first))
             await self._duplex.run(self._on_frame)
         finally:
             self._driver.close_port(self._stream)
@@ -58,6 +57,16 @@ class WorkStream:
     def end(self, error: ServiceError) -> None:
         """See `WorkPort.end`."""
         self._duplex.end(error)
+
+    def _hello(self, first: work_pb.WorkRequest) -> WorkOpened:
+        """Return what the first frame says; one that makes no sense is refused and recorded."""
+        principal = self._call.principal
+        try:
+            return wire.hello(first, principal.name, self._stream, self._cause())
+        except ServiceError as error:
+            refused = Refused(self._cause(), "work.open", str(principal), str(principal), error)
+            self._driver.put(refused)
+            raise
 
     async def _on_frame(self, request: work_pb.WorkRequest) -> None:
         event, refused = wire.frame(
