@@ -77,7 +77,7 @@ async def test_what_happened_is_in_the_audit_spool(plane: Plane, tmp_path: Path)
     newer = plane.session(app.address)
     await newer.open()
     with refused() as errors:
-        await plane.session(app.address).open(skills=[])
+        await plane.session(app.address).open(skills=[agent_pb2.Skill(name="!")])
     assert errors[0].reason is Reason.INVALID_FIELD
     await newer.farewell()
     await plane.stop(app)
@@ -198,7 +198,7 @@ class TestBadFrames:
             ({"heartbeat": pb.Heartbeat(sequence_number=1)}, Reason.MALFORMED_FRAME),
             ({}, Reason.MALFORMED_FRAME),
             ({"hello": pb.SessionHello(versions=[9])}, Reason.UNSUPPORTED_VERSION),
-            ({"hello": pb.SessionHello(versions=[1])}, Reason.INVALID_FIELD),
+            ({"hello": pb.SessionHello(versions=[1], instance_id="!")}, Reason.INVALID_FIELD),
         ],
     )
     async def test_first(self, plane: Plane, frame: dict[str, Any], reason: Reason) -> None:

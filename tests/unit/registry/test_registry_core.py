@@ -56,7 +56,7 @@ class TestOpening:
         assert replica.state() is AgentState.READY
 
     def test_a_bad_hello_is_refused_and_noted(self, replica: Replica) -> None:
-        link = replica.open(fields=HelloFields())
+        link = replica.open(fields=HelloFields(instance_id="!"))
         refusal = replica.links[link].refusal
         assert refusal is not None
         assert refusal.reason is Reason.INVALID_FIELD

@@ -111,7 +111,7 @@ class SessionHello(_message.Message):
 
     @_builtins.property
     def skills(self) -> _containers.RepeatedCompositeFieldContainer[_agent_pb2.Skill]:
-        """1 to 64 skills. Set by the agent."""
+        """At most 64 skills; none for an agent that only receives messages. Set by the agent."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
