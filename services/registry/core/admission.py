@@ -76,7 +76,7 @@ def violations_error(bad: Sequence[FieldViolation]) -> ServiceError:
 def _skills(skills: Sequence[SkillLevel], bad: list[FieldViolation]) -> tuple[SkillLevel, ...]:
     # None at all is fine: such an agent takes no tasks, but has a mailbox.
     if len(skills) > SKILLS_MAX:
-        bad.append(FieldViolation("hello.skills", f"must hold at most {SKILLS_MAX} skills, not {len(skills)}"))
+        bad.append(FieldViolation("hello.skills", f"must hold at most {SKILLS_MAX}, not {len(skills)}"))
         return ()
     admitted: dict[str, SkillLevel] = {}
     for index, skill in enumerate(skills):

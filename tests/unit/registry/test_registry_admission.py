@@ -87,8 +87,8 @@ def test_a_bad_field_is_named(fields: HelloFields, path: str) -> None:
 
 
 def test_every_bad_field_is_named_at_once() -> None:
+    many = skills(*(f"s{n}" for n in range(65)))
     with pytest.raises(ServiceError) as caught:
-        many = skills(*(f"s{n}" for n in range(65)))
         admit_hello(ME, HelloFields(instance_id="!", skills=many, load=Load(slots=9_999)))
     assert {violation.field for violation in caught.value.violations} == {
         "hello.instance_id",
