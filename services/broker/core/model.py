@@ -211,7 +211,7 @@ class Limits:
     tombstones_max_per_domain: int = 1_000
     instances_max_per_agent: int = 64
     streams_max_per_agent: int = 64
-    send_window: int = 4_096
+    send_window: int = 8_192
     credits_max: int = 65_536
     unflushed_bytes_max: int = 1024 * 1024
     lane_share_normal_percent: int = 10
