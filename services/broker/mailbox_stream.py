@@ -16,7 +16,7 @@ from services.broker.driver import Driver
 from services.broker.metrics import BrokerMetrics
 from services.broker.recorder import AuditRecorder, SendsRefused
 from services.broker.wire import requests, responses
-from services.common.core.errors import Reason, ServiceError
+from services.common.core.errors import ServiceError
 from services.common.identity import Principal
 from services.common.rpc.duplex import Duplex, read_first
 
@@ -160,10 +160,8 @@ class MailboxStream:
         self._duplex.send(piece, len(piece.content))
 
     def _note_refused(self, outcomes: Sequence[SendOutcome]) -> None:
-        refused = [outcome for outcome in outcomes if outcome.error is not None]
-        if not refused:
-            return
-        for outcome in refused:
-            reason = Reason.INTERNAL if outcome.error is None else outcome.error.reason
-            self._metrics.refused.labels(reason).inc()
-        self._recorder.note(SendsRefused(self._actor, refused))
+        refusals = [(one.message_id, one.error.reason) for one in outcomes if one.error is not None]
+        if refusals:
+            for _, reason in refusals:
+                self._metrics.refused.labels(reason).inc()
+            self._recorder.note(SendsRefused(self._actor, refusals))

@@ -21,7 +21,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from services.broker.core import effects as fx
-from services.broker.core.model import DeadLetter, DeadReason, Envelope, SendOutcome
+from services.broker.core.model import DeadLetter, DeadReason, Envelope
 from services.broker.metrics import BrokerMetrics
 from services.broker.wire.facts import envelope_facts
 from services.common.clock import Clock
@@ -45,10 +45,10 @@ _DEAD = {
 
 
 class SendsRefused(NamedTuple):
-    """Outcomes of one frame, of which those with an error are recorded."""
+    """Envelopes of one frame that were refused: their ids and why."""
 
     actor: str
-    outcomes: Sequence[SendOutcome]
+    refusals: Sequence[tuple[str, Reason]]
 
 
 class DeadLettersDropped(NamedTuple):
@@ -94,8 +94,8 @@ class AuditRecorder:
                 count, limit = len(envelopes) if self._terminals else 0, self._backlog_max
             case fx.NoteDead(dead_letters=letters):
                 count, limit = len(letters), self._backlog_max + RARE_MAX
-            case SendsRefused(outcomes=outcomes):
-                count, limit = len(outcomes), self._backlog_max + RARE_MAX
+            case SendsRefused(refusals=refusals):
+                count, limit = len(refusals), self._backlog_max + RARE_MAX
             case _:
                 count, limit = 1, self._backlog_max + RARE_MAX
         if not count:
@@ -134,9 +134,6 @@ class AuditRecorder:
             for entry in _entries_of(note, at):
                 self._backlog -= 1
                 yield entry
-            if isinstance(note, SendsRefused):
-                # Counted with those that were accepted and have no entry here.
-                self._backlog -= sum(1 for outcome in note.outcomes if outcome.error is None)
         if self._unrecorded:
             count, self._unrecorded = self._unrecorded, 0
             yield EntryDraft(
@@ -175,11 +172,10 @@ def _entries_of(note: Note, at: Instant) -> Iterator[EntryDraft]:
                 Reason.INCARNATION_FENCED,
                 attributes={"incarnation": str(incarnation), "newest": str(newest)},
             )
-        case SendsRefused(actor=actor, outcomes=outcomes):
-            for message_id, _, error in outcomes:
-                if error is not None:
-                    subject = f"envelope/{actor}/{message_id[:64]}"
-                    yield EntryDraft(at, actor, "envelope.send", subject, Outcome.REFUSED, error.reason)
+        case SendsRefused(actor=actor, refusals=refusals):
+            for message_id, why in refusals:
+                subject = f"envelope/{actor}/{message_id[:64]}"
+                yield EntryDraft(at, actor, "envelope.send", subject, Outcome.REFUSED, why)
         case DeadLettersDropped(counts=counts):
             facts = {owner: str(count) for owner, count in sorted(counts.items())[:32]}
             yield EntryDraft(at, ACTOR, "dead_letter.drop", "mailbox", attributes=facts)

@@ -1,0 +1,116 @@
+"""Who exists, from a registry that comes and goes: over real mTLS, with a registry of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, cast
+
+from muster.registry.v1 import agent_pb2
+from muster.registry.v1 import registry_service_pb2 as pb
+from muster.registry.v1.registry_service_pb2_grpc import (
+    RegistryServiceServicer,
+    add_RegistryServiceServicer_to_server,
+)
+
+from services.broker.peers import AgentsView, RegistryAgents
+from services.common import logs
+from services.common.core.errors import Reason
+from services.common.etcd.directory import ServiceDirectory
+from services.common.metrics import Metrics
+from services.common.rpc.server import GrpcServer
+from tests.conftest import Certificates, Eventually
+from tests.integration.broker.broker_client import envelope, error_of
+from tests.integration.broker.conftest import House
+
+NAME = "muster.registry.v1.RegistryService"
+
+
+class Registry(RegistryServiceServicer):
+    """Sends what it is told to whoever watches."""
+
+    def __init__(self, certificates: Certificates, names: Sequence[str]) -> None:
+        self.names = list(names)
+        self.news: asyncio.Queue[str] = asyncio.Queue()
+        methods = ("Session", "ListAgents", "GetAgent", "WatchAgents", "ListServices", "GetCoordinator")
+        access = {f"{NAME}/{method}": frozenset({"service"}) for method in methods}
+        self.server = GrpcServer(
+            certificates.tls("service/registry"),
+            "127.0.0.1:0",
+            access,
+            Metrics("registry"),
+            logs.get("test.registry"),
+        )
+        self.server.add(add_RegistryServiceServicer_to_server, self, NAME)
+
+    # The broker only watches.
+    _unasked: Any = None
+    Session = ListAgents = GetAgent = ListServices = GetCoordinator = _unasked
+
+    async def WatchAgents(self, request: Any, context: Any) -> AsyncIterator[Any]:  # the proto's name
+        for name in self.names:
+            yield pb.WatchAgentsResponse(agents=[agent_pb2.Agent(agent_id=name)])
+        yield pb.WatchAgentsResponse(snapshot_complete=True)
+        while True:
+            yield pb.WatchAgentsResponse(agents=[agent_pb2.Agent(agent_id=await self.news.get())])
+
+
+class Directory:
+    """Where registries are; a test moves them."""
+
+    def __init__(self) -> None:
+        self.known: tuple[str, ...] = ()
+        self.changed = asyncio.Event()
+
+    def addresses(self, service: str) -> tuple[str, ...]:
+        assert service == "registry"
+        return self.known
+
+    async def wait_changed(self) -> None:
+        await self.changed.wait()
+
+    def move(self, *addresses: str) -> None:
+        self.known = addresses
+        self.changed.set()
+
+
+async def test_it_follows_registries_wherever_they_go(certificates: Certificates) -> None:
+    directory = Directory()
+    agents = RegistryAgents(cast(ServiceDirectory, directory), certificates.tls("service/broker"))
+    first, second = Registry(certificates, ["alpha", "beta"]), Registry(certificates, ["alpha", "gamma"])
+    async with contextlib.aclosing(agents.watch()) as views:
+        waiting = asyncio.create_task(anext(views))
+        # None is known yet; as soon as one is, everything that it knows comes at once.
+        directory.move(await first.server.start())
+        assert await waiting == AgentsView(frozenset({"alpha", "beta"}), complete=True)
+        first.news.put_nowait("delta")
+        assert await anext(views) == AgentsView(frozenset({"delta"}), complete=False)
+        directory.move(await second.server.start())
+        await first.server.drain(100)
+        assert await anext(views) == AgentsView(frozenset({"alpha", "gamma"}), complete=True)
+    await second.server.drain(100)
+
+
+async def test_while_no_registry_answers_the_known_agents_stay(
+    house: House, certificates: Certificates, eventually: Eventually
+) -> None:
+    directory = Directory()
+    registry = Registry(certificates, ["alpha", "beta"])
+    directory.move(await registry.server.start())
+    house.agents = cast(
+        Any, RegistryAgents(cast(ServiceDirectory, directory), certificates.tls("service/broker"))
+    )
+    app = await house.start()
+    await eventually(lambda: {"alpha", "beta"} <= app.driver.machine.state.known)
+    await registry.server.drain(100)
+    alpha = await house.open("agent/alpha")
+    taken, refused = await alpha.send(envelope("m-1", "beta"), envelope("m-2", "gamma"))
+    assert not taken.HasField("error")
+    assert error_of(refused).reason is Reason.AGENT_NOT_FOUND
+    # Nor does a restart without any registry forget them.
+    await house.stop()
+    await house.start()
+    alpha = await house.open("agent/alpha")
+    (taken,) = await alpha.send(envelope("m-3", "beta"))
+    assert taken.sequence_number == 2
