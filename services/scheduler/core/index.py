@@ -12,6 +12,8 @@ more than twice as long as what lives in it.
 from __future__ import annotations
 
 import heapq
+import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -172,35 +174,41 @@ class PlacementIndex:
         for instance in self._touched:
             self._put_instance(instance)
         self._touched.clear()
-        tasks: list[WaitingTask] = []
         groups: dict[int, tuple[FreeInstance, ...]] = {}
         candidates: dict[Demand, tuple[Candidates, ...]] = {}
         choices: dict[Demand, int] = {}
-        wanted: dict[_Profile, int] = {}
+        serving: dict[Demand, list[_Profile]] = {}
+        heads: list[Iterator[tuple[Order, int, Task]]] = []
         for queue in [*self._runnable]:
             demand = queue.demand
             if demand.agents:
                 slots, choices[demand], candidates[demand] = self._named_agents(demand, groups)
             else:
-                serving = [(profile, level) for profile, level in queue.profiles.items() if profile.live]
-                slots = sum(profile.slots for profile, _ in serving)
-                choices[demand] = sum(profile.live for profile, _ in serving)
-                candidates[demand] = tuple(Candidates(level, profile.number) for profile, level in serving)
-                for profile, _ in serving:
-                    wanted[profile] = wanted.get(profile, 0) + min(queue.live, slots, task_max)
-            if not slots:
+                profiles = [profile for profile in queue.profiles if profile.live]
+                slots = sum(profile.slots for profile in profiles)
+                choices[demand] = sum(profile.live for profile in profiles)
+                candidates[demand] = tuple(
+                    Candidates(queue.profiles[profile], profile.number) for profile in profiles
+                )
+                serving[demand] = profiles
+            if slots:
+                heads.append(_smallest(queue.heap, slots, _task_live))
+            else:
                 del self._runnable[queue]
-                continue
-            for order, _, task in _smallest(queue.heap, min(slots, task_max), _task_live):
-                tasks.append(WaitingTask(order, task.key, demand))
-        if not tasks:
+        if not heads:
             return None
+        # Merged as they come: no more is looked at than is returned.
+        entries = itertools.islice(heapq.merge(*heads), task_max)
+        tasks = tuple(WaitingTask(order, task.key, task.demand) for order, _, task in entries)
+        wanted: Counter[_Profile] = Counter()
+        for demand, count in Counter(task.demand for task in tasks).items():
+            for profile in serving.get(demand, ()):
+                wanted[profile] += count
         for profile, count in wanted.items():
             groups[profile.number] = tuple(
                 _row(entry[3]) for entry in _smallest(profile.heap, count, _instance_live)
             )
-        tasks.sort()
-        return Snapshot(tuple(tasks[:task_max]), groups, candidates, choices)
+        return Snapshot(tasks, groups, candidates, choices)
 
     def _named_agents(
         self, demand: Demand, groups: dict[int, tuple[FreeInstance, ...]]
