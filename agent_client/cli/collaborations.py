@@ -65,9 +65,7 @@ async def follow(collaboration: Collaboration, output: Output, from_generation: 
     with LiveView(output) as view:
         async for event in collaboration.watch(from_generation=from_generation):
             view.show(event)
-        info = await collaboration.info()
-        view.complete(info)
-    return info
+    return await collaboration.info()
 
 
 def tell_result(info: CollaborationInfo, output: Output) -> int:

@@ -48,7 +48,7 @@ def tell(error: Exception) -> int:
                     sys.stderr.write(f"  {violation.field}: {violation.description}\n")
             return USAGE
         case UnavailableError() | CallTimeoutError():
-            complain(f"{error}; `muster status` shows what runs")
+            complain(f"{error}; `muster status` shows what runs here, `muster up` starts it")
             return UNREACHABLE
         case MusterError():
             complain(_with_next_step(error))

@@ -14,7 +14,6 @@ from rich.text import Text
 from agent_client.cli.output import Output, clock
 from agent_client.client import Event
 from agent_client.views import CollaborationInfo, Gap, Progress, TaskInfo
-from agent_client.wire import moment
 
 STYLES = {
     "PENDING": "dim",
@@ -70,13 +69,6 @@ class LiveView:
             text = _line(event)
             if text:
                 self._output.line(text)
-
-    def complete(self, info: CollaborationInfo) -> None:
-        """Show how the tasks ended whose changes were not watched, because it had ended before."""
-        for task in info.tasks:
-            if task.id not in self._tasks:
-                ended = moment(task.message.end_time) if task.message.HasField("end_time") else None
-                self.show(Event(info.id, task.message.generation, ended, task))
 
     def _picture(self) -> RenderableType:
         head = Text()

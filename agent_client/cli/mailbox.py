@@ -26,6 +26,8 @@ from agent_client.wire import VERSIONS
 
 # All receiving commands are one instance: a new one ends the one before and gets what that held.
 INSTANCE = "muster-command"
+# Seconds that the broker has to end a stream that we closed.
+CLOSE_S_MAX = 2.0
 
 
 async def send(envelope: envelope_pb2.Envelope, patience_s: float) -> int:
@@ -55,7 +57,6 @@ async def receiving() -> AsyncIterator[Incoming]:
         versions=VERSIONS, instance_id=INSTANCE, incarnation=time.time_ns() // 1_000_000
     )
     async with _stream(_dialer(), hello) as stream:
-        await stream.write(broker.MailboxRequest(credits=1, emergency_credits=1))
         yield Incoming(stream)
 
 
@@ -72,28 +73,27 @@ async def _send_once(dialer: Dialer, envelope: envelope_pb2.Envelope) -> int:
 
 
 class Incoming:
-    """Deliveries, one at a time from each of the two windows, so that hardly any waits here undecided."""
+    """Deliveries, at most one of each window at a time, so that hardly any waits here undecided."""
 
     def __init__(self, stream: _Stream) -> None:
         self._stream = stream
         self._waiting: deque[broker.Delivery] = deque()
         self._settled: set[int] = set()
+        # What may still come, by whether it is of the EMERGENCY lane.
+        self._credits = {False: 0, True: 0}
 
     async def next(self) -> broker.Delivery:
         """Return the next delivery; cancelling it ends the stream. Raises MusterError."""
         while not self._waiting:
+            await self._ask()
             self._take(await self._stream.read())
         return self._waiting.popleft()
 
     async def ack(self, delivery: broker.Delivery) -> bool:
         """Acknowledge, durably. False when the broker had taken it back: then it comes again."""
-        emergency = delivery.envelope.priority == priority_pb2.PRIORITY_EMERGENCY
-        frame = broker.MailboxRequest(credits=int(not emergency), emergency_credits=int(emergency))
         if not delivery.ack_token:
-            await self._stream.write(frame)
             return True
-        frame.acks.add(ack_token=delivery.ack_token)
-        await self._stream.write(frame)
+        await self._stream.write(broker.MailboxRequest(acks=[broker.Ack(ack_token=delivery.ack_token)]))
         while delivery.ack_token not in self._settled:
             answer = await self._stream.read()
             self._take(answer)
@@ -102,11 +102,21 @@ class Incoming:
         self._settled.clear()
         return True
 
+    async def _ask(self) -> None:
+        lacking = {emergency: int(not self._credits[emergency]) for emergency in self._credits}
+        if any(lacking.values()):
+            await self._stream.write(
+                broker.MailboxRequest(credits=lacking[False], emergency_credits=lacking[True])
+            )
+            self._credits = {False: 1, True: 1}
+
     def _take(self, answer: broker.MailboxResponse) -> None:
         recalled = set(answer.recalled)
         self._waiting = deque(one for one in self._waiting if one.ack_token not in recalled)
         self._waiting.extend(answer.deliveries)
         self._settled.update(answer.settled)
+        for delivery in answer.deliveries:
+            self._credits[delivery.envelope.priority == priority_pb2.PRIORITY_EMERGENCY] = 0
 
 
 class _Stream:
@@ -130,6 +140,16 @@ class _Stream:
         answer: broker.MailboxResponse = frame
         return answer
 
+    async def close(self) -> None:
+        """Say that nothing more comes, and wait a moment for the broker to have taken note of it."""
+        if self._call.done():
+            return
+        with contextlib.suppress(TimeoutError, asyncio.InvalidStateError, MusterError):
+            async with asyncio.timeout(CLOSE_S_MAX):
+                await self._call.done_writing()
+                while True:
+                    await self.read()
+
 
 @contextlib.asynccontextmanager
 async def _stream(dialer: Dialer, hello: broker.MailboxHello) -> AsyncIterator[_Stream]:
@@ -142,9 +162,9 @@ async def _stream(dialer: Dialer, hello: broker.MailboxHello) -> AsyncIterator[_
         duplex: Duplex[broker.MailboxRequest, broker.MailboxResponse]
         duplex = Duplex.begin(BrokerServiceStub(channel).Mailbox, asyncio.Event())
         await duplex.greet(broker.MailboxRequest(hello=hello))
-        yield _Stream(duplex.call)
-        if not duplex.call.done():
-            await duplex.goodbye(None)
+        stream = _Stream(duplex.call)
+        yield stream
+        await stream.close()
     finally:
         await channel.close(None)
 

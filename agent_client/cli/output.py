@@ -22,7 +22,7 @@ GAP = "  "
 
 
 # Seconds that a single question to the plane may take with all its retries: longer than a failover.
-PATIENCE_S = 15.0
+PATIENCE_S = 10.0
 
 
 class _Console(Console):

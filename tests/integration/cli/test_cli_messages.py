@@ -1,0 +1,106 @@
+"""`muster message send|receive|box|deadletters`: an operator talks with an agent."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+
+import pytest
+
+from tests.integration.cli.cli_process import COMMAND, environment, items, muster, succeed
+from tests.integration.cli.conftest import PlaneWithAgent
+
+pytestmark = pytest.mark.timeout(90)
+
+OWN = "operator/admin"
+
+
+def receive(plane: PlaneWithAgent, *arguments: str) -> list[dict[str, object]]:
+    return items("message", "receive", *arguments, home=plane.home)
+
+
+def test_an_agent_answers_to_the_operators_mailbox(plane: PlaneWithAgent) -> None:
+    (sent,) = items(
+        *("message", "send", plane.agent, '{"road": "r8"}', "--type", "resource-request"),
+        *("--priority", "high", "--correlation-id", "talk-1"),
+        home=plane.home,
+    )
+    assert sent["receiver_id"] == plane.agent
+    (answer,) = receive(plane, "--count", "1")
+    assert answer["sender_id"] == plane.agent
+    assert answer["message_type"] == "RESOURCE_RESPONSE"
+    assert answer["priority"] == "HIGH"
+    assert answer["correlation_id"] == "talk-1"
+    assert answer["payload"] == {"you said": {"road": "r8"}}
+    assert answer["delivery_number"] == 1
+
+
+def test_what_was_received_does_not_come_again(plane: PlaneWithAgent) -> None:
+    for number in range(3):
+        succeed("message", "send", OWN, str(number), home=plane.home)
+    succeed("message", "send", OWN, "now", "--priority", "emergency", "--type", "emergency", home=plane.home)
+    first, second = receive(plane, "--count", "2")
+    assert first["payload"] == "now"
+    rest = receive(plane, "--timeout", "2")
+    assert [second["payload"], *(one["payload"] for one in rest)] == [0, 1, 2]
+    assert {one["delivery_number"] for one in rest} == {1}
+    (box,) = items("message", "box", home=plane.home)
+    assert all(lane["waiting_count"] == 0 for lane in box["lanes"])
+
+
+def test_payloads_are_json_or_text(plane: PlaneWithAgent) -> None:
+    succeed("message", "send", OWN, "12", "--text", home=plane.home)
+    succeed("message", "send", OWN, "-", home=plane.home, given="桥 is closed")
+    assert [one["payload"] for one in receive(plane, "--count", "2")] == ["12", "桥 is closed"]
+    succeed("message", "send", OWN, "hi", home=plane.home)
+    (line,) = succeed("message", "receive", "--count", "1", home=plane.home).splitlines()
+    assert line.endswith(f"{OWN}  STATUS_UPDATE  NORMAL  hi")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("nobody", "hi"), 1, "AGENT_NOT_FOUND: no agent 'nobody' is registered: check the name"),
+        (("Bad Name", "hi"), 2, "receiver_id"),
+        ((OWN, "x" * 70_000), 2, "70,000 bytes, at most 65,536"),
+        ((OWN, "hi", "--type", "gossip"), 2, "invalid choice: 'GOSSIP' (choose from 'TASK_REQUEST'"),
+        ((OWN, "hi", "--ttl", "0"), 2, "'0' is no number of seconds"),
+    ],
+)
+def test_what_can_not_be_sent_is_said(
+    plane: PlaneWithAgent, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    done = muster("message", "send", *arguments, home=plane.home)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
+    assert code == 2 or "`muster agents list` shows who is known" in done.stderr
+
+
+def test_an_interrupted_receiver_loses_nothing_and_the_newest_takes_over(plane: PlaneWithAgent) -> None:
+    command = [*COMMAND, "message", "receive", "--json"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    first = subprocess.Popen(command, env=environment(plane.home), **pipes)  # type: ignore[call-overload]
+    succeed("message", "send", OWN, "one", home=plane.home)
+    assert json.loads(first.stdout.readline())["payload"] == "one"
+    second = subprocess.Popen(command, env=environment(plane.home), **pipes)  # type: ignore[call-overload]
+    _, complaint = first.communicate(timeout=30)
+    assert first.returncode == 1
+    assert "another `muster message receive` took over" in complaint
+    succeed("message", "send", OWN, "two", home=plane.home)
+    assert json.loads(second.stdout.readline())["payload"] == "two"
+    second.send_signal(signal.SIGINT)
+    _, complaint = second.communicate(timeout=30)
+    assert (second.returncode, complaint) == (130, "")
+    succeed("message", "send", OWN, "three", home=plane.home)
+    assert [one["payload"] for one in receive(plane, "--timeout", "2")] == ["three"]
+
+
+def test_boxes_and_dead_letters(plane: PlaneWithAgent) -> None:
+    text = succeed("message", "box", plane.agent, home=plane.home)
+    assert [line.split()[0] for line in text.splitlines()[1:5]] == ["EMERGENCY", "HIGH", "NORMAL", "LOW"]
+    assert "dead letters" in text
+    assert succeed("message", "deadletters", plane.agent, home=plane.home).startswith("no dead letters for")
+    unknown = muster("message", "box", "nobody", home=plane.home)
+    assert unknown.returncode == 1
+    assert "AGENT_NOT_FOUND" in unknown.stderr
