@@ -1,0 +1,130 @@
+"""Steady load for tests that break things: a sender and a receiver that come back after every break."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import grpc
+from muster.broker.v1 import broker_service_pb2 as pb
+from muster.common.v1 import envelope_pb2
+
+from services.common.core.errors import ServiceError
+from services.common.tls import TlsIdentity
+from tests.integration.broker.broker_client import MailboxClient, envelope
+
+FRAME = 20
+WINDOW = 200
+# What a broken or refused link looks like; a client comes back after it.
+AWAY = (ServiceError, grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError)
+
+
+class Party:
+    """Keeps a stream open for ever."""
+
+    def __init__(self, address: str, tls: TlsIdentity) -> None:
+        self.address, self.tls = address, tls
+        self.stopping = False
+
+    async def open(self, **hello: object) -> MailboxClient | None:
+        """Return a new stream, or None when the broker is away."""
+        try:
+            return await MailboxClient.open(self.address, self.tls, **hello)  # type: ignore[arg-type]
+        except AWAY:
+            await asyncio.sleep(0.05)  # sleeps: a client's pause between two tries
+            return None
+
+
+class SteadySender(Party):
+    """Sends numbered envelopes; after each break everything unanswered again, in order."""
+
+    def __init__(self, address: str, tls: TlsIdentity) -> None:
+        super().__init__(address, tls)
+        self.made = 0
+        self.unanswered: dict[str, None] = {}
+        self.sequences: dict[str, set[int]] = {}
+
+    async def run(self) -> None:
+        while not (self.stopping and not self.unanswered):
+            client = await self.open(send_only=True)
+            if client is None:
+                continue
+            with contextlib.suppress(*AWAY):
+                await self._send_all(client)
+            await client.close()
+
+    async def _send_all(self, client: MailboxClient) -> None:
+        again = list(self.unanswered)
+        for start in range(0, len(again), FRAME):
+            await client.write(sends=[self._envelope(one) for one in again[start : start + FRAME]])
+        while not client.ended and not (self.stopping and not self.unanswered):
+            if not self.stopping and len(self.unanswered) < WINDOW:
+                fresh = [f"k-{self.made + number}" for number in range(FRAME)]
+                self.made += FRAME
+                self.unanswered |= dict.fromkeys(fresh)
+                await client.write(sends=[self._envelope(one) for one in fresh])
+            else:
+                await client.wait(lambda: client.outcomes or client.ended)
+            self._take(client)
+
+    def _take(self, client: MailboxClient) -> None:
+        outcomes, client.outcomes = client.outcomes, []
+        for outcome in outcomes:
+            if outcome.HasField("error"):
+                continue
+            self.sequences.setdefault(outcome.message_id, set()).add(outcome.sequence_number)
+            self.unanswered.pop(outcome.message_id, None)
+
+    def _envelope(self, message_id: str) -> envelope_pb2.Envelope:
+        return envelope(message_id, "beta", message_id.encode() * 8, ttl_ms=3_600_000, retry_max=100)
+
+
+class SteadyReceiver(Party):
+    """Takes and acks; knows repeats by their sequence number, as a client does."""
+
+    def __init__(self, address: str, tls: TlsIdentity) -> None:
+        super().__init__(address, tls)
+        self.effects: list[tuple[int, str]] = []
+        self.repeats = 0
+        self.greatest_token = 0
+        self.broken: list[str] = []
+
+    async def run(self) -> None:
+        while not self.stopping:
+            client = await self.open(resume_ack_token=self.greatest_token, credits_=WINDOW)
+            if client is None:
+                continue
+            with contextlib.suppress(*AWAY):
+                await self._receive(client)
+            await client.close()
+
+    async def _receive(self, client: MailboxClient) -> None:
+        while not client.ended and not self.stopping:
+            await client.wait(lambda: client.deliveries or client.ended or self.stopping)
+            deliveries, client.deliveries = client.deliveries, []
+            for delivery in deliveries:
+                self._take(delivery)
+            acks = [pb.Ack(ack_token=delivery.ack_token) for delivery in deliveries]
+            await client.write(acks=acks, credits=len(acks))
+
+    def _take(self, delivery: pb.Delivery) -> None:
+        sequence, message_id = delivery.envelope.sequence_number, delivery.envelope.message_id
+        self.greatest_token = max(self.greatest_token, delivery.ack_token)
+        last = self.effects[-1][0] if self.effects else 0
+        if sequence > last + 1:
+            self.broken.append(f"#{sequence} came after #{last}")
+        if sequence <= last:
+            self.repeats += 1
+            if self.effects[sequence - 1][1] != message_id:
+                self.broken.append(f"#{sequence} is {message_id} and was {self.effects[sequence - 1][1]}")
+        else:
+            self.effects.append((sequence, message_id))
+
+
+def check_course(sender: SteadySender, receiver: SteadyReceiver) -> None:
+    """Everything was accepted, arrived once as far as effects go, and in the sender's order."""
+    assert receiver.broken == []
+    assert [message_id for _, message_id in receiver.effects] == [f"k-{n}" for n in range(sender.made)]
+    # Nothing was stored twice, whatever was repeated.
+    assert all(len(numbers) == 1 for numbers in sender.sequences.values())
+    assert {one: {number} for number, one in receiver.effects} == sender.sequences
