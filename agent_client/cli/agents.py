@@ -21,7 +21,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     listed = command(agents, common, "list", _list, "list the agents")
     listed.add_argument("--skill", default="", help="only agents with this skill")
     shown = command(agents, common, "show", _show, "show one agent with its instances")
-    shown.add_argument("name")
+    shown.add_argument("name", help="the agent's name, as `muster agents list` shows it")
     command(agents, common, "watch", _watch, "follow the agents' changes; Ctrl-C ends it")
     enrolled = command(
         agents,

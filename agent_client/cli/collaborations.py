@@ -28,23 +28,24 @@ FILE is JSON, "-" reads standard input. The least that works:
 Tasks may also have dependencies, priority, deadline, estimated_duration (seconds), resources and
 retry_policy; all fields are described in proto/muster/scheduler/v1/task.proto.
 """
+ID_HELP = "its id, as `muster submit` printed it"
 
 
 def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Declare the subcommands."""
     submit = command(commands, common, "submit", _submit, "submit a collaboration", SUBMIT_HELP)
-    submit.add_argument("file", metavar="FILE")
+    submit.add_argument("file", metavar="FILE", help='the collaboration as JSON; "-" reads standard input')
     submit.add_argument("--wait", action="store_true", help="show it until it ends, then print its result")
     submit.add_argument(
         "--request-id", help="make it idempotent: the same id with the same content is accepted once"
     )
     watch = command(commands, common, "watch", _watch, "show a collaboration until it ends")
-    watch.add_argument("collaboration")
+    watch.add_argument("collaboration", help=ID_HELP)
     watch.add_argument(
         "--from-generation", type=natural, default=0, metavar="N", help="only what came after generation N"
     )
     cancel = command(commands, common, "cancel", _cancel, "cancel what has not ended of a collaboration")
-    cancel.add_argument("collaboration")
+    cancel.add_argument("collaboration", help=ID_HELP)
     cancel.add_argument("--reason", default="", help="for people and the audit log")
     collaborations = group(commands, common, "collaborations", "what was submitted")
     listed = command(collaborations, common, "list", _list, "list collaborations, newest first")
@@ -52,10 +53,10 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     listed.add_argument("--limit", type=positive, default=50, help="at most this many (default 50)")
     task = group(commands, common, "task", "the tasks of a collaboration")
     tasks = command(task, common, "list", _tasks, "list the tasks of a collaboration")
-    tasks.add_argument("collaboration")
+    tasks.add_argument("collaboration", help=ID_HELP)
     shown = command(task, common, "show", _task, "show one task: attempts, why this agent, why it waits")
-    shown.add_argument("collaboration")
-    shown.add_argument("task")
+    shown.add_argument("collaboration", help=ID_HELP)
+    shown.add_argument("task", help="its task_id, as `muster task list` shows it")
     locks = command(commands, common, "locks", _locks, "who holds and who waits for each resource")
     locks.add_argument("resource", nargs="?", default="", help="only this one")
 

@@ -6,7 +6,7 @@ import sys
 from types import MappingProxyType
 
 from agent_client.audit import TrustFileError
-from agent_client.cli.output import FAILED, UNREACHABLE, USAGE, complain
+from agent_client.cli.output import FAILED, UNREACHABLE, USAGE, complain, visible
 from agent_client.errors import (
     CallTimeoutError,
     ContextError,
@@ -45,7 +45,7 @@ def tell(error: Exception) -> int:
             complain(_with_next_step(error))
             for violation in error.violations:
                 if violation.description not in error.message:
-                    sys.stderr.write(f"  {violation.field}: {violation.description}\n")
+                    sys.stderr.write(visible(f"  {violation.field}: {violation.description}\n"))
             return USAGE
         case UnavailableError() | CallTimeoutError():
             complain(f"{error}; `muster status` shows what runs here, `muster up` starts it")

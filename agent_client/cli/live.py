@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from agent_client.cli.output import Output, clock
+from agent_client.cli.output import Output, clock, visible
 from agent_client.client import Event
 from agent_client.views import CollaborationInfo, Gap, Progress, TaskInfo
 
@@ -90,7 +90,7 @@ class LiveView:
                 Text(task.state, style=STYLES.get(task.state, "")),
                 task.agent + (f" (try {task.attempt_number})" if task.attempt_number > 1 else ""),
                 ProgressBar(total=1.0, completed=share, width=BAR_WIDTH),
-                Text(stage, style="dim"),
+                Text(visible(stage), style="dim"),
             )
         return Group(head, table)
 

@@ -42,7 +42,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     message = group(commands, common, "message", "mailboxes and dead letters")
     sent = command(message, common, "send", _send, "send a message to an agent", SEND_HELP)
     sent.add_argument("agent", help="who gets it; an operator's address is operator/NAME")
-    sent.add_argument("payload", metavar="PAYLOAD")
+    sent.add_argument("payload", metavar="PAYLOAD", help="what it says")
     sent.add_argument("--text", action="store_true", help="PAYLOAD is text, also when it reads as JSON")
     sent.add_argument(
         "--type",
@@ -67,7 +67,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     got.add_argument("--count", type=positive, metavar="N", help="end after N messages")
     got.add_argument("--timeout", type=seconds, metavar="S", help="end when none came for so long")
     box = command(message, common, "box", _box, "show how full a mailbox is")
-    box.add_argument("agent", nargs="?", default="", help="whose; your own when left out")
+    box.add_argument("agent", nargs="?", default="", help="whose mailbox; your own when left out")
     dead = command(message, common, "deadletters", _dead, "list messages that were given up")
     dead.add_argument("agent", nargs="?", default="", help="whose messages; your own when left out")
     dead.add_argument("--limit", type=positive, default=100, help="at most this many (default 100)")

@@ -19,16 +19,12 @@ UNREACHABLE = 3
 INTERRUPTED = 130
 
 GAP = "  "
+# C0, DEL and C1, without the newline and the tab.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 # Seconds that a single question to the plane may take with all its retries: longer than a failover.
 PATIENCE_S = 10.0
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        # rich would end the process here; `main` decides what a reader that has left means.
-        raise BrokenPipeError
 
 
 class Output:
@@ -39,7 +35,7 @@ class Output:
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
-        self.console = _Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.console = Console(highlight=False, markup=False, emoji=False)
 
     @property
     def live(self) -> bool:
@@ -60,8 +56,14 @@ class Output:
 
     def line(self, text: str, style: str | None = None) -> None:
         """Print a line for people; nothing under --json."""
-        if not self.as_json:
-            self.console.print(text, style=style, markup=False)
+        if self.as_json:
+            return
+        if self.console.is_terminal:
+            self.console.print(visible(text), style=style)
+        else:
+            # As it is: rich would wrap long lines and put blanks for tabs.
+            sys.stdout.write(f"{visible(text)}\n")
+            sys.stdout.flush()
 
     def table(
         self,
@@ -109,9 +111,14 @@ def stacked(rows: Sequence[Sequence[str]], below: Sequence[int]) -> list[str]:
     return [f"{line}\n{GAP * 2}{rest}" if rest else line for line, rest in zip(above, under, strict=True)]
 
 
+def visible(text: str) -> str:
+    """Return text from elsewhere with its control characters written out, so that it moves no cursor."""
+    return text.translate(_CONTROLS)
+
+
 def complain(message: str) -> None:
     """Say on standard error what is wrong and what to do."""
-    sys.stderr.write(f"muster: {message}\n")
+    sys.stderr.write(f"muster: {visible(message)}\n")
 
 
 def clock(moment: datetime | None) -> str:
