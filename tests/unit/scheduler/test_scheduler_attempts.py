@@ -332,19 +332,25 @@ def test_a_newer_incarnation_at_the_registry_fences_the_link_but_leaves_time_to_
 
 
 def test_a_silent_link_is_probed_and_closed() -> None:
-    stage = Stage()
+    stage = Stage(Settings(probe_interval_ms=3_000, silence_ms_max=10_000))
     stream = stage.agent("a")
     stage.submit(task("t"))
-    effects = stage.pass_time(3_000)
-    [probe] = only(effects, Probe)
+    [probe] = only(stage.pass_time(3_249), Probe)
     stage.frame(stream, probe_nonce=probe.nonce)
-    effects = stage.pass_time(9_999)
-    assert not only(effects, CloseStream)
-    effects = stage.pass_time(2_001)
-    [closed] = only(effects, CloseStream)
+    assert not only(stage.pass_time(9_999), CloseStream)
+    [closed] = only(stage.pass_time(3_000), CloseStream)
     assert (closed.stream, closed.error.reason) == (stream, Reason.PEER_SILENT)
     stage.pass_time(2_000)
     assert stage.task("t").attempts[-1].state is AttemptState.LOST
+
+
+def test_probes_of_many_links_share_their_instants() -> None:
+    stage = Stage(validate=False)
+    for number in range(50):
+        stage.agent(f"a{number}")
+        stage.pass_time(7)
+    instants = [stage.now for effects in stage.ticks(10_000) if only(effects, Probe)]
+    assert len(instants) <= 2 * (1 + 50 * 7 // 250 + 1)
 
 
 def test_more_credits_than_may_be_open_end_the_stream() -> None:

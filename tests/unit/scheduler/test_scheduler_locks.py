@@ -175,7 +175,7 @@ def test_code_gets_locks_with_their_token_and_gives_them_back() -> None:
     effects = lock(stage, stream, ask(1, "bridge", "road"))
     [grant] = only(effects, GrantLocks)
     assert grant.lock_request_id == 1
-    assert grant.until == stage.now + 10_000 + 2_000
+    assert grant.until == stage.now + 15_000 + 2_000
     assert [each.resource for each in grant.locks] == [BRIDGE, ROAD]
     effects = stage.frame(stream, lock_releases=(LockReleased(1, grant.locks[:1]),))
     assert [gone.resource for gone in only(effects, DeleteLock)] == [BRIDGE]
