@@ -228,6 +228,8 @@ async def test_a_cancelled_stream_is_counted_and_silent(
     async def append(requests: AsyncIterator[pb.AppendRequest], context: Any) -> None:
         async for request in requests:
             await context.write(pb.AppendResponse(durable_sequence_number=request.first_sequence_number))
+        # The end of the requests may be heard before the cancellation, which alone shall end this call.
+        await asyncio.Event().wait()
 
     plane = await serve(Append=append)
     for _ in range(20):
