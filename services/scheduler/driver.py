@@ -45,6 +45,8 @@ _log = logs.get("scheduler.driver")
 #: Pause between tries of a commit that may or may not be there.
 _RETRY_BASE_MS = 20
 _RETRY_MAX_MS = 1_000
+#: Why a commit may fail and succeed later: the store is away, full, or a lock's lease has just run out.
+_PASSING = frozenset({Reason.STORE_UNAVAILABLE, Reason.DISK_FULL, Reason.LOCK_LOST})
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +239,9 @@ class Driver(Inbox):
             try:
                 return await self._store.commit(batch, self.leadership)
             except ServiceError as error:
+                if error.reason not in _PASSING:
+                    # Nothing that waiting could mend: better to fail at once, with the story, than for ever.
+                    raise
                 failures += 1
                 self.metrics.commit_failures.labels(error.reason).inc()
                 if failures == 1:

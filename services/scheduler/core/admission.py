@@ -26,8 +26,9 @@ def admit(book: Book, spec: CollaborationSpec, now: Instant) -> tuple[str, ...]:
     Raises what `validate` raises, QUOTA_EXCEEDED with "limit" when the plane is full, and UNKNOWN_SKILL with
     "skills" when the requester asked for that instead of waiting.
     """
-    validate(spec, now, book.settings.limits)
+    # What costs least is asked first: a plane that is full must not be kept busy by what it refuses.
     _check_bounds(book, spec)
+    validate(spec, now, book.settings.limits)
     return _check_skills(book, spec)
 
 

@@ -375,6 +375,15 @@ async def test_a_crashed_helper_ends_the_leadership(rig: Rig) -> None:
     assert driver.ended.is_set()
 
 
+async def test_a_commit_that_can_never_succeed_ends_the_leadership(rig: Rig) -> None:
+    driver = await rig.lead()
+    refusal = ServiceError(Reason.INTERNAL, "etcd: duplicate key given in txn request")
+    rig.faults.fail_before("commit", error=lambda: refusal)
+    submit(driver)
+    with pytest.raises(ServiceError, match="duplicate key"):
+        await rig.runs[0][1]
+
+
 async def test_the_queue_tells_streams_to_wait(rig: Rig) -> None:
     driver = await rig.lead()
     gate = rig.faults.hold("commit")

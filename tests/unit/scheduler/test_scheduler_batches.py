@@ -1,0 +1,212 @@
+"""Effects sorted into writes, and writes cut into transactions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from services.common.core.fencing import FencingToken
+from services.common.core.ids import AgentId, CollaborationId, InstanceId, ResourceName, TaskId
+from services.common.core.instants import Instant
+from services.common.etcd.ops import TXN_OPERATIONS_MAX, Delete, Get, Put
+from services.scheduler.batches import sort, split_written
+from services.scheduler.core.effects import Assign, DeleteLock, EndLease, Forget, GrantLocks, Publish
+from services.scheduler.core.events import PlacementDue, StreamId
+from services.scheduler.core.model import (
+    AttemptRef,
+    CollaborationState,
+    InstanceKey,
+    LockMode,
+    Payload,
+    Priority,
+    TaskKey,
+    TaskState,
+)
+from services.scheduler.core.records import (
+    CollaborationRecord,
+    StoredLock,
+    TaskRecord,
+    spec_record,
+)
+from services.scheduler.store import Batch
+from services.scheduler.stores.layout import Layout
+from services.scheduler.stores.transactions import TXN_BYTES_MAX, Lane, cut
+from tests.unit.scheduler.scheduler_stage import Stage, only, task
+
+A = InstanceKey(AgentId("a"), InstanceId("0"))
+LAYOUT = Layout("/muster")
+
+
+def keys(lane: Lane) -> list[list[str]]:
+    return [[operation.key for operation in transaction.operations] for transaction in lane]
+
+
+def record(name: str, result: Payload | None = None) -> TaskRecord:
+    return TaskRecord(
+        TaskId(name), TaskState.READY, 1, 2, (), 0, 0, result, None, Instant(1), None, None, "r"
+    )
+
+
+def header(name: str) -> CollaborationRecord:
+    return CollaborationRecord(CollaborationId(name), CollaborationState.ACTIVE, 2, None, "", None)
+
+
+def lock(resource: str, attempt: AttemptRef | None = None, **more: Any) -> StoredLock:
+    row = StoredLock(
+        ResourceName(resource), "one", LockMode.EXCLUSIVE, A, attempt, True, Priority.NORMAL, Instant(1), 7
+    )
+    return row._replace(**more)
+
+
+def batch(*names: str, tasks: int = 1) -> Batch:
+    made = Batch()
+    for name in names:
+        collaboration_id = CollaborationId(name)
+        made.collaborations[collaboration_id] = header(name)
+        for number in range(tasks):
+            made.tasks[TaskKey(collaboration_id, TaskId(f"t{number}"))] = record(f"t{number}")
+    return made
+
+
+# Effects.
+
+
+def test_each_subject_is_written_once_with_its_newest_value() -> None:
+    stage = Stage()
+    stage.agent("a", slots=1)
+    effects = stage.state.handle(stage.submission(task("x"), task("y")), stage.now)
+    effects += stage.state.handle(PlacementDue("p"), stage.now)
+    found = sort(effects)
+    assert [*found.batch.tasks] == [TaskKey(CollaborationId("c-r1"), TaskId("x"))]
+    [header_record] = found.batch.collaborations.values()
+    assert header_record.state is CollaborationState.ACTIVE
+    assert header_record.generation == 3
+    assert len(only(found.sends, Publish)) == 3
+    assert [type(send) for send in found.sends][-1] is Assign
+    assert len(found.answers) == 1
+    assert [entry.operation for entry in found.entries] == ["collaboration.submit", "task.assign"]
+
+
+def test_nothing_is_written_about_what_is_forgotten_in_the_same_batch() -> None:
+    stage = Stage()
+    effects = stage.state.handle(stage.submission(task("x")), stage.now)
+    effects.append(Forget(CollaborationId("c-r1")))
+    found = sort(effects)
+    assert (found.batch.specs, found.batch.collaborations, found.batch.tasks) == ({}, {}, {})
+    assert not found.batch.empty
+
+
+def test_an_empty_batch_says_so() -> None:
+    assert Batch().empty
+    assert not Batch(deleted_locks=[(ResourceName("r"), "c")]).empty
+    assert sort([EndLease(A)]).batch.empty
+
+
+def test_what_follows_from_durable_locks_goes_out_and_the_rest_waits_for_its_own_commit() -> None:
+    grant = GrantLocks(StreamId(1), 1, (), Instant(1))
+    undo = DeleteLock(ResourceName("bridge"), "one")
+    assert split_written([undo, grant]) == ([grant], [undo])
+
+
+# Transactions.
+
+
+def test_small_collaborations_share_transactions_and_stay_whole() -> None:
+    lanes = cut(batch(*(f"c{number}" for number in range(100)), tasks=2), LAYOUT, {})
+    assert [len(lane) for lane in lanes] == [1, 1, 1]
+    for [transaction] in lanes:
+        assert len(transaction.operations) <= TXN_OPERATIONS_MAX
+        order = [operation.key for operation in transaction.operations]
+        for position, key in enumerate(order):
+            if key.startswith(LAYOUT.collaborations):
+                name = key.rpartition("/")[2]
+                below = [place for place, other in enumerate(order) if f"/tasks/{name}/" in other]
+                assert len(below) == 2
+                assert max(below) < position, "the collaboration itself comes last"
+
+
+def test_a_large_collaboration_has_a_lane_of_its_own_with_its_record_last() -> None:
+    lanes = cut(batch("big", tasks=400), LAYOUT, {})
+    [lane] = lanes
+    assert len(lane) == 4
+    assert keys(lane)[-1][-1] == "/muster/collaborations/big"
+
+
+def test_a_transaction_is_bounded_by_its_bytes() -> None:
+    made = batch("big", tasks=0)
+    for number in range(40):
+        key = TaskKey(CollaborationId("big"), TaskId(f"t{number}"))
+        made.tasks[key] = record(f"t{number}", Payload("", bytes(65_000)))
+    [lane] = cut(made, LAYOUT, {})
+    assert len(lane) == 3
+    assert all(transaction.size_bytes <= TXN_BYTES_MAX for transaction in lane)
+
+
+def test_specifications_come_before_tasks() -> None:
+    stage = Stage()
+    stage.submit(task("t0"))
+    made = batch("c-r1")
+    made.specs[CollaborationId("c-r1")] = spec_record(stage.collaboration())
+    [[transaction]] = cut(made, LAYOUT, {})
+    assert [operation.key.removeprefix("/muster/") for operation in transaction.operations] == [
+        "tasks/c-r1/spec/00000",
+        "tasks/c-r1/state/t0",
+        "collaborations/c-r1",
+    ]
+
+
+def test_an_attempt_shares_its_transaction_with_its_locks_and_deletions_come_first() -> None:
+    made = batch("c1", "c2")
+    ref = AttemptRef(CollaborationId("c1"), TaskId("t0"), FencingToken(7, 1))
+    made.put_locks = [lock("bridge", ref), lock("road", ref), lock("boat", claim_id="two")]
+    made.deleted_locks = [(ResourceName("bridge"), "before")]
+    locking, others = cut(made, LAYOUT, {A: 99})
+    [transaction] = locking
+    kinds = [type(operation) for operation in transaction.operations]
+    assert kinds == [Delete, Put, Put, Put, Get, Get, Put, Put, Get]
+    assert [transaction.operations[index].key for index, _ in transaction.locks] == [
+        "/muster/locks/bridge/",
+        "/muster/locks/road/",
+        "/muster/locks/boat/",
+    ]
+    puts = [operation for operation in transaction.operations if isinstance(operation, Put)]
+    assert [put.lease_id for put in puts if "/locks/" in put.key] == [99, 99, 99]
+    assert keys(others) == [["/muster/tasks/c2/state/t0", "/muster/collaborations/c2"]]
+
+
+def test_a_lock_of_code_whose_attempt_does_not_change_is_written_too() -> None:
+    ref = AttemptRef(CollaborationId("c1"), TaskId("t0"), FencingToken(7, 1))
+    [[transaction]] = cut(Batch(put_locks=[lock("bridge", ref)]), LAYOUT, {A: 99})
+    assert [type(operation) for operation in transaction.operations] == [Put, Get]
+
+
+def test_many_locks_are_cut_between_requests_only() -> None:
+    made = batch(*(f"c{number}" for number in range(60)))
+    for number in range(60):
+        ref = AttemptRef(CollaborationId(f"c{number}"), TaskId("t0"), FencingToken(7, 1))
+        made.put_locks += [lock(f"r{number}", ref), lock(f"s{number}", ref)]
+    [lane] = cut(made, LAYOUT, {A: 1})
+    assert len(lane) > 1
+    for transaction in lane:
+        assert len(transaction.operations) <= TXN_OPERATIONS_MAX
+        names = [operation.key for operation in transaction.operations]
+        for _, row in transaction.locks:
+            assert LAYOUT.lock(row.resource, row.claim_id) in names
+            assert row.attempt is not None
+            assert LAYOUT.task(*row.attempt.task_key) in names
+
+
+def test_a_forgotten_collaborations_record_goes_first() -> None:
+    [[transaction]] = cut(Batch(forgotten={CollaborationId("c1"): None}), LAYOUT, {})
+    assert transaction.operations == [
+        Delete("/muster/collaborations/c1"),
+        Delete("/muster/tasks/c1/", prefix=True),
+    ]
+
+
+def test_keys_are_read_as_they_are_written() -> None:
+    name = CollaborationId("c1")
+    assert LAYOUT.parse_task(LAYOUT.spec(name, 3)) == ("c1", "spec", "00003")
+    assert LAYOUT.parse_task(LAYOUT.task(name, TaskId("a.b"))) == ("c1", "state", "a.b")
+    assert LAYOUT.parse_lock(LAYOUT.lock(ResourceName("bridge"), "x/y")) == ("bridge", "x/y")
+    assert LAYOUT.parse_lock("/muster/locks/bridge") is None
+    assert LAYOUT.parse_task("/muster/tasks/c1") is None
