@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from services.broker.core import effects as fx
 from services.broker.core import events as ev
 from services.broker.core.machine import Machine
-from services.broker.core.model import Batch, Limits
+from services.broker.core.model import Batch, LetterOutcome, Limits, StoredDeadLetter
 from services.broker.metrics import BrokerMetrics
 from services.broker.recorder import AuditRecorder, DeadLettersDropped
-from services.broker.store import MailboxStore, Retention, StoredDeadLetter
+from services.broker.store import MailboxStore, Retention
 from services.common import logs
 from services.common.clock import Clock
 from services.common.core.backoff import backoff_ms
@@ -78,6 +78,10 @@ class Driver:
         self._agents: ev.AgentsSeen | None = None
         self._outlets: dict[int, Outlet] = {}
         self._stream_count = 0
+        # Requests about dead letters that wait for their answer.
+        self._letters_lock = asyncio.Lock()
+        self._request_count = 0
+        self._requests: dict[int, asyncio.Future[list[LetterOutcome]]] = {}
         self._events: deque[ev.Event] = deque()
         self._wake: asyncio.Future[None] | None = None
         # Set when the loop has found nothing to do.
@@ -153,6 +157,31 @@ class Driver:
         """See `MailboxStore.count_dead_letters`."""
         return await self._store.count_dead_letters(receiver)
 
+    async def replay(self, receiver: str, numbers: Sequence[int]) -> list[LetterOutcome]:
+        """Send dead letters of a mailbox once more; returns when that is durable."""
+        # One request after the other: what is read here is still there when the core decides.
+        async with self._letters_lock:
+            found = await self._store.find_dead_letters(receiver, numbers)
+            return await self._ask(lambda request_id: ev.ReplayAsked(request_id, found))
+
+    async def drop(self, receiver: str, numbers: Sequence[int]) -> list[LetterOutcome]:
+        """Forget dead letters of a mailbox; returns when that is durable."""
+        async with self._letters_lock:
+            found = await self._store.find_dead_letters(receiver, numbers)
+            mine = [stored.number for stored in found]
+            return await self._ask(lambda request_id: ev.DropAsked(request_id, mine))
+
+    async def _ask(self, make: Callable[[int], ev.Event]) -> list[LetterOutcome]:
+        self._request_count += 1
+        request_id = self._request_count
+        answer: asyncio.Future[list[LetterOutcome]] = asyncio.get_running_loop().create_future()
+        self._requests[request_id] = answer
+        try:
+            self.submit(make(request_id))
+            return await answer
+        finally:
+            del self._requests[request_id]
+
     async def run(self) -> None:
         """Drive until cancelled; a defect comes out."""
         loop = asyncio.get_running_loop()
@@ -220,6 +249,10 @@ class Driver:
                     self._end(stream_id, error)
                 case fx.Finish(stream_id=stream_id):
                     self._end(stream_id, None)
+                case fx.TellLetters(request_id=request_id, outcomes=outcomes):
+                    answer = self._requests.get(request_id)
+                    if answer is not None and not answer.done():
+                        answer.set_result(list(outcomes))
                 case fx.NoteAccepted() | fx.NoteDone() | fx.NoteDead() | fx.NoteOpened() | fx.NoteFenced():
                     recorder.note(effect)
                 case _:
@@ -305,6 +338,9 @@ class Driver:
         self._lost_touch = True
         for stream_id in list(self._outlets):
             self._end(stream_id, error)
+        for answer in self._requests.values():
+            if not answer.done():
+                answer.set_exception(error)
         self._events.clear()
         failures = 0
         while True:

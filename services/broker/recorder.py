@@ -109,6 +109,16 @@ class AuditRecorder:
         self._idle.clear()
         self._noted.set()
 
+    async def record_request(self, actor: str, operation: str, owner: str, numbers: Sequence[int]) -> None:
+        """Record what somebody is about to do with dead letters; AUDIT_UNAVAILABLE when that is impossible.
+
+        Before it is done: a change by hand that the log can not show does not happen (guarantee A3).
+        """
+        some = ",".join(str(number) for number in numbers[:50])
+        facts = {"count": str(len(numbers)), "dead_letter_ids": some}
+        entry = EntryDraft(self._clock.now(), actor, operation, f"mailbox/{owner}", attributes=facts)
+        await self._outbox.record([entry], privileged=True)
+
     async def run(self) -> None:
         """Bring notes to the outbox until cancelled."""
         entries = self._entries()

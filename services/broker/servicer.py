@@ -22,6 +22,8 @@ ACCESS = {
     f"{SERVICE_NAME}/Mailbox": _PEOPLE,
     f"{SERVICE_NAME}/GetMailbox": _PEOPLE,
     f"{SERVICE_NAME}/ListDeadLetters": _PEOPLE,
+    f"{SERVICE_NAME}/ReplayDeadLetters": _PEOPLE,
+    f"{SERVICE_NAME}/DropDeadLetters": _PEOPLE,
 }
 PAGE_SIZE_DEFAULT = 100
 PAGE_SIZE_MAX = 1_000
@@ -62,15 +64,47 @@ class BrokerServicer(BrokerServiceServicer):
         found = await self._driver.list_dead_letters(owner, after, size + 1)
         response = pb.ListDeadLettersResponse()
         total = 0
-        for number, letter in found[:size]:
-            total += len(letter.envelope.draft.body)
+        for stored in found[:size]:
+            total += len(stored.letter.envelope.draft.body)
             if response.dead_letters and total > PAGE_BYTES_MAX:
                 break
-            response.dead_letters.append(responses.dead_letter(letter))
-            after = number
+            response.dead_letters.append(responses.dead_letter(stored))
+            after = stored.number
         if len(response.dead_letters) < len(found):
             response.page.next_page_token = str(after)
         return response
+
+    async def ReplayDeadLetters(
+        self, request: pb.ReplayDeadLettersRequest, context: Any
+    ) -> pb.ReplayDeadLettersResponse:
+        """Send dead letters to their receiver once more."""
+        del context
+        owner, numbers = await self._letters_asked(request, "dead_letter.replay")
+        outcomes = await self._driver.replay(owner, numbers)
+        return pb.ReplayDeadLettersResponse(outcomes=responses.letter_outcomes(numbers, outcomes))
+
+    async def DropDeadLetters(
+        self, request: pb.DropDeadLettersRequest, context: Any
+    ) -> pb.DropDeadLettersResponse:
+        """Forget dead letters."""
+        del context
+        owner, numbers = await self._letters_asked(request, "dead_letter.drop")
+        outcomes = await self._driver.drop(owner, numbers)
+        return pb.DropDeadLettersResponse(outcomes=responses.letter_outcomes(numbers, outcomes))
+
+    async def _letters_asked(
+        self, request: pb.ReplayDeadLettersRequest | pb.DropDeadLettersRequest, operation: str
+    ) -> tuple[str, list[int]]:
+        """Return whose and which dead letters are meant, once the request is recorded."""
+        principal = current_call.get().principal
+        owner = _owner(request.agent_id, principal)
+        numbers = list(dict.fromkeys(request.dead_letter_ids))
+        if not 1 <= len(request.dead_letter_ids) <= PAGE_SIZE_MAX or max(numbers) >= 2**63:
+            raise invalid("dead_letter_ids", f"1 to {PAGE_SIZE_MAX} ids of dead letters")
+        if owner not in self._driver.machine.state.known:
+            raise _unknown(owner)
+        await self._host.recorder.record_request(str(principal), operation, owner, numbers)
+        return owner, numbers
 
 
 def add_to_server(servicer: BrokerServicer, server: grpc.aio.Server) -> None:
@@ -88,6 +122,16 @@ def add_to_server(servicer: BrokerServicer, server: grpc.aio.Server) -> None:
             servicer.ListDeadLetters,
             request_deserializer=pb.ListDeadLettersRequest.FromString,
             response_serializer=pb.ListDeadLettersResponse.SerializeToString,
+        ),
+        "ReplayDeadLetters": grpc.unary_unary_rpc_method_handler(
+            servicer.ReplayDeadLetters,
+            request_deserializer=pb.ReplayDeadLettersRequest.FromString,
+            response_serializer=pb.ReplayDeadLettersResponse.SerializeToString,
+        ),
+        "DropDeadLetters": grpc.unary_unary_rpc_method_handler(
+            servicer.DropDeadLetters,
+            request_deserializer=pb.DropDeadLettersRequest.FromString,
+            response_serializer=pb.DropDeadLettersResponse.SerializeToString,
         ),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))

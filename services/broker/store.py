@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from services.broker.core.model import Batch, DeadLetter, Recovered
+from services.broker.core.model import Batch, Recovered, StoredDeadLetter
 from services.common.core.instants import Instant
-
-
-class StoredDeadLetter(NamedTuple):
-    """A dead letter with its place in the list of its mailbox; numbers grow with time."""
-
-    number: int
-    letter: DeadLetter
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +64,10 @@ class MailboxStore(Protocol):
 
     async def list_dead_letters(self, receiver: str, after: int, limit: int) -> list[StoredDeadLetter]:
         """Return up to `limit` dead letters of a mailbox with numbers above `after`, oldest first."""
+        ...
+
+    async def find_dead_letters(self, receiver: str, numbers: Sequence[int]) -> list[StoredDeadLetter]:
+        """Return those of `numbers` that are dead letters of this mailbox."""
         ...
 
     async def count_dead_letters(self, receiver: str) -> int:

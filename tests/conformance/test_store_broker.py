@@ -163,6 +163,24 @@ async def test_dead_letters_come_oldest_first_and_in_parts(reopen: Reopen) -> No
     assert await store.count_dead_letters("nobody") == 0
 
 
+async def test_dead_letters_are_found_by_number_and_go_with_a_batch(reopen: Reopen) -> None:
+    store = await reopen()
+    await store.load(NOW)
+    letters = [DeadLetter(an_envelope(n), DeadReason.REJECTED, "", NOW, 1) for n in range(1, 5)]
+    await store.commit(Batch(1, dead_letters=letters))
+    first, second, third, _ = [one.number for one in await store.list_dead_letters("beta", 0, 9)]
+    found = await store.find_dead_letters("beta", [third, first, 10**9])
+    assert sorted(one.number for one in found) == [first, third]
+    assert await store.find_dead_letters("gamma", [first]) == []
+    replayed = a_batch(2, [an_envelope(5)], DomainRecord(KEY, 6, 4))
+    replayed.dead_letters_gone = [first, third]
+    await store.commit(replayed)
+    store = await reopen()
+    assert [one.sequence for one in (await store.load(NOW)).envelopes] == [5]
+    left = await store.list_dead_letters("beta", 0, 9)
+    assert (left[0].number, len(left)) == (second, 2)
+
+
 async def test_dead_letters_are_kept_by_number_and_by_age(reopen: Reopen) -> None:
     store = await reopen()
     await store.load(NOW)

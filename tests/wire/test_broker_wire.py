@@ -20,6 +20,7 @@ from services.broker.core.model import (
     Lane,
     RefusedDraft,
     SendOutcome,
+    StoredDeadLetter,
     Tombstone,
 )
 from services.broker.wire import protobuf, requests, responses
@@ -162,8 +163,8 @@ def test_the_numbers_of_the_core_are_the_protos() -> None:
 def test_a_dead_letter_is_whole() -> None:
     body = envelope_pb2.Envelope(message_id="m-1").SerializeToString()
     letter = DeadLetter(an_envelope(body), DeadReason.DELIVERIES_EXHAUSTED, "failed", Instant(9_000), 4)
-    read = responses.dead_letter(letter)
-    assert (read.reason, read.message, read.delivery_count) == (2, "failed", 4)
+    read = responses.dead_letter(StoredDeadLetter(17, letter))
+    assert (read.dead_letter_id, read.reason, read.message, read.delivery_count) == (17, 2, "failed", 4)
     assert (read.envelope.sender_id, read.envelope.retry_count) == ("alpha", 4)
     assert read.dead_time.ToMilliseconds() == 9_000
 

@@ -120,7 +120,7 @@ class _Line:
         self._room = flow.room(self._desk.state, self._domain)
         limit = flow.limit_met(self._desk.state, self._domain, len(draft.body))
         if limit is not None:
-            return SendOutcome(draft.message_id, 0, _over_limit(limit, self._domain, now))
+            return SendOutcome(draft.message_id, 0, over_limit(limit, self._domain, now))
         return self.take(draft, now)
 
 
@@ -157,18 +157,23 @@ def _find_domain(desk: Desk, sender: Sender, receiver: str, lane: Lane) -> Domai
             retry_after_ms=RETRY_AFTER_MS,
         )
     if receiver not in state.known:
-        return ServiceError(
-            Reason.AGENT_NOT_FOUND,
-            f"no agent {receiver!r} is registered: check the name, or start that agent once",
-            metadata={"receiver": receiver},
-        )
+        return unknown_agent(receiver)
     key = DomainKey(sender.name, receiver, lane)
     if key not in state.domains and len(state.domains) >= desk.limits.domains_max:
         return _quota("domains_max", "the broker keeps as many order domains as it may", RETRY_AFTER_MS)
     return state.domain(key)
 
 
-def _over_limit(limit: str, domain: Domain, now: Instant) -> ServiceError:
+def unknown_agent(receiver: str) -> ServiceError:
+    """Return the error for a receiver that nobody has heard of."""
+    return ServiceError(
+        Reason.AGENT_NOT_FOUND,
+        f"no agent {receiver!r} is registered: check the name, or start that agent once",
+        metadata={"receiver": receiver},
+    )
+
+
+def over_limit(limit: str, domain: Domain, now: Instant) -> ServiceError:
     """Return the error for a limit that `flow.limit_met` named."""
     if limit in flow.MAILBOX_LIMITS:
         receiver = domain.mailbox.owner

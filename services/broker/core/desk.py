@@ -11,6 +11,7 @@ from services.broker.core.model import (
     Batch,
     DeadLetter,
     IncarnationRecord,
+    LetterOutcome,
     Limits,
     SendOutcome,
 )
@@ -60,6 +61,14 @@ class Answers(NamedTuple):
     outcomes: list[SendOutcome]
 
 
+class LettersWork(NamedTuple):
+    """A request about dead letters: what to tell, and which are dead letters no longer."""
+
+    request_id: int
+    outcomes: list[LetterOutcome]
+    gone: list[int]
+
+
 class Tentative:
     """What was decided since the last commit was cut."""
 
@@ -71,8 +80,10 @@ class Tentative:
         "answers",
         "burials",
         "incarnations",
+        "letters",
         "nacks",
         "releases",
+        "replayed",
         "touched",
         "urgent",
     )
@@ -84,6 +95,9 @@ class Tentative:
         self.burials: list[Burial] = []
         self.nacks: list[Nacked] = []
         self.answers: list[Answers] = []
+        self.letters: list[LettersWork] = []
+        # Those of `accepted` that are replayed dead letters: no sender waits for them.
+        self.replayed: dict[Item, None] = {}
         self.agents_known: list[str] = []
         self.agents_forgotten: list[str] = []
         self.incarnations: list[IncarnationRecord] = []
@@ -99,6 +113,7 @@ class Tentative:
             or self.acks
             or self.releases
             or self.burials
+            or self.letters
             or self.agents_known
             or self.agents_forgotten
             or self.incarnations
@@ -115,6 +130,7 @@ class Tentative:
             batch.keep_until = Instant(newest + max(ttl_max, retry_horizon_ms))
         batch.domains = [domain.record() for domain in self.touched]
         batch.dead_letters = [burial.letter for burial in self.burials]
+        batch.dead_letters_gone = [number for work in self.letters for number in work.gone]
         batch.agents_known = self.agents_known
         batch.agents_forgotten = self.agents_forgotten
         batch.incarnations = self.incarnations

@@ -17,6 +17,7 @@ from services.broker.core.effects import (
     NoteAccepted,
     NoteDead,
     NoteDone,
+    TellLetters,
     TellTombstones,
 )
 from services.broker.core.handover import (
@@ -63,6 +64,10 @@ def persisted(desk: Desk, now: Instant) -> None:
     for burial in done.burials:
         _buried(desk, burial, mailboxes)
     domains = _accepted(desk, done.accepted, mailboxes)
+    fresh = [item.envelope for item in done.accepted if item not in done.replayed]
+    if fresh:
+        desk.effects.append(NoteAccepted(fresh))
+    desk.effects += [TellLetters(work.request_id, work.outcomes) for work in done.letters]
     for answers in done.answers:
         answer(desk, answers)
     for mailbox in mailboxes:
@@ -94,8 +99,6 @@ def _accepted(desk: Desk, items: list[Item], mailboxes: dict[Mailbox, None]) -> 
         enlist(domain)
         mailboxes[domain.mailbox] = None
     desk.count(DeliveryInput.PERSISTED, len(items))
-    if items:
-        desk.effects.append(NoteAccepted([item.envelope for item in items]))
     return domains
 
 

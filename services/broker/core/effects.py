@@ -15,6 +15,7 @@ from services.broker.core.model import (
     Delivery,
     DomainKey,
     Envelope,
+    LetterOutcome,
     SendOutcome,
     Tombstone,
 )
@@ -104,6 +105,14 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
+class TellLetters:
+    """Answer a request about dead letters."""
+
+    request_id: int
+    outcomes: Sequence[LetterOutcome]
+
+
+@dataclass(frozen=True, slots=True)
 class NoteAccepted:
     """These envelopes were accepted. For the audit log, like all effects whose name begins with Note."""
 
@@ -147,4 +156,15 @@ class NoteFenced:
 
 # What goes to one stream.
 StreamEffect = Welcome | Deliver | Answer | ConfirmSettled | RefuseSettling | Recall | TellTombstones
-Effect = StreamEffect | Commit | End | Finish | NoteAccepted | NoteDone | NoteDead | NoteOpened | NoteFenced
+Effect = (
+    StreamEffect
+    | Commit
+    | End
+    | Finish
+    | TellLetters
+    | NoteAccepted
+    | NoteDone
+    | NoteDead
+    | NoteOpened
+    | NoteFenced
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.broker.core.model import Draft, RefusedDraft
+from services.broker.core.model import Draft, RefusedDraft, StoredDeadLetter
 from services.common.core.errors import ServiceError
 
 
@@ -93,6 +93,23 @@ class AgentsSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplayAsked:
+    """Somebody wants dead letters sent to their receiver once more."""
+
+    # New for each request of this process.
+    request_id: int
+    letters: Sequence[StoredDeadLetter]
+
+
+@dataclass(frozen=True, slots=True)
+class DropAsked:
+    """Somebody wants dead letters forgotten."""
+
+    request_id: int
+    numbers: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Ticked:
     """Time passed; timers may be due."""
 
@@ -129,6 +146,8 @@ Event = (
     | StreamClosed
     | Flushed
     | AgentsSeen
+    | ReplayAsked
+    | DropAsked
     | Ticked
     | StoreReady
     | Persisted

@@ -3,24 +3,35 @@
     effects = machine.step(event, now)
 
 The parts: `attachment` (streams, sessions, incarnations), `admission` (sends), `handover` (who gets what
-next), `settlement` (acks and what comes again), `burial` (dead letters and tombstones), `durability` (what a
-commit makes true), `withdrawal` (what a failed one takes back). The life of one envelope is the table in
-`table`.
+next), `settlement` (acks and what comes again), `burial` (dead letters and tombstones), `letters` (dead
+letters sent once more), `durability` (what a commit makes true), `withdrawal` (what a failed one takes
+back). The life of one envelope is the table in `table`.
 """
 
 from __future__ import annotations
 
-from services.broker.core import admission, attachment, durability, flow, handover, settlement, withdrawal
+from services.broker.core import (
+    admission,
+    attachment,
+    durability,
+    flow,
+    handover,
+    letters,
+    settlement,
+    withdrawal,
+)
 from services.broker.core.desk import Desk
 from services.broker.core.effects import Effect, End
 from services.broker.core.events import (
     AgentsSeen,
     DrainBegan,
+    DropAsked,
     Event,
     Flushed,
     FrameReceived,
     Persisted,
     PersistFailed,
+    ReplayAsked,
     StoreReady,
     StreamClosed,
     StreamLeaving,
@@ -69,6 +80,10 @@ class Machine:
                 withdrawal.failed(desk, error, now)
             case AgentsSeen(names=names, complete=complete):
                 self._agents(names, complete=complete)
+            case ReplayAsked():
+                letters.replay(desk, event, now)
+            case DropAsked():
+                letters.drop(desk, event)
             case DrainBegan():
                 self.state.draining = True
         effects, desk.effects = desk.effects, []

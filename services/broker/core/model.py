@@ -111,6 +111,22 @@ class DeadLetter(NamedTuple):
     delivery_count: int
 
 
+class StoredDeadLetter(NamedTuple):
+    """A dead letter with its place in the list of its mailbox; numbers grow with time."""
+
+    number: int
+    letter: DeadLetter
+
+
+class LetterOutcome(NamedTuple):
+    """What became of a dead letter that was to be replayed or dropped."""
+
+    number: int
+    # Its new sequence number when it was replayed.
+    sequence: int
+    error: ServiceError | None
+
+
 class DomainRecord(NamedTuple):
     """What must survive of an order domain besides its envelopes."""
 
@@ -156,6 +172,8 @@ class Batch:
     # New state of every domain that changed.
     domains: list[DomainRecord] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
+    # Numbers of those that are dead letters no longer.
+    dead_letters_gone: list[int] = field(default_factory=list)
     agents_known: list[str] = field(default_factory=list)
     agents_forgotten: list[str] = field(default_factory=list)
     incarnations: list[IncarnationRecord] = field(default_factory=list)
@@ -166,6 +184,7 @@ class Batch:
             self.envelopes
             or self.domains
             or self.dead_letters
+            or self.dead_letters_gone
             or self.agents_known
             or self.agents_forgotten
             or self.incarnations

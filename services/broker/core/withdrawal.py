@@ -5,10 +5,11 @@ Both what the commit held and what gathered meanwhile, since that was numbered b
 
 from __future__ import annotations
 
+from services.broker.core import letters
 from services.broker.core.burial import unbury
 from services.broker.core.desk import Acks, Answers, Desk, Release, Tentative
 from services.broker.core.durability import answer, discharge, finish_if_done
-from services.broker.core.effects import RefuseSettling
+from services.broker.core.effects import RefuseSettling, TellLetters
 from services.broker.core.handover import drain, let_go, watch_deadlines, watch_expiry
 from services.broker.core.model import Lane, SendOutcome
 from services.broker.core.settlement import put_back, recall_from
@@ -35,9 +36,11 @@ def failed(desk: Desk, error: ServiceError, now: Instant) -> None:
         taken_back += [len(release.items) for release in one.releases]
         desk.count(DeliveryInput.PERSIST_FAILED, sum(taken_back))
     for one in reversed(lost):
-        _withdraw(desk, one.accepted)
+        _withdraw(desk, one)
         _unsettle(desk, one, error)
     for one in lost:
+        for work in one.letters:
+            desk.effects.append(TellLetters(work.request_id, letters.failed(work.outcomes, error)))
         for answers in one.answers:
             answer(desk, _failed_answers(answers, error))
     for domain in list(desk.open.touched):
@@ -118,15 +121,16 @@ def _note_sequences(items: list[Item], unsettled: dict[Domain, list[int]]) -> No
         unsettled.setdefault(item.domain, []).append(item.envelope.sequence)
 
 
-def _withdraw(desk: Desk, items: list[Item]) -> None:
-    for item in reversed(items):
+def _withdraw(desk: Desk, lost: Tentative) -> None:
+    for item in reversed(lost.accepted):
         item.advance(DeliveryInput.PERSIST_FAILED)
         item.domain.next_sequence -= 1
-        window = item.domain.sender.window
-        before = window.bytes_used
-        window.take_back(item.envelope.draft.message_id)
-        desk.state.dedup_bytes += window.bytes_used - before
         discharge(desk, item.domain, [item])
+        if item not in lost.replayed:
+            window = item.domain.sender.window
+            before = window.bytes_used
+            window.take_back(item.envelope.draft.message_id)
+            desk.state.dedup_bytes += window.bytes_used - before
 
 
 def _refuse(desk: Desk, stream: Stream, token: int, error: ServiceError) -> None:

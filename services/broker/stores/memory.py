@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from services.broker.core.model import (
     Batch,
@@ -12,8 +13,9 @@ from services.broker.core.model import (
     IncarnationRecord,
     Recovered,
     RememberedId,
+    StoredDeadLetter,
 )
-from services.broker.store import Compaction, Retention, StoredDeadLetter
+from services.broker.store import Compaction, Retention
 from services.common.core.instants import Instant
 
 
@@ -25,7 +27,8 @@ class MemoryStore:
         self._domains: dict[DomainKey, DomainRecord] = {}
         self._envelopes: dict[tuple[DomainKey, int], Envelope] = {}
         self._remembered: dict[tuple[str, str], RememberedId] = {}
-        self._dead_letters: list[StoredDeadLetter] = []
+        # Oldest first; for reading.
+        self.dead_letters: list[StoredDeadLetter] = []
         self._dead_number = 0
         self._agents: set[str] = set()
         self._incarnations: dict[tuple[str, str], int] = {}
@@ -63,7 +66,10 @@ class MemoryStore:
             self._domains[record.key] = record
         for letter in batch.dead_letters:
             self._dead_number += 1
-            self._dead_letters.append(StoredDeadLetter(self._dead_number, letter))
+            self.dead_letters.append(StoredDeadLetter(self._dead_number, letter))
+        gone = set(batch.dead_letters_gone)
+        if gone:
+            self.dead_letters = [one for one in self.dead_letters if one.number not in gone]
         self._agents.update(batch.agents_known)
         self._agents.difference_update(batch.agents_forgotten)
         for agent, instance, incarnation in batch.incarnations:
@@ -78,7 +84,7 @@ class MemoryStore:
         newer: Counter[str] = Counter()
         dropped: Counter[str] = Counter()
         kept = []
-        for stored in reversed(self._dead_letters):
+        for stored in reversed(self.dead_letters):
             owner = stored.letter.envelope.key.receiver
             newer[owner] += 1
             old = stored.letter.dead_at <= now - retention.dead_letter_age_ms_max
@@ -86,7 +92,7 @@ class MemoryStore:
                 dropped[owner] += 1
             else:
                 kept.append(stored)
-        self._dead_letters = kept[::-1]
+        self.dead_letters = kept[::-1]
         size = sum(len(envelope.draft.body) for envelope in self._envelopes.values())
         return Compaction(dict(dropped), 0, 0, size)
 
@@ -94,14 +100,23 @@ class MemoryStore:
         """Return up to `limit` dead letters of a mailbox with numbers above `after`, oldest first."""
         found = [
             one
-            for one in self._dead_letters
+            for one in self.dead_letters
             if one.letter.envelope.key.receiver == receiver and one.number > after
         ]
         return found[:limit]
 
+    async def find_dead_letters(self, receiver: str, numbers: Sequence[int]) -> list[StoredDeadLetter]:
+        """Return those of `numbers` that are dead letters of this mailbox."""
+        wanted = set(numbers)
+        return [
+            one
+            for one in self.dead_letters
+            if one.number in wanted and one.letter.envelope.key.receiver == receiver
+        ]
+
     async def count_dead_letters(self, receiver: str) -> int:
         """Return how many dead letters of a mailbox are kept."""
-        return sum(1 for one in self._dead_letters if one.letter.envelope.key.receiver == receiver)
+        return sum(1 for one in self.dead_letters if one.letter.envelope.key.receiver == receiver)
 
     async def close(self) -> None:
         """Nothing to let go of."""

@@ -20,9 +20,9 @@ from services.broker.core.model import (
     Lane,
     Recovered,
     RememberedId,
+    StoredDeadLetter,
     Tombstone,
 )
-from services.broker.store import StoredDeadLetter
 from services.broker.stores import blocks
 from services.broker.stores.ledger import Ledger
 from services.common.core.instants import Instant
@@ -49,6 +49,9 @@ def write(
     )
     if batch.dead_letters:
         connection.executemany(_PUT_DEAD_LETTER, [_dead_letter_row(letter) for letter in batch.dead_letters])
+    if batch.dead_letters_gone:
+        gone = [(number,) for number in batch.dead_letters_gone]
+        connection.executemany("DELETE FROM dead_letters WHERE number = ?", gone)
     if batch.agents_known:
         rows = [(agent,) for agent in batch.agents_known]
         connection.executemany("INSERT OR IGNORE INTO agents VALUES (?)", rows)
@@ -175,6 +178,19 @@ def list_dead_letters(
         for row in connection.execute(
             "SELECT * FROM dead_letters WHERE receiver = ? AND number > ? ORDER BY number LIMIT ?",
             (receiver, after, limit),
+        )
+    ]
+
+
+def find_dead_letters(
+    connection: sqlite3.Connection, receiver: str, numbers: Sequence[int]
+) -> list[StoredDeadLetter]:
+    """Return those of `numbers` that are dead letters of this mailbox."""
+    return [
+        _stored_dead_letter(row)
+        for row in connection.execute(
+            "SELECT * FROM dead_letters WHERE receiver = ? AND number IN (SELECT value FROM json_each(?))",
+            (receiver, json.dumps(list(numbers))),
         )
     ]
 

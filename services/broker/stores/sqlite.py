@@ -21,8 +21,9 @@ from services.broker.core.model import (
     Batch,
     DomainKey,
     Recovered,
+    StoredDeadLetter,
 )
-from services.broker.store import Compaction, Retention, StoredDeadLetter
+from services.broker.store import Compaction, Retention
 from services.broker.stores import blocks, rows
 from services.broker.stores.ledger import Ledger
 from services.common import logs
@@ -182,6 +183,12 @@ class SqliteStore:
         """Return up to `limit` dead letters of a mailbox with numbers above `after`, oldest first."""
         return await self._database.read(
             lambda connection: rows.list_dead_letters(connection, receiver, after, limit)
+        )
+
+    async def find_dead_letters(self, receiver: str, numbers: Sequence[int]) -> list[StoredDeadLetter]:
+        """Return those of `numbers` that are dead letters of this mailbox."""
+        return await self._database.read(
+            lambda connection: rows.find_dead_letters(connection, receiver, numbers)
         )
 
     async def count_dead_letters(self, receiver: str) -> int:

@@ -14,10 +14,19 @@ from collections.abc import Iterator, Sequence
 from muster.broker.v1 import broker_service_pb2 as pb
 from muster.common.v1 import envelope_pb2
 
-from services.broker.core.model import DeadLetter, Delivery, DomainKey, Envelope, Lane, SendOutcome, Tombstone
+from services.broker.core.model import (
+    Delivery,
+    DomainKey,
+    Envelope,
+    Lane,
+    LetterOutcome,
+    SendOutcome,
+    StoredDeadLetter,
+    Tombstone,
+)
 from services.broker.core.views import MailboxView
 from services.broker.wire.protobuf import MORE, block, scalar, timestamp, varint
-from services.common.core.errors import ServiceError
+from services.common.core.errors import Reason, ServiceError
 from services.common.rpc.status import status_proto
 
 # A frame is put together from pieces of about this size, which are never divided.
@@ -155,9 +164,11 @@ def envelope_proto(envelope: Envelope, delivery_count: int = 0) -> envelope_pb2.
     return proto
 
 
-def dead_letter(letter: DeadLetter) -> pb.DeadLetter:
+def dead_letter(stored: StoredDeadLetter) -> pb.DeadLetter:
     """Return a dead letter for people."""
+    number, letter = stored
     proto = pb.DeadLetter(
+        dead_letter_id=number,
         envelope=envelope_proto(letter.envelope, letter.delivery_count),
         reason=int(letter.reason),  # type: ignore[arg-type]  # as in `tombstones`
         message=letter.message,
@@ -165,6 +176,22 @@ def dead_letter(letter: DeadLetter) -> pb.DeadLetter:
     )
     proto.dead_time.FromMilliseconds(letter.dead_at)
     return proto
+
+
+def letter_outcomes(asked: Sequence[int], outcomes: Sequence[LetterOutcome]) -> list[pb.DeadLetterOutcome]:
+    """Return what became of dead letters, in the order asked; one that was not found is none."""
+    known = {outcome.number: outcome for outcome in outcomes}
+    missing = ServiceError(
+        Reason.MESSAGE_NOT_FOUND, "no dead letter of this mailbox has this id: list them once more"
+    )
+    told = []
+    for number in asked:
+        outcome = known.get(number, LetterOutcome(number, 0, missing))
+        row = pb.DeadLetterOutcome(dead_letter_id=number, sequence_number=outcome.sequence)
+        if outcome.error is not None:
+            row.error.CopyFrom(status_proto(outcome.error))
+        told.append(row)
+    return told
 
 
 def mailbox(view: MailboxView, dead_letter_count: int) -> pb.GetMailboxResponse:

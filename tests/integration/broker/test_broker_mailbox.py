@@ -7,7 +7,8 @@ import pytest
 from muster.broker.v1 import broker_service_pb2 as pb
 
 from services.common.core.errors import Reason
-from tests.integration.broker.broker_client import EMERGENCY, envelope, error_of
+from services.common.rpc.status import from_rpc_error, from_status
+from tests.integration.broker.broker_client import EMERGENCY, MailboxClient, envelope, error_of
 from tests.integration.broker.conftest import House
 
 
@@ -273,3 +274,50 @@ async def test_a_sender_beyond_its_window_is_refused_not_lost(house: House) -> N
     assert [one.HasField("error") for one in outcomes] == [False] * 8 + [True] * 2
     assert error_of(outcomes[-1]).reason is Reason.QUOTA_EXCEEDED
     assert alpha.send_credits == 18
+
+
+async def _with_dead_letters(house: House, count: int) -> tuple[MailboxClient, MailboxClient, list[int]]:
+    alpha, beta = await house.open("agent/alpha"), await house.open("agent/beta")
+    await alpha.send(*(envelope(f"m-{number}", "beta", b"%d" % number) for number in range(count)))
+    for delivery in await beta.take(count):
+        await beta.write(rejects=[pb.Reject(ack_token=delivery.ack_token)])
+    await beta.wait(lambda: len(beta.settled) == count)
+    listed = await beta.stub.ListDeadLetters(pb.ListDeadLettersRequest())
+    return alpha, beta, [letter.dead_letter_id for letter in listed.dead_letters]
+
+
+async def test_dead_letters_are_replayed_and_dropped(opened: House) -> None:
+    _, beta, ids = await _with_dead_letters(opened, 3)
+    admin = await opened.open("operator/admin", incarnation=0)
+    request = pb.ReplayDeadLettersRequest(agent_id="beta", dead_letter_ids=[ids[1], 999_999])
+    done, missing = (await admin.stub.ReplayDeadLetters(request)).outcomes
+    assert (done.dead_letter_id, done.sequence_number) == (ids[1], 4)
+    assert from_status(missing.error).reason is Reason.MESSAGE_NOT_FOUND
+    (again,) = await beta.take(1)
+    assert (again.envelope.sender_id, again.envelope.payload.data) == ("alpha", b"1")
+    await beta.ack([again])
+    dropped = await beta.stub.DropDeadLetters(pb.DropDeadLettersRequest(dead_letter_ids=ids))
+    gone = [from_status(one.error).reason if one.HasField("error") else None for one in dropped.outcomes]
+    assert gone == [None, Reason.MESSAGE_NOT_FOUND, None]
+    assert not (await beta.stub.ListDeadLetters(pb.ListDeadLettersRequest())).dead_letters
+    entries = [one for one in opened.outbox.entries if one.operation.startswith("dead_letter.")]
+    assert [(one.actor, one.operation, one.subject) for one in entries] == [
+        ("operator/admin", "dead_letter.replay", "mailbox/beta"),
+        ("agent/beta", "dead_letter.drop", "mailbox/beta"),
+    ]
+
+
+async def test_dead_letters_are_touched_by_their_owner_and_operators_only_and_never_unrecorded(
+    opened: House,
+) -> None:
+    alpha, beta, ids = await _with_dead_letters(opened, 1)
+    request = pb.DropDeadLettersRequest(agent_id="beta", dead_letter_ids=ids)
+    with pytest.raises(grpc.aio.AioRpcError, match="may not look into"):
+        await alpha.stub.DropDeadLetters(request)
+    with pytest.raises(grpc.aio.AioRpcError, match="dead_letter_ids"):
+        await beta.stub.DropDeadLetters(pb.DropDeadLettersRequest())
+    opened.outbox.full = True
+    with pytest.raises(grpc.aio.AioRpcError) as unrecorded:
+        await beta.stub.DropDeadLetters(request)
+    assert from_rpc_error(unrecorded.value).reason is Reason.AUDIT_UNAVAILABLE
+    assert (await beta.stub.ListDeadLetters(pb.ListDeadLettersRequest())).dead_letters

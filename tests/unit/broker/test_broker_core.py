@@ -10,7 +10,15 @@ import pytest
 from services.broker.core import effects as fx
 from services.broker.core import events as ev
 from services.broker.core.machine import Machine
-from services.broker.core.model import DeadReason, Draft, Lane, Limits, Recovered, SendOutcome
+from services.broker.core.model import (
+    DeadReason,
+    Draft,
+    Lane,
+    Limits,
+    Recovered,
+    SendOutcome,
+    StoredDeadLetter,
+)
 from services.broker.core.views import view_mailbox
 from services.broker.stores.memory import MemoryStore
 from services.common.core.errors import Reason, ServiceError
@@ -396,3 +404,65 @@ def test_a_new_core_on_an_empty_disk_is_empty() -> None:
     assert machine.next_due() is None
     assert not machine.has_work
     assert machine.step(ev.Ticked(), NOW) == []
+
+
+def buried(bench: Bench, *ids: str) -> list[StoredDeadLetter]:
+    """Let envelopes of alpha become dead letters."""
+    alpha, beta = bench.open("alpha", send_only=True), bench.receiver(instance="burier")
+    held = tokens(bench.send(alpha, *(draft(one) for one in ids)))
+    bench.step(ev.FrameReceived(beta, settlings=[ev.Reject(token, "no") for token in held]))
+    bench.commit()
+    return list(bench.store.dead_letters)
+
+
+def test_a_replayed_dead_letter_is_a_new_envelope_of_its_sender(bench: Bench) -> None:
+    letters = buried(bench, "m-1", "m-2")
+    bench.now = Instant(bench.now + 50_000)
+    assert bench.step(ev.ReplayAsked(7, letters[:1])) == []
+    effects = bench.commit()
+    (told,) = of(effects, fx.TellLetters)
+    assert (told.request_id, [(one.number, one.sequence, one.error) for one in told.outcomes]) == (
+        7,
+        [(letters[0].number, 3, None)],
+    )
+    (again,) = of(effects, fx.Deliver)[0].deliveries
+    assert (again.envelope.sequence, again.envelope.draft.message_id, again.number) == (3, "m-1", 1)
+    # Its whole ttl begins again, and nobody is noted as having sent it.
+    assert again.envelope.accepted_at == bench.now
+    assert of(effects, fx.NoteAccepted) == []
+    assert bench.store.dead_letters == letters[1:]
+    # A late repeat of its sender is still answered as at first.
+    alpha = bench.open("alpha", send_only=True)
+    (repeat,) = outcomes(bench.send(alpha, draft("m-1")))
+    assert repeat.sequence == 1
+
+
+def test_a_replay_that_could_not_be_kept_changed_nothing(bench: Bench) -> None:
+    letters = buried(bench, "m-1")
+    bench.step(ev.ReplayAsked(1, letters))
+    (told,) = of(bench.fail(), fx.TellLetters)
+    assert told.outcomes[0].error is DISK_FULL
+    assert bench.store.dead_letters == letters
+    alpha = bench.open("alpha", send_only=True)
+    (fresh,) = outcomes(bench.send(alpha, draft("m-9")))
+    assert fresh.sequence == 2
+
+
+def test_a_replay_to_somebody_unknown_is_refused(bench: Bench) -> None:
+    letters = buried(bench, "m-1")
+    for stream in list(bench.machine.state.streams):
+        bench.step(ev.StreamLeaving(stream))
+    bench.step(ev.AgentsSeen(frozenset({"alpha"}), complete=True))
+    bench.step(ev.ReplayAsked(1, letters))
+    (told,) = of(bench.commit(), fx.TellLetters)
+    assert told.outcomes[0].error is not None
+    assert told.outcomes[0].error.reason is Reason.AGENT_NOT_FOUND
+    assert bench.store.dead_letters == letters
+
+
+def test_dropped_dead_letters_are_gone(bench: Bench) -> None:
+    letters = buried(bench, "m-1", "m-2")
+    bench.step(ev.DropAsked(2, [letters[1].number]))
+    (told,) = of(bench.commit(), fx.TellLetters)
+    assert told.outcomes[0].error is None
+    assert bench.store.dead_letters == letters[:1]

@@ -50,6 +50,16 @@ class BrokerServiceStub:
                 request_serializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.ListDeadLettersRequest.SerializeToString,
                 response_deserializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.ListDeadLettersResponse.FromString,
                 _registered_method=True)
+        self.ReplayDeadLetters = channel.unary_unary(
+                '/muster.broker.v1.BrokerService/ReplayDeadLetters',
+                request_serializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.ReplayDeadLettersRequest.SerializeToString,
+                response_deserializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.ReplayDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.DropDeadLetters = channel.unary_unary(
+                '/muster.broker.v1.BrokerService/DropDeadLetters',
+                request_serializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.DropDeadLettersRequest.SerializeToString,
+                response_deserializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.DropDeadLettersResponse.FromString,
+                _registered_method=True)
 
 
 class BrokerServiceServicer:
@@ -77,6 +87,21 @@ class BrokerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReplayDeadLetters(self, request, context):
+        """ReplayDeadLetters sends dead letters to their receiver once more, each as a new envelope at the end of
+        its order domain with its whole ttl; they are dead letters no longer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DropDeadLetters(self, request, context):
+        """DropDeadLetters forgets dead letters.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BrokerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +119,16 @@ def add_BrokerServiceServicer_to_server(servicer, server):
                     servicer.ListDeadLetters,
                     request_deserializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.ListDeadLettersRequest.FromString,
                     response_serializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.ListDeadLettersResponse.SerializeToString,
+            ),
+            'ReplayDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayDeadLetters,
+                    request_deserializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.ReplayDeadLettersRequest.FromString,
+                    response_serializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.ReplayDeadLettersResponse.SerializeToString,
+            ),
+            'DropDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropDeadLetters,
+                    request_deserializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.DropDeadLettersRequest.FromString,
+                    response_serializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.DropDeadLettersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +213,60 @@ class BrokerService:
             '/muster.broker.v1.BrokerService/ListDeadLetters',
             muster_dot_broker_dot_v1_dot_broker__service__pb2.ListDeadLettersRequest.SerializeToString,
             muster_dot_broker_dot_v1_dot_broker__service__pb2.ListDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/muster.broker.v1.BrokerService/ReplayDeadLetters',
+            muster_dot_broker_dot_v1_dot_broker__service__pb2.ReplayDeadLettersRequest.SerializeToString,
+            muster_dot_broker_dot_v1_dot_broker__service__pb2.ReplayDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DropDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/muster.broker.v1.BrokerService/DropDeadLetters',
+            muster_dot_broker_dot_v1_dot_broker__service__pb2.DropDeadLettersRequest.SerializeToString,
+            muster_dot_broker_dot_v1_dot_broker__service__pb2.DropDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,

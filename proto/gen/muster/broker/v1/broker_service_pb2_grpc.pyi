@@ -39,6 +39,12 @@ class BrokerServiceStub:
     """GetMailbox returns what a mailbox holds, for people."""
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_broker_service_pb2.ListDeadLettersRequest, _broker_service_pb2.ListDeadLettersResponse]
     """ListDeadLetters returns envelopes that were given up, oldest first."""
+    ReplayDeadLetters: _grpc.UnaryUnaryMultiCallable[_broker_service_pb2.ReplayDeadLettersRequest, _broker_service_pb2.ReplayDeadLettersResponse]
+    """ReplayDeadLetters sends dead letters to their receiver once more, each as a new envelope at the end of
+    its order domain with its whole ttl; they are dead letters no longer.
+    """
+    DropDeadLetters: _grpc.UnaryUnaryMultiCallable[_broker_service_pb2.DropDeadLettersRequest, _broker_service_pb2.DropDeadLettersResponse]
+    """DropDeadLetters forgets dead letters."""
 
 @_typing.type_check_only
 class BrokerServiceAsyncStub(BrokerServiceStub):
@@ -51,6 +57,12 @@ class BrokerServiceAsyncStub(BrokerServiceStub):
     """GetMailbox returns what a mailbox holds, for people."""
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_broker_service_pb2.ListDeadLettersRequest, _broker_service_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
     """ListDeadLetters returns envelopes that were given up, oldest first."""
+    ReplayDeadLetters: _aio.UnaryUnaryMultiCallable[_broker_service_pb2.ReplayDeadLettersRequest, _broker_service_pb2.ReplayDeadLettersResponse]  # type: ignore[assignment]
+    """ReplayDeadLetters sends dead letters to their receiver once more, each as a new envelope at the end of
+    its order domain with its whole ttl; they are dead letters no longer.
+    """
+    DropDeadLetters: _aio.UnaryUnaryMultiCallable[_broker_service_pb2.DropDeadLettersRequest, _broker_service_pb2.DropDeadLettersResponse]  # type: ignore[assignment]
+    """DropDeadLetters forgets dead letters."""
 
 class BrokerServiceServicer(metaclass=_abc_1.ABCMeta):
     """BrokerService carries envelopes between agents through durable mailboxes."""
@@ -78,5 +90,23 @@ class BrokerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_broker_service_pb2.ListDeadLettersResponse, _abc.Awaitable[_broker_service_pb2.ListDeadLettersResponse]]:
         """ListDeadLetters returns envelopes that were given up, oldest first."""
+
+    @_abc_1.abstractmethod
+    def ReplayDeadLetters(
+        self,
+        request: _broker_service_pb2.ReplayDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_broker_service_pb2.ReplayDeadLettersResponse, _abc.Awaitable[_broker_service_pb2.ReplayDeadLettersResponse]]:
+        """ReplayDeadLetters sends dead letters to their receiver once more, each as a new envelope at the end of
+        its order domain with its whole ttl; they are dead letters no longer.
+        """
+
+    @_abc_1.abstractmethod
+    def DropDeadLetters(
+        self,
+        request: _broker_service_pb2.DropDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_broker_service_pb2.DropDeadLettersResponse, _abc.Awaitable[_broker_service_pb2.DropDeadLettersResponse]]:
+        """DropDeadLetters forgets dead letters."""
 
 def add_BrokerServiceServicer_to_server(servicer: BrokerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
