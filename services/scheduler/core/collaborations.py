@@ -112,10 +112,9 @@ def build(
     for task_spec in spec.tasks:
         for dependency in task_spec.dependencies:
             dependents.setdefault(dependency, []).append(task_spec.task_id)
-    ranks = upward_ranks(
-        {task.task_id: task.dependencies for task in spec.tasks},
-        {task.task_id: task.estimated_duration_ms for task in spec.tasks},
-    )
+    ranks = {task.task_id: task.estimated_duration_ms for task in spec.tasks}
+    if dependents:
+        ranks = upward_ranks({task.task_id: task.dependencies for task in spec.tasks}, ranks)
     for task_spec in spec.tasks:
         task_id = task_spec.task_id
         collaboration.tasks[task_id] = Task(

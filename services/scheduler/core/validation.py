@@ -242,6 +242,8 @@ class _Findings:
                 )
 
     def check_deadlines_possible(self, spec: CollaborationSpec, now: Instant) -> None:
+        if spec.deadline is None and all(task.deadline is None for task in spec.tasks):
+            return
         deps = {task.task_id: task.dependencies for task in spec.tasks}
         durations = {task.task_id: task.estimated_duration_ms for task in spec.tasks}
         if spec.deadline is not None:
