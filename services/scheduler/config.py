@@ -25,7 +25,15 @@ class SchedulerConfig(ServiceConfig):
     )
     takeover_grace_ms: int = knob(
         _CORE.takeover_grace_ms,
-        "How long a new leader waits for agents to come back and name what they run.",
+        "How long a new leader waits for agents to come back and name what they run. Longer than an agent "
+        "needs to find out that a leader which was stopped, not killed, is silent; agents that are gone are "
+        "known earlier, from the registry.",
+        unit="ms",
+    )
+    gone_grace_ms: int = knob(
+        _CORE.gone_grace_ms,
+        "The same for agents that the registry calls gone: what took the leader down may have taken the "
+        "registry's sessions with it.",
         unit="ms",
     )
     probe_interval_ms: int = knob(
@@ -93,6 +101,7 @@ class SchedulerConfig(ServiceConfig):
         return Settings(
             reconnect_grace_ms=self.reconnect_grace_ms,
             takeover_grace_ms=self.takeover_grace_ms,
+            gone_grace_ms=self.gone_grace_ms,
             probe_interval_ms=self.probe_interval_ms,
             silence_ms_max=self.silence_ms_max,
             retention_ms=self.retention_ms,

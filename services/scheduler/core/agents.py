@@ -48,6 +48,7 @@ def open_stream(step: Step, event: WorkOpened) -> None:
         unlink(step, instance)
     book.timers.cancel(instance.timer)
     instance.incarnation = event.incarnation
+    instance.recovered = False
     instance.stream = event.stream
     instance.heard = step.now
     instance.timer = _probe_later(step, instance)
@@ -104,7 +105,7 @@ def close_stream(step: Step, event: WorkClosed) -> None:
     view = step.book.directory.instance(instance.key)
     if not (instance.held or instance.lock_ids):
         forget(step, instance)
-    elif view is not None and _is_over(view, instance):
+    elif view is not None and is_over(view, instance):
         lose(step, instance, "the registry says that it is gone")
 
 
@@ -198,8 +199,8 @@ def _change_instance(step: Step, instance: Instance) -> None:
     if view is None:
         return
     if instance.stream is None:
-        if _is_over(view, instance):
-            lose(step, instance, "the registry says that it is gone")
+        if is_over(view, instance):
+            give_up(step, instance)
     elif view.incarnation > instance.incarnation:
         # Its process may live on under the new incarnation and still run its attempts: the grace lets it
         # come back and say so. A session that merely ended does not count against a stream that answers.
@@ -207,7 +208,23 @@ def _change_instance(step: Step, instance: Instance) -> None:
         unlink(step, instance)
 
 
-def _is_over(view: InstanceView, instance: Instance) -> bool:
+def give_up(step: Step, instance: Instance) -> None:
+    """The registry says that an unlinked instance is gone: do not wait for it; after a takeover, not long.
+
+    Whoever took the leader down may have taken the registry with it, and then its sessions are over although
+    the agents live and are on their way to the new leader.
+    """
+    if not instance.recovered:
+        lose(step, instance, "the registry says that it is gone")
+        return
+    book = step.book
+    until = after(step.now, book.settings.gone_grace_ms)
+    if instance.timer is not None and until < instance.timer.at:
+        book.timers.cancel(instance.timer)
+        instance.timer = book.timers.set(until, TimerKind.GRACE, instance)
+
+
+def is_over(view: InstanceView, instance: Instance) -> bool:
     """Return whether the registry knows that the incarnation last seen will not come back."""
     return view.incarnation > instance.incarnation or (view.gone and view.incarnation == instance.incarnation)
 

@@ -34,7 +34,8 @@ class Settings:
 
     limits: Limits = _LIMITS
     reconnect_grace_ms: int = 2_000
-    takeover_grace_ms: int = 5_000
+    takeover_grace_ms: int = 20_000
+    gone_grace_ms: int = 5_000
     probe_interval_ms: int = 5_000
     silence_ms_max: int = 15_000
     retention_ms: int = 600_000

@@ -30,6 +30,8 @@ class Instance:
     stream: StreamId | None = None
     #: Attempts that it will accept beyond those it holds.
     credits: int = 0
+    #: Known from the store only: it has not been linked since this leadership began.
+    recovered: bool = False
     #: It takes nothing new.
     draining: bool = False
     #: Tasks whose open attempt it holds.

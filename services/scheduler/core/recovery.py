@@ -13,7 +13,7 @@ from services.common.core.fencing import FencingToken
 from services.common.core.ids import ResourceName
 from services.common.core.instants import after
 from services.scheduler.core import attempts, claims, collaborations, outcomes, places
-from services.scheduler.core.agents import note_instance
+from services.scheduler.core.agents import give_up, is_over, note_instance
 from services.scheduler.core.book import LockUse, Step
 from services.scheduler.core.course import Collaboration, Task
 from services.scheduler.core.effects import DeleteLock
@@ -51,7 +51,11 @@ def recover(step: Step, event: Recovered) -> None:
             _resume(step, collaboration)
     until = after(step.now, step.book.settings.takeover_grace_ms)
     for instance in step.book.instances.values():
+        instance.recovered = True
         instance.timer = step.book.timers.set(until, TimerKind.GRACE, instance)
+        view = step.book.directory.instance(instance.key)
+        if view is not None and is_over(view, instance):
+            give_up(step, instance)
         claims.renew(step, instance)
 
 

@@ -64,6 +64,7 @@ ENDS = ("done", "done", "done", "done", "start", "start", "transient", "permanen
 SETTINGS = Settings(
     reconnect_grace_ms=2_000,
     takeover_grace_ms=5_000,
+    gone_grace_ms=1_000,
     probe_interval_ms=3_000,
     silence_ms_max=10_000,
     retention_ms=60_000,
@@ -299,7 +300,7 @@ class World:
 
     def registry_reports_the_end(self) -> None:
         agent = self.agent()
-        agent.safe_until = 0
+        agent.safe_until = min(agent.safe_until, self.stage.now)
         newer = self.choose.one([True, False])
         if newer and agent.stream is None:
             restart(agent)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from services.common.core.errors import Reason
 from services.common.core.ids import ResourceName
+from services.scheduler.core.book import Settings
 from services.scheduler.core.effects import Assign, DeleteLock, GrantLocks, SaveTask
 from services.scheduler.core.events import (
     ForeignLock,
@@ -27,9 +30,11 @@ from services.scheduler.core.results import aggregate
 from services.scheduler.core.state import SchedulerState
 from tests.unit.scheduler.scheduler_stage import Stage, ack_errors, assigned, key, only, task
 
+SETTINGS = Settings(takeover_grace_ms=5_000, gone_grace_ms=1_000)
+
 
 def test_running_attempts_are_adopted_and_never_started_twice() -> None:
-    stage = Stage()
+    stage = Stage(SETTINGS)
     stage.agent("a", slots=2)
     stage.submit(task("x"), task("y", "x"))
     ref = stage.ref("x")
@@ -49,7 +54,7 @@ def test_running_attempts_are_adopted_and_never_started_twice() -> None:
 
 
 def test_what_nobody_comes_back_for_goes_to_others_after_the_grace() -> None:
-    stage = Stage()
+    stage = Stage(SETTINGS)
     stage.agent("a")
     stage.submit(task("t"))
     stage.take_over()
@@ -59,8 +64,35 @@ def test_what_nobody_comes_back_for_goes_to_others_after_the_grace() -> None:
     assert stage.task("t").attempts[-1].token.number == 2
 
 
+@pytest.mark.parametrize("known_before", [True, False])
+def test_who_is_gone_according_to_the_registry_is_waited_for_less(known_before: bool) -> None:
+    stage = Stage(SETTINGS)
+    stage.agent("a")
+    stage.submit(task("t"))
+    if known_before:
+        stage.know("a", "work", gone=True)
+    stage.take_over()
+    stage.agent("b")
+    if not known_before:
+        stage.know("a", "work", gone=True)
+    assert assigned(stage.pass_time(999)) == []
+    assert assigned(stage.pass_time(1)) == ["t"]
+
+
+def test_a_session_that_the_registry_lost_does_not_cost_an_attempt_that_still_runs() -> None:
+    stage = Stage(SETTINGS)
+    stage.agent("a")
+    stage.submit(task("t"))
+    ref = stage.ref("t")
+    stage.take_over()
+    stage.know("a", "work", incarnation=2)
+    stage.pass_time(900)
+    stream = stage.link("a", 1, incarnation=2, held=(ref,))
+    assert ack_errors(stage.frame(stream, results=(ResultReport(ref, Payload("", b"x")),))) == [None]
+
+
 def test_a_result_that_was_committed_and_not_acked_is_acked_by_the_next_leader() -> None:
-    stage = Stage()
+    stage = Stage(SETTINGS)
     stream = stage.agent("a")
     stage.submit(task("t"))
     ref = stage.ref("t")
@@ -71,7 +103,7 @@ def test_a_result_that_was_committed_and_not_acked_is_acked_by_the_next_leader()
 
 
 def test_order_states_and_generations_are_as_they_were() -> None:
-    stage = Stage()
+    stage = Stage(SETTINGS)
     stream = stage.agent("a", slots=3)
     stage.submit(task("x"), task("y"), task("z"))
     stage.finish(stream, "z", "x")
@@ -89,7 +121,7 @@ def test_order_states_and_generations_are_as_they_were() -> None:
 
 
 def test_retry_delays_and_failure_counts_go_on() -> None:
-    stage = Stage()
+    stage = Stage(SETTINGS)
     stream = stage.agent("a")
     stage.submit(task("t", retry=RetryPolicy(2, 10_000)))
     failure = Failure(FailureKind.TRANSIENT, "HANDLER_RAISED")
@@ -104,7 +136,7 @@ def test_retry_delays_and_failure_counts_go_on() -> None:
 
 
 def test_attempt_timeouts_count_from_the_assignment() -> None:
-    stage = Stage()
+    stage = Stage(SETTINGS)
     stage.agent("a")
     stage.submit(task("t", attempt_timeout_ms=8_000))
     ref = stage.ref("t")
@@ -116,7 +148,7 @@ def test_attempt_timeouts_count_from_the_assignment() -> None:
 
 
 def test_a_repeated_request_finds_its_collaboration_after_a_takeover() -> None:
-    stage = Stage()
+    stage = Stage(SETTINGS)
     stage.submit(task("t"))
     stage.take_over()
     effects = stage.submit(task("t"))
@@ -125,7 +157,7 @@ def test_a_repeated_request_finds_its_collaboration_after_a_takeover() -> None:
 
 
 def test_locks_are_adopted_with_their_tokens() -> None:
-    stage = Stage()
+    stage = Stage(SETTINGS)
     stream = stage.agent("a")
     stage.submit(task("t", locks=("bridge",)))
     [grant] = only(
@@ -148,7 +180,7 @@ def test_locks_are_adopted_with_their_tokens() -> None:
 
 
 def test_locks_of_those_who_do_not_come_back_end_with_the_grace() -> None:
-    stage = Stage()
+    stage = Stage(SETTINGS)
     stream = stage.agent("a")
     stage.frame(stream, lock_requests=(LockRequested(1, (ResourceClaim(ResourceName("road")),)),))
     stage.take_over()
@@ -158,7 +190,7 @@ def test_locks_of_those_who_do_not_come_back_end_with_the_grace() -> None:
 
 
 def test_keys_whose_attempt_is_over_are_deleted() -> None:
-    stage = Stage()
+    stage = Stage(SETTINGS)
     stage.agent("a")
     stage.submit(task("t", locks=("bridge",)))
     row = dict(stage.store.locks)
@@ -169,7 +201,7 @@ def test_keys_whose_attempt_is_over_are_deleted() -> None:
 
 
 def test_an_attempt_without_its_locks_is_lost() -> None:
-    stage = Stage()
+    stage = Stage(SETTINGS)
     stage.agent("a")
     stage.submit(task("t", locks=("bridge",)))
     stage.store.locks.clear()
@@ -179,7 +211,7 @@ def test_an_attempt_without_its_locks_is_lost() -> None:
 
 
 def test_of_two_locks_in_conflict_the_older_stays() -> None:
-    stage = Stage()
+    stage = Stage(SETTINGS)
     a = stage.agent("a")
     stage.frame(a, lock_requests=(LockRequested(1, (ResourceClaim(ResourceName("road")),)),))
     [(name, lock)] = stage.store.locks.items()
@@ -189,7 +221,7 @@ def test_of_two_locks_in_conflict_the_older_stays() -> None:
 
 
 def test_a_lock_that_another_program_beat_is_deleted() -> None:
-    stage = Stage()
+    stage = Stage(SETTINGS)
     a = stage.agent("a")
     stage.frame(a, lock_requests=(LockRequested(1, (ResourceClaim(ResourceName("road")),)),))
     stage.epoch += 10
@@ -199,7 +231,7 @@ def test_a_lock_that_another_program_beat_is_deleted() -> None:
 
 
 def test_a_torn_cancellation_is_finished() -> None:
-    stage = Stage()
+    stage = Stage(SETTINGS)
     stage.submit(task("x"), task("y"))
     headers = dict(stage.store.headers)
     stage.cancel(reason="enough")
@@ -211,7 +243,7 @@ def test_a_torn_cancellation_is_finished() -> None:
 
 
 def test_a_torn_end_is_finished() -> None:
-    stage = Stage()
+    stage = Stage(SETTINGS)
     stream = stage.agent("a")
     stage.submit(task("t"))
     headers = dict(stage.store.headers)
@@ -223,7 +255,7 @@ def test_a_torn_end_is_finished() -> None:
 
 
 def test_a_torn_begin_and_a_torn_readiness_are_finished() -> None:
-    stage = Stage()
+    stage = Stage(SETTINGS)
     headers = {}
     stage.know("a", "work")
     stage.submit(task("x"), task("y", "x"))
@@ -239,7 +271,7 @@ def test_a_torn_begin_and_a_torn_readiness_are_finished() -> None:
 
 
 def test_a_torn_failure_takes_its_dependents_with_it() -> None:
-    stage = Stage()
+    stage = Stage(SETTINGS)
     stream = stage.agent("a")
     stage.submit(task("x"), task("y", "x"), task("z"))
     failure = Failure(FailureKind.PERMANENT, "HANDLER_REFUSED")
@@ -251,7 +283,7 @@ def test_a_torn_failure_takes_its_dependents_with_it() -> None:
 
 
 def test_what_is_stale_stays_stale() -> None:
-    stage = Stage()
+    stage = Stage(SETTINGS)
     stream = stage.agent("a")
     stage.submit(task("t"))
     old = stage.ref("t")
@@ -266,7 +298,7 @@ def test_what_is_stale_stays_stale() -> None:
 
 
 def test_ended_ones_are_forgotten_when_their_time_comes() -> None:
-    stage = Stage()
+    stage = Stage(SETTINGS)
     stage.submit(task("t"))
     stage.cancel()
     stage.take_over()
@@ -276,7 +308,7 @@ def test_ended_ones_are_forgotten_when_their_time_comes() -> None:
 
 
 def test_a_second_leader_hands_over_nothing_before_its_batch_is_durable() -> None:
-    stage = Stage()
+    stage = Stage(SETTINGS)
     stage.submit(task("t"))
     effects = stage.take_over()
     assert not only(effects, Assign)
