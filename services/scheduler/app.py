@@ -91,7 +91,7 @@ class SchedulerApp:
             )
         self.address = await self._server.start()
         _log.info("serving", address=self.address, metrics=self.metrics_address)
-        address = config.advertise or self.address
+        address = self.replica.address = config.advertise or self.address
         audit = connector(lambda: self._directory.addresses("audit"), self._tls, "audit")
         self.supervisor.spawn("scheduler-directory", self._directory.run())
         self.supervisor.spawn("scheduler-outbox", self._outbox.ship(audit))

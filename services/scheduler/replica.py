@@ -37,6 +37,8 @@ class Replica:
     ) -> None:
         self._election, self._feed, self._parts = election, feed, parts
         self._coordinator = coordinator
+        #: Where this replica is found by others; set before it leads.
+        self.address = ""
         self._driver: Driver | None = None
         self._draining = False
         #: Set while no leadership is held.
@@ -68,6 +70,9 @@ class Replica:
     def not_coordinator(self) -> ServiceError:
         """Return the error of a standby: who leads, if that is known."""
         address = self._coordinator()
+        if address == self.address:
+            # What is known of the election is from a moment ago, when we still led.
+            address = ""
         return ServiceError(
             Reason.NOT_COORDINATOR,
             f"this replica does not lead: ask {address or 'the registry who does'}",
