@@ -53,6 +53,8 @@ def test_an_indefinite_answer_keeps_the_envelope_for_the_next_stream() -> None:
     core.add("3", 10)
     core.closed()
     assert core.take() == []
+    assert len(core) == 3
+    assert core.answered(SendOutcome("1")) is Answer.UNKNOWN, "the old stream has nothing to say any more"
     core.credited(10)
     assert core.take() == ["1", "2", "3"]
     assert core.answered(SendOutcome("2", fault=DEFECT)) is Answer.SETTLED

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_client.core.delivery_queue import DeliveryQueue, Waiting
@@ -172,6 +172,13 @@ def test_arrival_counts_except_for_emergencies() -> None:
     assert queue.take() is None
 
 
+def test_a_line_gives_all_of_a_domain_in_order() -> None:
+    queue = DeliveryQueue(serial=False)
+    for name in "123":
+        queue.put(waiting(name))
+    assert [one.key[1] for one in (queue.take(), queue.take(), queue.take()) if one] == ["1", "2", "3"]
+
+
 def test_a_serial_line_gives_one_of_each_domain() -> None:
     queue = DeliveryQueue(serial=True)
     for name, sender in (("1", "a"), ("2", "a"), ("3", "b")):
@@ -224,13 +231,15 @@ class NaiveQueue:
     st.booleans(),
     st.lists(
         st.tuples(
-            st.sampled_from(["put", "put", "take", "take", "settle", "nack", "confirm", "recall"]),
+            st.sampled_from([*["put", "take", "settle"] * 3, "nack", "confirm", "confirm", "recall"]),
             st.sampled_from("ab"),
-            st.booleans(),
+            st.sampled_from([False, False, True]),
         ),
-        max_size=60,
+        min_size=20,
+        max_size=80,
     ),
 )
+@settings(max_examples=300)
 def test_the_queue_does_what_looking_through_everything_would_do(
     serial: bool, steps: list[tuple[str, str, bool]]
 ) -> None:
@@ -275,11 +284,11 @@ def test_a_broken_snapshot_is_begun_again() -> None:
     cursor.opened()
     cursor.seen(5)
     cursor.seen(5)
-    assert cursor.resume_from == 0
+    assert (cursor.resume_from, cursor.in_snapshot) == (0, True)
     cursor.opened()
     cursor.seen(5)
     cursor.seen(6)
-    assert cursor.resume_from == 6
+    assert (cursor.resume_from, cursor.in_snapshot) == (6, False)
 
 
 def test_a_gap_leads_to_a_snapshot() -> None:

@@ -216,14 +216,27 @@ def test_frames_are_bounded_by_count_and_bytes() -> None:
     assert len(frame(core).results) == 40 - 2 * FRAME_BYTES_MAX // 65_536
 
 
+def test_reports_without_a_stream_or_after_the_end_are_dropped() -> None:
+    core = opened()
+    core.assigned(attempt())
+    core.closed()
+    core.progressed(attempt(), 0.5, "nobody hears it")
+    core.opened()
+    assert frame(core) == WorkFrame(credits=1)
+    core.ended(attempt(), OK)
+    core.progressed(attempt(), 0.9, "too late")
+    core.progressed(attempt(2), 0.9, "never assigned")
+    assert frame(core) == WorkFrame(credits=1, results=[(attempt(), OK)])
+
+
 def test_remembered_ends_are_bounded() -> None:
     core = opened(slots=1)
-    for number in range(ENDED_MAX + 5):
+    for number in range(ENDED_MAX + 1):
         core.assigned(attempt(1, str(number)))
         core.ended(attempt(1, str(number)), OK)
         core.acked(attempt(1, str(number)))
+    assert core.assigned(attempt(1, "1")) == []
     assert core.assigned(attempt(1, "0")) == [Start(attempt(1, "0"))]
-    assert core.assigned(attempt(1, str(ENDED_MAX))) == []
 
 
 def test_locks_are_reported_in_the_hello_and_end_with_their_attempt() -> None:
