@@ -129,6 +129,13 @@ class LockCore:
         orphans, self._orphans = self._orphans, []
         return orphans
 
+    def overdue_at(self) -> int | None:
+        """Return when `overdue` will have something to say; None while a stream is open or nobody waits."""
+        if self._open:
+            return None
+        ends = [wish.give_up_at for wish in self._wishes.values() if not wish.locks]
+        return min((end for end in ends if end is not None), default=None)
+
     def overdue(self, now: int) -> list[int]:
         """Return, and forget, the wishes that waited their time without a stream to ask on.
 

@@ -55,7 +55,7 @@ class Conversation(Protocol[Said_co, Heard_contra]):
         ...
 
     def silent_at(self) -> int | None:
-        """Return when the other side, saying nothing, is to be taken for gone; None for never."""
+        """Return when the other side, saying nothing, is to be taken for gone; None for never at all."""
         ...
 
 
@@ -97,7 +97,8 @@ class Duplex(Generic[RequestT, ResponseT]):
             while True:
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    # Raises, except for a writer that met the end of the call before the reader did.
+                    # Raises, except for a writer that met the end of the call before the reader did, and for
+                    # a watchdog that has nothing to watch.
                     task.result()
         finally:
             for task in running:
@@ -173,7 +174,9 @@ async def keep_open(what: str, live: Callable[[str], Awaitable[None]], reconnect
 async def _watch(conversation: Conversation[Any, Any]) -> None:
     while True:
         silent_at = conversation.silent_at()
-        left_ms = 1_000 if silent_at is None else silent_at - monotonic_ms()
+        if silent_at is None:
+            return
+        left_ms = silent_at - monotonic_ms()
         if left_ms <= 0:
             raise UnavailableError("the service stopped answering", reason="PEER_SILENT", definite=True)
         # At least a millisecond: rounding must not turn the wait into a loop.

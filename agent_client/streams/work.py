@@ -32,9 +32,6 @@ from agent_client.wire import (
 
 log = logging.getLogger("agent_client")
 
-# How often wishes for locks are looked at while there is no stream, in seconds.
-OVERDUE_CHECK_S = 0.1
-
 
 class WorkStream:
     """Follows the coordinator for ever; its core holds what must survive a broken stream."""
@@ -70,11 +67,7 @@ class WorkStream:
 
     async def run(self) -> None:
         """Keep the stream until cancelled; raises MusterError when there is no use in going on."""
-        overdue = asyncio.create_task(self._refuse_overdue())
-        try:
-            await keep_open("work from the scheduler", self._live, self._reconnect)
-        finally:
-            overdue.cancel()
+        await keep_open("work from the scheduler", self._live, self._reconnect)
 
     def restart(self) -> None:
         """A new incarnation began: the stream must be opened under it."""
@@ -107,6 +100,7 @@ class WorkStream:
         self._core.locks.wanted(
             wish.handle, wish.claims, wait_ms=wish.wait_ms, attempt=wish.attempt, now=monotonic_ms()
         )
+        self._time_wishes()
         self._wake.set()
 
     def unlock(self, handle: int) -> None:
@@ -142,6 +136,7 @@ class WorkStream:
         finally:
             self.open.clear()
             self._core.closed()
+            self._time_wishes()
             self._load.closed()
             self._session.hurry()
             await channel.close(None)
@@ -252,11 +247,17 @@ class WorkStream:
             self.idle.set()
         self._wake.set()
 
-    async def _refuse_overdue(self) -> None:
-        while True:
-            await asyncio.sleep(OVERDUE_CHECK_S)
-            for handle in self._core.locks.overdue(monotonic_ms()):
-                self._refuse(handle, _not_connected())
+    def _time_wishes(self) -> None:
+        """While there is no stream, nobody else watches how long wishes for locks may wait."""
+        due_at = self._core.locks.overdue_at()
+        if due_at is not None:
+            delay_s = max(0, due_at - monotonic_ms()) / 1000
+            asyncio.get_running_loop().call_later(delay_s, self._refuse_overdue)
+
+    def _refuse_overdue(self) -> None:
+        for handle in self._core.locks.overdue(monotonic_ms()):
+            self._refuse(handle, _not_connected())
+        self._time_wishes()
 
 
 def _not_connected() -> MusterError:

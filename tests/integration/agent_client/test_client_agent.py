@@ -450,7 +450,9 @@ async def test_a_newer_process_takes_the_place(
     agent.handler("plan")(lambda task: None)
     life = asyncio.create_task(agent.serve())
     await eventually(lambda: plane.registry.sessions)
-    plane.registry.sessions[0].say(ServiceError(Reason.INCARNATION_FENCED, "incarnation 2 is live"))
+    # As a registry does, it says so again to a client that did not hear why its stream ended.
+    plane.registry.refusal = ServiceError(Reason.INCARNATION_FENCED, "incarnation 2 is live")
+    plane.registry.sessions[0].say(plane.registry.refusal)
     with pytest.raises(FencedError, match="incarnation 2 is live"):
         await life
 

@@ -25,14 +25,18 @@ class Party:
     def __init__(self, address: str, tls: TlsIdentity) -> None:
         self.address, self.tls = address, tls
         self.stopping = False
+        # Streams that were welcomed.
+        self.opened = 0
 
     async def open(self, **hello: object) -> MailboxClient | None:
         """Return a new stream, or None when the broker is away."""
         try:
-            return await MailboxClient.open(self.address, self.tls, **hello)  # type: ignore[arg-type]
+            client = await MailboxClient.open(self.address, self.tls, **hello)  # type: ignore[arg-type]
         except AWAY:
             await asyncio.sleep(0.05)  # sleeps: a client's pause between two tries
             return None
+        self.opened += 1
+        return client
 
 
 class SteadySender(Party):
@@ -43,6 +47,9 @@ class SteadySender(Party):
         self.made = 0
         self.unanswered: dict[str, None] = {}
         self.sequences: dict[str, set[int]] = {}
+
+    def __repr__(self) -> str:
+        return f"<sender made={self.made} unanswered={len(self.unanswered)} opened={self.opened}>"
 
     async def run(self) -> None:
         while not (self.stopping and not self.unanswered):
@@ -88,6 +95,9 @@ class SteadyReceiver(Party):
         self.repeats = 0
         self.greatest_token = 0
         self.broken: list[str] = []
+
+    def __repr__(self) -> str:
+        return f"<receiver effects={len(self.effects)} repeats={self.repeats} opened={self.opened}>"
 
     async def run(self) -> None:
         while not self.stopping:

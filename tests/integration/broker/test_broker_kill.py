@@ -54,12 +54,18 @@ async def _kill_under_load(
     sender = SteadySender(process.address, certificates.tls("agent/alpha"))
     receiver = SteadyReceiver(process.address, certificates.tls("agent/beta"))
     running = [asyncio.create_task(receiver.run())]
-    await eventually(lambda: _serves(process, certificates))
+    # From its first stream on the receiver is known, also to later runs of the broker.
+    await eventually(lambda: receiver.opened)
     running.append(asyncio.create_task(sender.run()))
-    for _ in range(kills):
+    for number in range(kills):
         before = len(receiver.effects)
         more = rng.randint(100, 1_500)
-        await eventually(lambda before=before, more=more: len(receiver.effects) > before + more, timeout=60)
+        try:
+            await eventually(
+                lambda before=before, more=more: len(receiver.effects) > before + more, timeout=60
+            )
+        except AssertionError as stalled:
+            raise AssertionError(f"kill {number}: stalled with {sender!r}, {receiver!r}") from stalled
         process.kill()
         process.start()
     sender.stopping = True

@@ -108,10 +108,13 @@ def test_wishes_give_up_only_where_nobody_else_watches_the_time(core: LockCore) 
     core.take(0)
     core.granted(3, HELD)
     assert core.overdue(50) == []
+    assert core.overdue_at() is None
     core.closed()
+    assert core.overdue_at() == 10
     assert core.overdue(9) == []
     assert core.overdue(10) == [1]
     assert core.overdue(50) == []
+    assert core.overdue_at() is None
 
 
 def test_an_attempts_end_orphans_its_wishes(core: LockCore) -> None:
