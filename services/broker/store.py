@@ -43,8 +43,9 @@ class MailboxStore(Protocol):
     Durability:  when `commit` returns, the batch survives power loss. What is acknowledged to anybody was
                  committed before.
     Recovery:    `load` returns exactly what the commits so far amount to: every unsettled envelope once, in
-                 the order of its domain, and every message_id whose `keep_until` has not passed (it may
-                 return more ids, and keep them longer, than it must).
+                 the order of its domain, every message_id and every routed id whose `keep_until` has not
+                 passed (it may return more ids, and keep them longer, than it must), and every subscription
+                 that was not given up. The copies of one routed envelope share its message_id.
     Errors:      DISK_FULL is definite: nothing of the batch was kept, and the store goes on when there is
                  room. STORE_UNAVAILABLE is indefinite: the batch may or may not be there, all of it or
                  nothing; `load` tells.

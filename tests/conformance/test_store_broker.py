@@ -21,6 +21,8 @@ from services.broker.core.model import (
     IncarnationRecord,
     Lane,
     Recovered,
+    RoutedId,
+    Subscription,
     Tombstone,
 )
 from services.broker.store import MailboxStore, Retention
@@ -141,6 +143,50 @@ async def test_agents_and_incarnations(reopen: Reopen) -> None:
         frozenset({"beta"}),
         (IncarnationRecord("beta", "0", 4),),
     )
+
+
+async def test_copies_of_one_envelope_and_the_ids_that_were_routed(reopen: Reopen) -> None:
+    store = await reopen()
+    await store.load(NOW)
+    third = DomainKey("alpha", "delta", Lane.NORMAL)
+    copies = [an_envelope(1), an_envelope(1, third)]
+    many = RoutedId("alpha", "alpha-1", b"%08d" % 1, "", 0, 2, LATER)
+    one = RoutedId("gamma", "any-1", b"%08d" % 2, "beta", 7, 1, Instant(NOW + 10))
+    none = RoutedId("gamma", "any-2", b"%08d" % 3, "", 0, 0, LATER)
+    batch = a_batch(1, copies, DomainRecord(KEY, 2, 0), DomainRecord(third, 2, 0))
+    batch.routed = [many, one]
+    await store.commit(batch)
+    await store.commit(Batch(2, routed=[none]))
+    found = await (await reopen()).load(NOW)
+    assert found.envelopes == tuple(sorted(copies, key=lambda copy: (copy.key, copy.sequence)))
+    assert set(found.routed) == {many, one, none}
+    store = await reopen()
+    await store.load(Instant(NOW + 10))
+    await store.compact(Instant(NOW + 10), Retention())
+    # The id may be used again, for something else.
+    again = one._replace(receiver="delta", keep_until=LATER)
+    await store.commit(Batch(3, routed=[again]))
+    assert set((await (await reopen()).load(NOW)).routed) == {many, none, again}
+    store = await reopen()
+    await store.load(LATER)
+    await store.compact(LATER, Retention())
+    assert (await (await reopen()).load(LATER)).routed == ()
+
+
+async def test_subscriptions_stay_until_they_are_given_up(reopen: Reopen) -> None:
+    store = await reopen()
+    await store.load(NOW)
+    first, second = Subscription("beta", "roads.*"), Subscription("beta", "roads.closed")
+    other = Subscription("gamma", "roads.*")
+    await store.commit(Batch(1, subscribed=[first, second]))
+    await store.commit(Batch(2, subscribed=[first, other], unsubscribed=[second]))
+    assert (await (await reopen()).load(NOW)).subscriptions == {first, other}
+    store = await reopen()
+    await store.load(NOW)
+    await store.compact(LATER, Retention())
+    # Giving up what is not there changes nothing.
+    await store.commit(Batch(3, unsubscribed=[second, other]))
+    assert (await (await reopen()).load(NOW)).subscriptions == {first}
 
 
 async def test_dead_letters_come_oldest_first_and_in_parts(reopen: Reopen) -> None:

@@ -158,6 +158,26 @@ class RememberedId(NamedTuple):
     keep_until: Instant
 
 
+class RoutedId(NamedTuple):
+    """A message_id whose receivers the broker chose: what a repeat of it is answered."""
+
+    sender: str
+    message_id: str
+    fingerprint: bytes
+    # The one receiver that was chosen and its number there; "" and 0 when every one of several got a copy.
+    receiver: str
+    sequence: int
+    receiver_count: int
+    keep_until: Instant
+
+
+class Subscription(NamedTuple):
+    """A mailbox that gets a copy of whatever is published to a matching topic."""
+
+    owner: str
+    pattern: str
+
+
 NEVER_KEPT = Instant(0)
 
 
@@ -177,6 +197,11 @@ class Batch:
     agents_known: list[str] = field(default_factory=list)
     agents_forgotten: list[str] = field(default_factory=list)
     incarnations: list[IncarnationRecord] = field(default_factory=list)
+    # Among the ids of `envelopes`, and ids of what was accepted for nobody.
+    routed: list[RoutedId] = field(default_factory=list)
+    # No subscription is in both.
+    subscribed: list[Subscription] = field(default_factory=list)
+    unsubscribed: list[Subscription] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         """Return whether there is anything to write."""
@@ -188,6 +213,9 @@ class Batch:
             or self.agents_known
             or self.agents_forgotten
             or self.incarnations
+            or self.routed
+            or self.subscribed
+            or self.unsubscribed
         )
 
 
@@ -203,6 +231,8 @@ class Recovered:
     remembered: tuple[RememberedId, ...] = ()
     agents: frozenset[str] = frozenset()
     incarnations: tuple[IncarnationRecord, ...] = ()
+    routed: tuple[RoutedId, ...] = ()
+    subscriptions: frozenset[Subscription] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

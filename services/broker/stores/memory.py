@@ -13,7 +13,9 @@ from services.broker.core.model import (
     IncarnationRecord,
     Recovered,
     RememberedId,
+    RoutedId,
     StoredDeadLetter,
+    Subscription,
 )
 from services.broker.store import Compaction, Retention
 from services.common.core.instants import Instant
@@ -32,6 +34,8 @@ class MemoryStore:
         self._dead_number = 0
         self._agents: set[str] = set()
         self._incarnations: dict[tuple[str, str], int] = {}
+        self._routed: dict[tuple[str, str], RoutedId] = {}
+        self._subscriptions: set[Subscription] = set()
 
     async def load(self, now: Instant) -> Recovered:
         """Begin a new life of the broker and return what is durable."""
@@ -47,6 +51,8 @@ class MemoryStore:
             tuple(one for one in self._remembered.values() if one.keep_until > now),
             frozenset(self._agents),
             tuple(IncarnationRecord(*who, number) for who, number in self._incarnations.items()),
+            tuple(one for one in self._routed.values() if one.keep_until > now),
+            frozenset(self._subscriptions),
         )
 
     async def commit(self, batch: Batch) -> None:
@@ -77,10 +83,14 @@ class MemoryStore:
                 self._incarnations[agent, instance] = incarnation
             else:
                 self._incarnations.pop((agent, instance), None)
+        self._routed.update({(one.sender, one.message_id): one for one in batch.routed})
+        self._subscriptions.update(batch.subscribed)
+        self._subscriptions.difference_update(batch.unsubscribed)
 
     async def compact(self, now: Instant, retention: Retention) -> Compaction:
         """Forget old message_ids and dead letters."""
         self._remembered = {key: one for key, one in self._remembered.items() if one.keep_until > now}
+        self._routed = {key: one for key, one in self._routed.items() if one.keep_until > now}
         newer: Counter[str] = Counter()
         dropped: Counter[str] = Counter()
         kept = []

@@ -20,7 +20,9 @@ from services.broker.core.model import (
     Lane,
     Recovered,
     RememberedId,
+    RoutedId,
     StoredDeadLetter,
+    Subscription,
     Tombstone,
 )
 from services.broker.stores import blocks
@@ -63,6 +65,14 @@ def write(
             connection.execute("REPLACE INTO incarnations VALUES (?, ?, ?)", (agent, instance, incarnation))
         else:
             connection.execute("DELETE FROM incarnations WHERE agent = ? AND instance = ?", (agent, instance))
+    if batch.routed:
+        connection.executemany("REPLACE INTO routed_ids VALUES (?, ?, ?, ?, ?, ?, ?)", batch.routed)
+    if batch.subscribed:
+        connection.executemany("INSERT OR IGNORE INTO subscriptions VALUES (?, ?)", batch.subscribed)
+    if batch.unsubscribed:
+        connection.executemany(
+            "DELETE FROM subscriptions WHERE owner = ? AND pattern = ?", batch.unsubscribed
+        )
     return size
 
 
@@ -86,6 +96,11 @@ def load(connection: sqlite3.Connection, now: Instant) -> tuple[Recovered, Ledge
         tuple(remembered),
         frozenset(agent for (agent,) in connection.execute("SELECT agent FROM agents")),
         tuple(IncarnationRecord(*row) for row in connection.execute("SELECT * FROM incarnations")),
+        tuple(
+            RoutedId(*row)
+            for row in connection.execute("SELECT * FROM routed_ids WHERE keep_until > ?", (now,))
+        ),
+        frozenset(Subscription(*row) for row in connection.execute("SELECT * FROM subscriptions")),
     ), ledger
 
 
@@ -136,6 +151,15 @@ def drop_heads(connection: sqlite3.Connection, now: Instant, limit: int) -> None
     connection.execute(
         "DELETE FROM blocks WHERE block_id IN (SELECT block_id FROM blocks WHERE keep_until <= ?"
         " AND NOT EXISTS (SELECT 1 FROM bodies WHERE bodies.block_id = blocks.block_id) LIMIT ?)",
+        (now, limit),
+    )
+
+
+def drop_routed(connection: sqlite3.Connection, now: Instant, limit: int) -> None:
+    """Delete routed ids that the dedupe window does not need."""
+    connection.execute(
+        "DELETE FROM routed_ids WHERE (sender, message_id) IN"
+        " (SELECT sender, message_id FROM routed_ids WHERE keep_until <= ? LIMIT ?)",
         (now, limit),
     )
 

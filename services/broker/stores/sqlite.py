@@ -8,6 +8,7 @@ part of its commit's block; an ack moves a number in its domain's row; a block g
     blocks        heads of one commit's envelopes, kept until the dedupe window has passed
     bodies        the envelopes themselves, kept until all of the block are settled
     dead_letters  one row each, for people
+    routed_ids    one row for each id whose receivers the broker chose, until the dedupe window has passed
 """
 
 from __future__ import annotations
@@ -76,6 +77,24 @@ MIGRATIONS = (
         PRIMARY KEY (agent, instance)
     ) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE routed_ids (
+        sender TEXT NOT NULL,
+        message_id TEXT NOT NULL,
+        fingerprint BLOB NOT NULL,
+        receiver TEXT NOT NULL,
+        sequence INTEGER NOT NULL,
+        receiver_count INTEGER NOT NULL,
+        keep_until INTEGER NOT NULL,
+        PRIMARY KEY (sender, message_id)
+    ) WITHOUT ROWID;
+    CREATE INDEX routed_ids_by_end ON routed_ids (keep_until);
+    CREATE TABLE subscriptions (
+        owner TEXT NOT NULL,
+        pattern TEXT NOT NULL,
+        PRIMARY KEY (owner, pattern)
+    ) WITHOUT ROWID;
+    """,
 )
 
 # A block of which no more than this share lives is rewritten, unless it is young or small.
@@ -87,6 +106,7 @@ REWRITE_BYTES_MAX = 2 * 1024 * 1024
 DROP_BYTES_MAX = 16 * 1024 * 1024
 DROP_BLOCKS_MAX = 256
 DROP_DEAD_LETTERS_MAX = 2_000
+DROP_ROUTED_MAX = 10_000
 # The WAL is moved into the file beside the commits whenever it has grown by this much; inside a commit only
 # when it is larger than the second number, in pages of 4 KiB.
 CHECKPOINT_BYTES = 4 * 1024 * 1024
@@ -162,6 +182,7 @@ class SqliteStore:
             heads, size = rows.rewrite(connection, sparse, moved_id, ledger)
             rows.drop_bodies(connection, [*spent, *sparse])
             rows.drop_heads(connection, now, DROP_BLOCKS_MAX)
+            rows.drop_routed(connection, now, DROP_ROUTED_MAX)
             limit = retention.dead_letters_max_per_mailbox if count_letters else None
             oldest = now - retention.dead_letter_age_ms_max
             return heads, size, rows.drop_dead_letters(connection, oldest, limit, DROP_DEAD_LETTERS_MAX)
