@@ -228,6 +228,7 @@ _TASK: Mapping[str, _Converter] = MappingProxyType(
         "retry_policy": _retry_policy,
         "payload": _payload,
         "attempt_timeout": _duration,
+        "speculation": _choice(task_pb2.Speculation, "SPECULATION_"),
     }
 )
 _COLLABORATION: Mapping[str, _Converter] = MappingProxyType(

@@ -42,6 +42,8 @@ class TaskInput(IntEnum):
     FAIL = auto()
     #: The collaboration was cancelled, or a dependency can no longer succeed.
     CANCEL = auto()
+    #: Its attempt made room for more urgent work.
+    SUSPEND = auto()
 
 
 class AttemptInput(IntEnum):
@@ -55,6 +57,10 @@ class AttemptInput(IntEnum):
     CANCEL = auto()
     #: It ran longer than the task's attempt_timeout.
     TIME_OUT = auto()
+    #: More urgent work needs its slot: its agent is asked to save and stop.
+    ASK_SUSPEND = auto()
+    #: Its agent stopped it as asked, or its grace is over.
+    SUSPEND = auto()
 
 
 _C, _T, _A = CollaborationState, TaskState, AttemptState
@@ -94,11 +100,17 @@ TASK: Table[TaskState, TaskInput] = Table(
         (_T.ASSIGNED, TaskInput.RETURN): _T.READY,
         (_T.ASSIGNED, TaskInput.FAIL): _T.FAILED,
         (_T.ASSIGNED, TaskInput.CANCEL): _T.CANCELLED,
+        (_T.ASSIGNED, TaskInput.SUSPEND): _T.SUSPENDED,
         # State: running - the agent said so
         (_T.RUNNING, TaskInput.SUCCEED): _T.SUCCEEDED,
         (_T.RUNNING, TaskInput.RETURN): _T.READY,
         (_T.RUNNING, TaskInput.FAIL): _T.FAILED,
         (_T.RUNNING, TaskInput.CANCEL): _T.CANCELLED,
+        (_T.RUNNING, TaskInput.SUSPEND): _T.SUSPENDED,
+        # State: suspended - waits for an agent, to go on from its savepoint
+        (_T.SUSPENDED, TaskInput.ASSIGN): _T.ASSIGNED,
+        (_T.SUSPENDED, TaskInput.FAIL): _T.FAILED,
+        (_T.SUSPENDED, TaskInput.CANCEL): _T.CANCELLED,
     },
 )
 
@@ -113,11 +125,19 @@ ATTEMPT: Table[AttemptState, AttemptInput] = Table(
         (_A.ASSIGNED, AttemptInput.LOSE): _A.LOST,
         (_A.ASSIGNED, AttemptInput.CANCEL): _A.CANCELLED,
         (_A.ASSIGNED, AttemptInput.TIME_OUT): _A.TIMED_OUT,
+        (_A.ASSIGNED, AttemptInput.ASK_SUSPEND): _A.SUSPENDING,
         # State: running - the agent said so
         (_A.RUNNING, AttemptInput.SUCCEED): _A.SUCCEEDED,
         (_A.RUNNING, AttemptInput.FAIL): _A.FAILED,
         (_A.RUNNING, AttemptInput.LOSE): _A.LOST,
         (_A.RUNNING, AttemptInput.CANCEL): _A.CANCELLED,
         (_A.RUNNING, AttemptInput.TIME_OUT): _A.TIMED_OUT,
+        (_A.RUNNING, AttemptInput.ASK_SUSPEND): _A.SUSPENDING,
+        # State: suspending - asked to save and stop; what it reports meanwhile counts as before
+        (_A.SUSPENDING, AttemptInput.SUCCEED): _A.SUCCEEDED,
+        (_A.SUSPENDING, AttemptInput.FAIL): _A.FAILED,
+        (_A.SUSPENDING, AttemptInput.LOSE): _A.LOST,
+        (_A.SUSPENDING, AttemptInput.CANCEL): _A.CANCELLED,
+        (_A.SUSPENDING, AttemptInput.SUSPEND): _A.SUSPENDED,
     },
 )

@@ -47,6 +47,13 @@ class UnknownSkillPolicy(IntEnum):
     FAIL = 2
 
 
+class Speculation(IntEnum):
+    """Whether two attempts of one task may run at once."""
+
+    ALLOWED = 1
+    NEVER = 2
+
+
 class CollaborationState(IntEnum):
     """Life cycle of a collaboration."""
 
@@ -69,6 +76,7 @@ class TaskState(IntEnum):
     SUCCEEDED = 5
     FAILED = 6
     CANCELLED = 7
+    SUSPENDED = 8
 
 
 class AttemptState(IntEnum):
@@ -81,6 +89,8 @@ class AttemptState(IntEnum):
     LOST = 5
     CANCELLED = 6
     TIMED_OUT = 7
+    SUSPENDING = 8
+    SUSPENDED = 9
 
 
 class FailureKind(IntEnum):
@@ -95,7 +105,9 @@ COLLABORATION_ENDED = frozenset(
 )
 TASK_ENDED = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED})
 TASK_HELD = frozenset({TaskState.ASSIGNED, TaskState.RUNNING})
-ATTEMPT_OPEN = frozenset({AttemptState.ASSIGNED, AttemptState.RUNNING})
+#: Waits for an agent, a lock or its retry delay.
+TASK_WAITING = frozenset({TaskState.READY, TaskState.SUSPENDED})
+ATTEMPT_OPEN = frozenset({AttemptState.ASSIGNED, AttemptState.RUNNING, AttemptState.SUSPENDING})
 
 
 class InstanceKey(NamedTuple):
@@ -195,6 +207,7 @@ class TaskSpec:
     retry: RetryPolicy = RetryPolicy()
     payload: Payload = Payload()
     attempt_timeout_ms: int = 600_000
+    speculation: Speculation = Speculation.ALLOWED
     #: The wire form, made once and never read by the core.
     encoded: bytes = field(default=b"", compare=False, repr=False)
 

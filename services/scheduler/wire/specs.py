@@ -16,6 +16,7 @@ from services.scheduler.core.model import (
     CollaborationSpec,
     Priority,
     RetryPolicy,
+    Speculation,
     Submission,
     TaskSpec,
     UnknownSkillPolicy,
@@ -93,6 +94,7 @@ def task_spec(message: task_pb.TaskSpec, path: str) -> TaskSpec:
         values.duration_ms(message.attempt_timeout)
         if message.HasField("attempt_timeout")
         else _ATTEMPT_TIMEOUT_MS,
+        values.enum_value(Speculation, message.speculation, Speculation.ALLOWED, f"{path}.speculation"),
         message.SerializeToString(deterministic=True),
     )
 

@@ -154,6 +154,8 @@ class TaskRecord(_message.Message):
     END_MS_FIELD_NUMBER: _builtins.int
     RETRY_MS_FIELD_NUMBER: _builtins.int
     CAUSE_ID_FIELD_NUMBER: _builtins.int
+    SAVEPOINT_FIELD_NUMBER: _builtins.int
+    EXCUSED_COUNT_FIELD_NUMBER: _builtins.int
     state: _task_pb2.TaskState.ValueType
     generation: _builtins.int
     collaboration_generation: _builtins.int
@@ -168,6 +170,8 @@ class TaskRecord(_message.Message):
     """End of the retry delay."""
     cause_id: _builtins.str
     """What made it ready."""
+    excused_count: _builtins.int
+    """Attempts that ended by the scheduler's own decision: suspended, moved, or second to finish."""
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptRecord]:
         """The newest 32, oldest first."""
@@ -180,6 +184,8 @@ class TaskRecord(_message.Message):
     def failure(self) -> _task_pb2.TaskFailure:
         """Set when FAILED or CANCELLED."""
 
+    @_builtins.property
+    def savepoint(self) -> Global___SavepointRecord: ...
     def __init__(
         self,
         *,
@@ -195,14 +201,45 @@ class TaskRecord(_message.Message):
         end_ms: _builtins.int = ...,
         retry_ms: _builtins.int = ...,
         cause_id: _builtins.str = ...,
+        savepoint: Global___SavepointRecord | None = ...,
+        excused_count: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "result", b"result", "savepoint", b"savepoint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "attempts", b"attempts", "cause_id", b"cause_id", "collaboration_generation", b"collaboration_generation", "end_ms", b"end_ms", "failure", b"failure", "failure_count", b"failure_count", "generation", b"generation", "ready_ms", b"ready_ms", "result", b"result", "retry_ms", b"retry_ms", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "attempts", b"attempts", "cause_id", b"cause_id", "collaboration_generation", b"collaboration_generation", "end_ms", b"end_ms", "excused_count", b"excused_count", "failure", b"failure", "failure_count", b"failure_count", "generation", b"generation", "ready_ms", b"ready_ms", "result", b"result", "retry_ms", b"retry_ms", "savepoint", b"savepoint", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TaskRecord: _TypeAlias = TaskRecord  # noqa: Y015
+
+@_typing.final
+class SavepointRecord(_message.Message):
+    """SavepointRecord is from where the next attempt of a task goes on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_NUMBER_FIELD_NUMBER: _builtins.int
+    SAVE_MS_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    attempt_number: _builtins.int
+    """The attempt that saved it."""
+    save_ms: _builtins.int
+    @_builtins.property
+    def payload(self) -> _payload_pb2.Payload: ...
+    def __init__(
+        self,
+        *,
+        attempt_number: _builtins.int = ...,
+        save_ms: _builtins.int = ...,
+        payload: _payload_pb2.Payload | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_number", b"attempt_number", "payload", b"payload", "save_ms", b"save_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SavepointRecord: _TypeAlias = SavepointRecord  # noqa: Y015
 
 @_typing.final
 class AttemptRecord(_message.Message):
@@ -220,6 +257,8 @@ class AttemptRecord(_message.Message):
     END_MS_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
+    SPECULATIVE_FIELD_NUMBER: _builtins.int
+    SUSPEND_MS_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     instance_id: _builtins.str
     incarnation: _builtins.int
@@ -228,6 +267,9 @@ class AttemptRecord(_message.Message):
     start_ms: _builtins.int
     end_ms: _builtins.int
     explanation: _builtins.str
+    speculative: _builtins.bool
+    suspend_ms: _builtins.int
+    """When its grace ends, once it was asked to suspend."""
     @_builtins.property
     def token(self) -> _fencing_pb2.FencingToken: ...
     @_builtins.property
@@ -245,10 +287,12 @@ class AttemptRecord(_message.Message):
         end_ms: _builtins.int = ...,
         failure: _task_pb2.TaskFailure | None = ...,
         explanation: _builtins.str = ...,
+        speculative: _builtins.bool = ...,
+        suspend_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "assign_ms", b"assign_ms", "end_ms", b"end_ms", "explanation", b"explanation", "failure", b"failure", "incarnation", b"incarnation", "instance_id", b"instance_id", "start_ms", b"start_ms", "state", b"state", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "assign_ms", b"assign_ms", "end_ms", b"end_ms", "explanation", b"explanation", "failure", b"failure", "incarnation", b"incarnation", "instance_id", b"instance_id", "speculative", b"speculative", "start_ms", b"start_ms", "state", b"state", "suspend_ms", b"suspend_ms", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

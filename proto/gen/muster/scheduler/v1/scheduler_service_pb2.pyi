@@ -11,6 +11,7 @@ from google.protobuf.internal import containers as _containers
 from google.rpc import status_pb2 as _status_pb2
 from muster.common.v1 import fencing_pb2 as _fencing_pb2
 from muster.common.v1 import page_pb2 as _page_pb2
+from muster.common.v1 import priority_pb2 as _priority_pb2
 from muster.scheduler.v1 import collaboration_pb2 as _collaboration_pb2
 from muster.scheduler.v1 import task_pb2 as _task_pb2
 from muster.scheduler.v1 import work_pb2 as _work_pb2
@@ -357,12 +358,21 @@ class Lock(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     SINCE_TIME_FIELD_NUMBER: _builtins.int
     LEASE_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    LENT_PRIORITY_FIELD_NUMBER: _builtins.int
+    LENT_BY_FIELD_NUMBER: _builtins.int
     resource: _builtins.str
     mode: _task_pb2.LockMode.ValueType
     held: _builtins.bool
     """True: held; false: waiting."""
     agent_id: _builtins.str
     instance_id: _builtins.str
+    priority: _priority_pb2.Priority.ValueType
+    """The class of its owner's own; unspecified for a key that another program put."""
+    lent_priority: _priority_pb2.Priority.ValueType
+    """The class in which it counts because more urgent work waits for it; unspecified when nobody lends."""
+    lent_by: _builtins.str
+    """For people: who lends that class, directly or through others."""
     @_builtins.property
     def attempt(self) -> _work_pb2.AttemptRef:
         """Set when the claim belongs to an attempt."""
@@ -391,10 +401,13 @@ class Lock(_message.Message):
         token: _fencing_pb2.FencingToken | None = ...,
         since_time: _timestamp_pb2.Timestamp | None = ...,
         lease_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        priority: _priority_pb2.Priority.ValueType = ...,
+        lent_priority: _priority_pb2.Priority.ValueType = ...,
+        lent_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "lease_expire_time", b"lease_expire_time", "since_time", b"since_time", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "held", b"held", "instance_id", b"instance_id", "lease_expire_time", b"lease_expire_time", "mode", b"mode", "resource", b"resource", "since_time", b"since_time", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "attempt", b"attempt", "held", b"held", "instance_id", b"instance_id", "lease_expire_time", b"lease_expire_time", "lent_by", b"lent_by", "lent_priority", b"lent_priority", "mode", b"mode", "priority", b"priority", "resource", b"resource", "since_time", b"since_time", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

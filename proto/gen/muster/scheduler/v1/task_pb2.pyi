@@ -24,6 +24,28 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Speculation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SpeculationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Speculation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SPECULATION_UNSPECIFIED: _Speculation.ValueType  # 0
+    """Means ALLOWED."""
+    SPECULATION_ALLOWED: _Speculation.ValueType  # 1
+    """Unless it claims an exclusive lock."""
+    SPECULATION_NEVER: _Speculation.ValueType  # 2
+
+class Speculation(_Speculation, metaclass=_SpeculationEnumTypeWrapper):
+    """Speculation says whether two attempts of one task may run at once; the first result counts, the other is fenced."""
+
+SPECULATION_UNSPECIFIED: Speculation.ValueType  # 0
+"""Means ALLOWED."""
+SPECULATION_ALLOWED: Speculation.ValueType  # 1
+"""Unless it claims an exclusive lock."""
+SPECULATION_NEVER: Speculation.ValueType  # 2
+Global___Speculation: _TypeAlias = Speculation  # noqa: Y015
+
 class _LockMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -62,6 +84,8 @@ class _TaskStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskState.V
     TASK_STATE_SUCCEEDED: _TaskState.ValueType  # 5
     TASK_STATE_FAILED: _TaskState.ValueType  # 6
     TASK_STATE_CANCELLED: _TaskState.ValueType  # 7
+    TASK_STATE_SUSPENDED: _TaskState.ValueType  # 8
+    """Its attempt made room for more urgent work; waits for an agent to go on from its savepoint."""
 
 class TaskState(_TaskState, metaclass=_TaskStateEnumTypeWrapper):
     """TaskState is the life cycle of a task."""
@@ -78,6 +102,8 @@ TASK_STATE_RUNNING: TaskState.ValueType  # 4
 TASK_STATE_SUCCEEDED: TaskState.ValueType  # 5
 TASK_STATE_FAILED: TaskState.ValueType  # 6
 TASK_STATE_CANCELLED: TaskState.ValueType  # 7
+TASK_STATE_SUSPENDED: TaskState.ValueType  # 8
+"""Its attempt made room for more urgent work; waits for an agent to go on from its savepoint."""
 Global___TaskState: _TypeAlias = TaskState  # noqa: Y015
 
 class _AttemptState:
@@ -96,6 +122,10 @@ class _AttemptStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AttemptS
     ATTEMPT_STATE_CANCELLED: _AttemptState.ValueType  # 6
     ATTEMPT_STATE_TIMED_OUT: _AttemptState.ValueType  # 7
     """It ran longer than attempt_timeout."""
+    ATTEMPT_STATE_SUSPENDING: _AttemptState.ValueType  # 8
+    """Asked to save and stop; its result still counts until it is SUSPENDED."""
+    ATTEMPT_STATE_SUSPENDED: _AttemptState.ValueType  # 9
+    """It made room; its token is void."""
 
 class AttemptState(_AttemptState, metaclass=_AttemptStateEnumTypeWrapper):
     """AttemptState is the life cycle of one try."""
@@ -110,6 +140,10 @@ ATTEMPT_STATE_LOST: AttemptState.ValueType  # 5
 ATTEMPT_STATE_CANCELLED: AttemptState.ValueType  # 6
 ATTEMPT_STATE_TIMED_OUT: AttemptState.ValueType  # 7
 """It ran longer than attempt_timeout."""
+ATTEMPT_STATE_SUSPENDING: AttemptState.ValueType  # 8
+"""Asked to save and stop; its result still counts until it is SUSPENDED."""
+ATTEMPT_STATE_SUSPENDED: AttemptState.ValueType  # 9
+"""It made room; its token is void."""
 Global___AttemptState: _TypeAlias = AttemptState  # noqa: Y015
 
 class _FailureKind:
@@ -156,6 +190,7 @@ class TaskSpec(_message.Message):
     RETRY_POLICY_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     ATTEMPT_TIMEOUT_FIELD_NUMBER: _builtins.int
+    SPECULATION_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """Unique in its collaboration, 1 to 64 bytes of [A-Za-z0-9._-]. Set by the requester."""
     task_name: _builtins.str
@@ -166,6 +201,8 @@ class TaskSpec(_message.Message):
     """Unspecified means the collaboration's."""
     task_type: _builtins.str
     """What handler runs it: at most 64 bytes of [a-z0-9._-]; empty means the first required skill."""
+    speculation: Global___Speculation.ValueType
+    """Whether a second attempt may run beside a slow first one. Set NEVER when running twice does harm."""
     @_builtins.property
     def required_skills(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """All of them must be held by one agent; 1 to 16."""
@@ -217,10 +254,11 @@ class TaskSpec(_message.Message):
         retry_policy: Global___RetryPolicy | None = ...,
         payload: _payload_pb2.Payload | None = ...,
         attempt_timeout: _duration_pb2.Duration | None = ...,
+        speculation: Global___Speculation.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_timeout", b"attempt_timeout", "deadline", b"deadline", "estimated_duration", b"estimated_duration", "payload", b"payload", "retry_policy", b"retry_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_timeout", b"attempt_timeout", "deadline", b"deadline", "dependencies", b"dependencies", "description", b"description", "estimated_duration", b"estimated_duration", "payload", b"payload", "priority", b"priority", "required_agents", b"required_agents", "required_skills", b"required_skills", "resources", b"resources", "retry_policy", b"retry_policy", "task_id", b"task_id", "task_name", b"task_name", "task_type", b"task_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_timeout", b"attempt_timeout", "deadline", b"deadline", "dependencies", b"dependencies", "description", b"description", "estimated_duration", b"estimated_duration", "payload", b"payload", "priority", b"priority", "required_agents", b"required_agents", "required_skills", b"required_skills", "resources", b"resources", "retry_policy", b"retry_policy", "speculation", b"speculation", "task_id", b"task_id", "task_name", b"task_name", "task_type", b"task_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -301,12 +339,15 @@ class Attempt(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
+    SPECULATIVE_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     instance_id: _builtins.str
     incarnation: _builtins.int
     state: Global___AttemptState.ValueType
     explanation: _builtins.str
     """Why this agent: named parts of the decision, for people."""
+    speculative: _builtins.bool
+    """It began beside a slow one that was still running."""
     @_builtins.property
     def token(self) -> _fencing_pb2.FencingToken:
         """token.number is the attempt's number: 1, 2, 3 …"""
@@ -334,14 +375,45 @@ class Attempt(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         failure: Global___TaskFailure | None = ...,
         explanation: _builtins.str = ...,
+        speculative: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["assign_time", b"assign_time", "end_time", b"end_time", "failure", b"failure", "start_time", b"start_time", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "assign_time", b"assign_time", "end_time", b"end_time", "explanation", b"explanation", "failure", b"failure", "incarnation", b"incarnation", "instance_id", b"instance_id", "start_time", b"start_time", "state", b"state", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "assign_time", b"assign_time", "end_time", b"end_time", "explanation", b"explanation", "failure", b"failure", "incarnation", b"incarnation", "instance_id", b"instance_id", "speculative", b"speculative", "start_time", b"start_time", "state", b"state", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Attempt: _TypeAlias = Attempt  # noqa: Y015
+
+@_typing.final
+class Savepoint(_message.Message):
+    """Savepoint says from where the next attempt of a task would go on; the plane keeps the newest one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_NUMBER_FIELD_NUMBER: _builtins.int
+    SAVE_TIME_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    attempt_number: _builtins.int
+    """The attempt that saved it."""
+    bytes: _builtins.int
+    """Length of its payload, which goes to the next attempt's agent only."""
+    @_builtins.property
+    def save_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        attempt_number: _builtins.int = ...,
+        save_time: _timestamp_pb2.Timestamp | None = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["save_time", b"save_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_number", b"attempt_number", "bytes", b"bytes", "save_time", b"save_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Savepoint: _TypeAlias = Savepoint  # noqa: Y015
 
 @_typing.final
 class TaskFailure(_message.Message):
@@ -390,6 +462,7 @@ class Task(_message.Message):
     READY_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     WAITING_FOR_FIELD_NUMBER: _builtins.int
+    SAVEPOINT_FIELD_NUMBER: _builtins.int
     collaboration_id: _builtins.str
     state: Global___TaskState.ValueType
     progress: _builtins.float
@@ -418,6 +491,10 @@ class Task(_message.Message):
     def ready_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def savepoint(self) -> Global___Savepoint:
+        """Unset for none."""
+
     def __init__(
         self,
         *,
@@ -433,10 +510,11 @@ class Task(_message.Message):
         ready_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         waiting_for: _builtins.str = ...,
+        savepoint: Global___Savepoint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "failure", b"failure", "ready_time", b"ready_time", "result", b"result", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "failure", b"failure", "ready_time", b"ready_time", "result", b"result", "savepoint", b"savepoint", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "collaboration_id", b"collaboration_id", "end_time", b"end_time", "failure", b"failure", "generation", b"generation", "progress", b"progress", "ready_time", b"ready_time", "result", b"result", "spec", b"spec", "stage", b"stage", "state", b"state", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "collaboration_id", b"collaboration_id", "end_time", b"end_time", "failure", b"failure", "generation", b"generation", "progress", b"progress", "ready_time", b"ready_time", "result", b"result", "savepoint", b"savepoint", "spec", b"spec", "stage", b"stage", "state", b"state", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

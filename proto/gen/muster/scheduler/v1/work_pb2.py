@@ -30,7 +30,7 @@ from muster.common.v1 import payload_pb2 as muster_dot_common_dot_v1_dot_payload
 from muster.scheduler.v1 import task_pb2 as muster_dot_scheduler_dot_v1_dot_task__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emuster/scheduler/v1/work.proto\x12\x13muster.scheduler.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1emuster/common/v1/fencing.proto\x1a\x1emuster/common/v1/payload.proto\x1a\x1emuster/scheduler/v1/task.proto\"\x86\x03\n\x0bWorkRequest\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1e.muster.scheduler.v1.WorkHello\x12\x0f\n\x07\x63redits\x18\x02 \x01(\r\x12\x34\n\x07started\x18\x03 \x03(\x0b\x32#.muster.scheduler.v1.AttemptStarted\x12\x36\n\x08progress\x18\x04 \x03(\x0b\x32$.muster.scheduler.v1.AttemptProgress\x12\x33\n\x07results\x18\x05 \x03(\x0b\x32\".muster.scheduler.v1.AttemptResult\x12\x13\n\x0bprobe_nonce\x18\x06 \x01(\x04\x12\x37\n\rlock_requests\x18\x07 \x03(\x0b\x32 .muster.scheduler.v1.LockRequest\x12\x37\n\rlock_releases\x18\x08 \x03(\x0b\x32 .muster.scheduler.v1.LockRelease\x12\r\n\x05\x64rain\x18\t \x01(\x08\"\xa9\x01\n\tWorkHello\x12\x10\n\x08versions\x18\x01 \x03(\r\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12-\n\x04held\x18\x04 \x03(\x0b\x32\x1f.muster.scheduler.v1.AttemptRef\x12\x31\n\nheld_locks\x18\x05 \x03(\x0b\x32\x1d.muster.scheduler.v1.HeldLock\"f\n\nAttemptRef\x12\x18\n\x10\x63ollaboration_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12-\n\x05token\x18\x03 \x01(\x0b\x32\x1e.muster.common.v1.FencingToken\"K\n\x08HeldLock\x12\x10\n\x08resource\x18\x01 \x01(\t\x12-\n\x05token\x18\x02 \x01(\x0b\x32\x1e.muster.common.v1.FencingToken\"B\n\x0e\x41ttemptStarted\x12\x30\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x1f.muster.scheduler.v1.AttemptRef\"d\n\x0f\x41ttemptProgress\x12\x30\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x1f.muster.scheduler.v1.AttemptRef\x12\x10\n\x08progress\x18\x02 \x01(\x01\x12\r\n\x05stage\x18\x03 \x01(\t\"\xc3\x01\n\rAttemptResult\x12\x30\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x1f.muster.scheduler.v1.AttemptRef\x12+\n\x06result\x18\x02 \x01(\x0b\x32\x19.muster.common.v1.PayloadH\x00\x12\x33\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32 .muster.scheduler.v1.TaskFailureH\x00\x12\x13\n\tcancelled\x18\x04 \x01(\x08H\x00\x42\t\n\x07outcome\"\xb9\x01\n\x0bLockRequest\x12\x17\n\x0flock_request_id\x18\x01 \x01(\x04\x12\x32\n\x06\x63laims\x18\x02 \x03(\x0b\x32\".muster.scheduler.v1.ResourceClaim\x12+\n\x08wait_max\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\x07\x61ttempt\x18\x04 \x01(\x0b\x32\x1f.muster.scheduler.v1.AttemptRef\"T\n\x0bLockRelease\x12\x17\n\x0flock_request_id\x18\x01 \x01(\x04\x12,\n\x05locks\x18\x02 \x03(\x0b\x32\x1d.muster.scheduler.v1.HeldLock\"\xa3\x03\n\x0cWorkResponse\x12\x31\n\x07welcome\x18\x01 \x01(\x0b\x32 .muster.scheduler.v1.WorkWelcome\x12\x34\n\x0b\x61ssignments\x18\x02 \x03(\x0b\x32\x1f.muster.scheduler.v1.Assignment\x12\x33\n\x07\x63\x61ncels\x18\x03 \x03(\x0b\x32\".muster.scheduler.v1.AttemptCancel\x12\x33\n\x0bresult_acks\x18\x04 \x03(\x0b\x32\x1e.muster.scheduler.v1.ResultAck\x12\x13\n\x0bprobe_nonce\x18\x05 \x01(\x04\x12\x33\n\x0block_grants\x18\x06 \x03(\x0b\x32\x1e.muster.scheduler.v1.LockGrant\x12\x37\n\rlock_refusals\x18\x07 \x03(\x0b\x32 .muster.scheduler.v1.LockRefusal\x12=\n\x10lock_revocations\x18\x08 \x03(\x0b\x32#.muster.scheduler.v1.LockRevocation\"\x90\x01\n\x0bWorkWelcome\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12.\n\x0bsilence_max\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0eprobe_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xdc\x03\n\nAssignment\x12\x30\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x1f.muster.scheduler.v1.AttemptRef\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.muster.scheduler.v1.TaskSpec\x12;\n\x06inputs\x18\x03 \x03(\x0b\x32+.muster.scheduler.v1.Assignment.InputsEntry\x12,\n\x05locks\x18\x04 \x03(\x0b\x32\x1d.muster.scheduler.v1.HeldLock\x12\x31\n\x0eshared_context\x18\x05 \x01(\x0b\x32\x19.muster.common.v1.Payload\x12\x1a\n\x12\x63ollaboration_name\x18\x06 \x01(\t\x12\x19\n\x11\x63oordinator_agent\x18\x07 \x01(\t\x12\x0f\n\x07members\x18\x08 \x03(\t\x12,\n\x08\x64\x65\x61\x64line\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\trequester\x18\n \x01(\t\x1aH\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.muster.common.v1.Payload:\x02\x38\x01\"a\n\rAttemptCancel\x12\x30\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x1f.muster.scheduler.v1.AttemptRef\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x66\x65nced\x18\x03 \x01(\x08\"`\n\tResultAck\x12\x30\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x1f.muster.scheduler.v1.AttemptRef\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"\x89\x01\n\tLockGrant\x12\x17\n\x0flock_request_id\x18\x01 \x01(\x04\x12,\n\x05locks\x18\x02 \x03(\x0b\x32\x1d.muster.scheduler.v1.HeldLock\x12\x35\n\x11lease_expire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"I\n\x0bLockRefusal\x12\x17\n\x0flock_request_id\x18\x01 \x01(\x04\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"M\n\x0eLockRevocation\x12+\n\x04lock\x18\x01 \x01(\x0b\x32\x1d.muster.scheduler.v1.HeldLock\x12\x0e\n\x06reason\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emuster/scheduler/v1/work.proto\x12\x13muster.scheduler.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1emuster/common/v1/fencing.proto\x1a\x1emuster/common/v1/payload.proto\x1a\x1emuster/scheduler/v1/task.proto\"\xc1\x03\n\x0bWorkRequest\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1e.muster.scheduler.v1.WorkHello\x12\x0f\n\x07\x63redits\x18\x02 \x01(\r\x12\x34\n\x07started\x18\x03 \x03(\x0b\x32#.muster.scheduler.v1.AttemptStarted\x12\x36\n\x08progress\x18\x04 \x03(\x0b\x32$.muster.scheduler.v1.AttemptProgress\x12\x33\n\x07results\x18\x05 \x03(\x0b\x32\".muster.scheduler.v1.AttemptResult\x12\x13\n\x0bprobe_nonce\x18\x06 \x01(\x04\x12\x37\n\rlock_requests\x18\x07 \x03(\x0b\x32 .muster.scheduler.v1.LockRequest\x12\x37\n\rlock_releases\x18\x08 \x03(\x0b\x32 .muster.scheduler.v1.LockRelease\x12\r\n\x05\x64rain\x18\t \x01(\x08\x12\x39\n\nsavepoints\x18\n \x03(\x0b\x32%.muster.scheduler.v1.AttemptSavepoint\"\xbe\x01\n\tWorkHello\x12\x10\n\x08versions\x18\x01 \x03(\r\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12-\n\x04held\x18\x04 \x03(\x0b\x32\x1f.muster.scheduler.v1.AttemptRef\x12\x31\n\nheld_locks\x18\x05 \x03(\x0b\x32\x1d.muster.scheduler.v1.HeldLock\x12\x13\n\x0bsuspendable\x18\x06 \x01(\x08\"f\n\nAttemptRef\x12\x18\n\x10\x63ollaboration_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12-\n\x05token\x18\x03 \x01(\x0b\x32\x1e.muster.common.v1.FencingToken\"K\n\x08HeldLock\x12\x10\n\x08resource\x18\x01 \x01(\t\x12-\n\x05token\x18\x02 \x01(\x0b\x32\x1e.muster.common.v1.FencingToken\"B\n\x0e\x41ttemptStarted\x12\x30\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x1f.muster.scheduler.v1.AttemptRef\"d\n\x0f\x41ttemptProgress\x12\x30\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x1f.muster.scheduler.v1.AttemptRef\x12\x10\n\x08progress\x18\x02 \x01(\x01\x12\r\n\x05stage\x18\x03 \x01(\t\"\xf9\x01\n\rAttemptResult\x12\x30\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x1f.muster.scheduler.v1.AttemptRef\x12+\n\x06result\x18\x02 \x01(\x0b\x32\x19.muster.common.v1.PayloadH\x00\x12\x33\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32 .muster.scheduler.v1.TaskFailureH\x00\x12\x13\n\tcancelled\x18\x04 \x01(\x08H\x00\x12\x34\n\tsuspended\x18\x05 \x01(\x0b\x32\x1f.muster.scheduler.v1.SuspensionH\x00\x42\t\n\x07outcome\":\n\nSuspension\x12,\n\tsavepoint\x18\x01 \x01(\x0b\x32\x19.muster.common.v1.Payload\"r\n\x10\x41ttemptSavepoint\x12\x30\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x1f.muster.scheduler.v1.AttemptRef\x12,\n\tsavepoint\x18\x02 \x01(\x0b\x32\x19.muster.common.v1.Payload\"\xb9\x01\n\x0bLockRequest\x12\x17\n\x0flock_request_id\x18\x01 \x01(\x04\x12\x32\n\x06\x63laims\x18\x02 \x03(\x0b\x32\".muster.scheduler.v1.ResourceClaim\x12+\n\x08wait_max\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\x07\x61ttempt\x18\x04 \x01(\x0b\x32\x1f.muster.scheduler.v1.AttemptRef\"T\n\x0bLockRelease\x12\x17\n\x0flock_request_id\x18\x01 \x01(\x04\x12,\n\x05locks\x18\x02 \x03(\x0b\x32\x1d.muster.scheduler.v1.HeldLock\"\x95\x04\n\x0cWorkResponse\x12\x31\n\x07welcome\x18\x01 \x01(\x0b\x32 .muster.scheduler.v1.WorkWelcome\x12\x34\n\x0b\x61ssignments\x18\x02 \x03(\x0b\x32\x1f.muster.scheduler.v1.Assignment\x12\x33\n\x07\x63\x61ncels\x18\x03 \x03(\x0b\x32\".muster.scheduler.v1.AttemptCancel\x12\x33\n\x0bresult_acks\x18\x04 \x03(\x0b\x32\x1e.muster.scheduler.v1.ResultAck\x12\x13\n\x0bprobe_nonce\x18\x05 \x01(\x04\x12\x33\n\x0block_grants\x18\x06 \x03(\x0b\x32\x1e.muster.scheduler.v1.LockGrant\x12\x37\n\rlock_refusals\x18\x07 \x03(\x0b\x32 .muster.scheduler.v1.LockRefusal\x12=\n\x10lock_revocations\x18\x08 \x03(\x0b\x32#.muster.scheduler.v1.LockRevocation\x12\x35\n\x08suspends\x18\t \x03(\x0b\x32#.muster.scheduler.v1.AttemptSuspend\x12\x39\n\x0esavepoint_acks\x18\n \x03(\x0b\x32!.muster.scheduler.v1.SavepointAck\"\x90\x01\n\x0bWorkWelcome\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12.\n\x0bsilence_max\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0eprobe_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8a\x04\n\nAssignment\x12\x30\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x1f.muster.scheduler.v1.AttemptRef\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.muster.scheduler.v1.TaskSpec\x12;\n\x06inputs\x18\x03 \x03(\x0b\x32+.muster.scheduler.v1.Assignment.InputsEntry\x12,\n\x05locks\x18\x04 \x03(\x0b\x32\x1d.muster.scheduler.v1.HeldLock\x12\x31\n\x0eshared_context\x18\x05 \x01(\x0b\x32\x19.muster.common.v1.Payload\x12\x1a\n\x12\x63ollaboration_name\x18\x06 \x01(\t\x12\x19\n\x11\x63oordinator_agent\x18\x07 \x01(\t\x12\x0f\n\x07members\x18\x08 \x03(\t\x12,\n\x08\x64\x65\x61\x64line\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\trequester\x18\n \x01(\t\x12,\n\tsavepoint\x18\x0b \x01(\x0b\x32\x19.muster.common.v1.Payload\x1aH\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.muster.common.v1.Payload:\x02\x38\x01\"|\n\x0e\x41ttemptSuspend\x12\x30\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x1f.muster.scheduler.v1.AttemptRef\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12(\n\x05grace\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"c\n\x0cSavepointAck\x12\x30\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x1f.muster.scheduler.v1.AttemptRef\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"a\n\rAttemptCancel\x12\x30\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x1f.muster.scheduler.v1.AttemptRef\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x66\x65nced\x18\x03 \x01(\x08\"`\n\tResultAck\x12\x30\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x1f.muster.scheduler.v1.AttemptRef\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"\x89\x01\n\tLockGrant\x12\x17\n\x0flock_request_id\x18\x01 \x01(\x04\x12,\n\x05locks\x18\x02 \x03(\x0b\x32\x1d.muster.scheduler.v1.HeldLock\x12\x35\n\x11lease_expire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"I\n\x0bLockRefusal\x12\x17\n\x0flock_request_id\x18\x01 \x01(\x04\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"M\n\x0eLockRevocation\x12+\n\x04lock\x18\x01 \x01(\x0b\x32\x1d.muster.scheduler.v1.HeldLock\x12\x0e\n\x06reason\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,39 +40,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ASSIGNMENT_INPUTSENTRY']._loaded_options = None
   _globals['_ASSIGNMENT_INPUTSENTRY']._serialized_options = b'8\001'
   _globals['_WORKREQUEST']._serialized_start=242
-  _globals['_WORKREQUEST']._serialized_end=632
-  _globals['_WORKHELLO']._serialized_start=635
-  _globals['_WORKHELLO']._serialized_end=804
-  _globals['_ATTEMPTREF']._serialized_start=806
-  _globals['_ATTEMPTREF']._serialized_end=908
-  _globals['_HELDLOCK']._serialized_start=910
-  _globals['_HELDLOCK']._serialized_end=985
-  _globals['_ATTEMPTSTARTED']._serialized_start=987
-  _globals['_ATTEMPTSTARTED']._serialized_end=1053
-  _globals['_ATTEMPTPROGRESS']._serialized_start=1055
-  _globals['_ATTEMPTPROGRESS']._serialized_end=1155
-  _globals['_ATTEMPTRESULT']._serialized_start=1158
-  _globals['_ATTEMPTRESULT']._serialized_end=1353
-  _globals['_LOCKREQUEST']._serialized_start=1356
-  _globals['_LOCKREQUEST']._serialized_end=1541
-  _globals['_LOCKRELEASE']._serialized_start=1543
-  _globals['_LOCKRELEASE']._serialized_end=1627
-  _globals['_WORKRESPONSE']._serialized_start=1630
-  _globals['_WORKRESPONSE']._serialized_end=2049
-  _globals['_WORKWELCOME']._serialized_start=2052
-  _globals['_WORKWELCOME']._serialized_end=2196
-  _globals['_ASSIGNMENT']._serialized_start=2199
-  _globals['_ASSIGNMENT']._serialized_end=2675
-  _globals['_ASSIGNMENT_INPUTSENTRY']._serialized_start=2603
-  _globals['_ASSIGNMENT_INPUTSENTRY']._serialized_end=2675
-  _globals['_ATTEMPTCANCEL']._serialized_start=2677
-  _globals['_ATTEMPTCANCEL']._serialized_end=2774
-  _globals['_RESULTACK']._serialized_start=2776
-  _globals['_RESULTACK']._serialized_end=2872
-  _globals['_LOCKGRANT']._serialized_start=2875
-  _globals['_LOCKGRANT']._serialized_end=3012
-  _globals['_LOCKREFUSAL']._serialized_start=3014
-  _globals['_LOCKREFUSAL']._serialized_end=3087
-  _globals['_LOCKREVOCATION']._serialized_start=3089
-  _globals['_LOCKREVOCATION']._serialized_end=3166
+  _globals['_WORKREQUEST']._serialized_end=691
+  _globals['_WORKHELLO']._serialized_start=694
+  _globals['_WORKHELLO']._serialized_end=884
+  _globals['_ATTEMPTREF']._serialized_start=886
+  _globals['_ATTEMPTREF']._serialized_end=988
+  _globals['_HELDLOCK']._serialized_start=990
+  _globals['_HELDLOCK']._serialized_end=1065
+  _globals['_ATTEMPTSTARTED']._serialized_start=1067
+  _globals['_ATTEMPTSTARTED']._serialized_end=1133
+  _globals['_ATTEMPTPROGRESS']._serialized_start=1135
+  _globals['_ATTEMPTPROGRESS']._serialized_end=1235
+  _globals['_ATTEMPTRESULT']._serialized_start=1238
+  _globals['_ATTEMPTRESULT']._serialized_end=1487
+  _globals['_SUSPENSION']._serialized_start=1489
+  _globals['_SUSPENSION']._serialized_end=1547
+  _globals['_ATTEMPTSAVEPOINT']._serialized_start=1549
+  _globals['_ATTEMPTSAVEPOINT']._serialized_end=1663
+  _globals['_LOCKREQUEST']._serialized_start=1666
+  _globals['_LOCKREQUEST']._serialized_end=1851
+  _globals['_LOCKRELEASE']._serialized_start=1853
+  _globals['_LOCKRELEASE']._serialized_end=1937
+  _globals['_WORKRESPONSE']._serialized_start=1940
+  _globals['_WORKRESPONSE']._serialized_end=2473
+  _globals['_WORKWELCOME']._serialized_start=2476
+  _globals['_WORKWELCOME']._serialized_end=2620
+  _globals['_ASSIGNMENT']._serialized_start=2623
+  _globals['_ASSIGNMENT']._serialized_end=3145
+  _globals['_ASSIGNMENT_INPUTSENTRY']._serialized_start=3073
+  _globals['_ASSIGNMENT_INPUTSENTRY']._serialized_end=3145
+  _globals['_ATTEMPTSUSPEND']._serialized_start=3147
+  _globals['_ATTEMPTSUSPEND']._serialized_end=3271
+  _globals['_SAVEPOINTACK']._serialized_start=3273
+  _globals['_SAVEPOINTACK']._serialized_end=3372
+  _globals['_ATTEMPTCANCEL']._serialized_start=3374
+  _globals['_ATTEMPTCANCEL']._serialized_end=3471
+  _globals['_RESULTACK']._serialized_start=3473
+  _globals['_RESULTACK']._serialized_end=3569
+  _globals['_LOCKGRANT']._serialized_start=3572
+  _globals['_LOCKGRANT']._serialized_end=3709
+  _globals['_LOCKREFUSAL']._serialized_start=3711
+  _globals['_LOCKREFUSAL']._serialized_end=3784
+  _globals['_LOCKREVOCATION']._serialized_start=3786
+  _globals['_LOCKREVOCATION']._serialized_end=3863
 # @@protoc_insertion_point(module_scope)

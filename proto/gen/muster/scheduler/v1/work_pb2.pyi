@@ -42,6 +42,7 @@ class WorkRequest(_message.Message):
     LOCK_REQUESTS_FIELD_NUMBER: _builtins.int
     LOCK_RELEASES_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
+    SAVEPOINTS_FIELD_NUMBER: _builtins.int
     credits: _builtins.int
     """Attempts that the agent will accept now beyond those it holds; added to what was granted before.
     Each assignment uses one. At most 1,024 may be open.
@@ -64,6 +65,10 @@ class WorkRequest(_message.Message):
     def lock_requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___LockRequest]: ...
     @_builtins.property
     def lock_releases(self) -> _containers.RepeatedCompositeFieldContainer[Global___LockRelease]: ...
+    @_builtins.property
+    def savepoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptSavepoint]:
+        """At most one per attempt until it is acked; sent again when the link broke before."""
+
     def __init__(
         self,
         *,
@@ -76,10 +81,11 @@ class WorkRequest(_message.Message):
         lock_requests: _abc.Iterable[Global___LockRequest] | None = ...,
         lock_releases: _abc.Iterable[Global___LockRelease] | None = ...,
         drain: _builtins.bool = ...,
+        savepoints: _abc.Iterable[Global___AttemptSavepoint] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "drain", b"drain", "hello", b"hello", "lock_releases", b"lock_releases", "lock_requests", b"lock_requests", "probe_nonce", b"probe_nonce", "progress", b"progress", "results", b"results", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "drain", b"drain", "hello", b"hello", "lock_releases", b"lock_releases", "lock_requests", b"lock_requests", "probe_nonce", b"probe_nonce", "progress", b"progress", "results", b"results", "savepoints", b"savepoints", "started", b"started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -96,9 +102,12 @@ class WorkHello(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
     HELD_LOCKS_FIELD_NUMBER: _builtins.int
+    SUSPENDABLE_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     incarnation: _builtins.int
     """The incarnation of the agent's registry session."""
+    suspendable: _builtins.bool
+    """It heeds AttemptSuspend. The attempts of an agent that does not are never preempted."""
     @_builtins.property
     def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Protocol versions, newest first; today only 1."""
@@ -119,10 +128,11 @@ class WorkHello(_message.Message):
         incarnation: _builtins.int = ...,
         held: _abc.Iterable[Global___AttemptRef] | None = ...,
         held_locks: _abc.Iterable[Global___HeldLock] | None = ...,
+        suspendable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "held_locks", b"held_locks", "incarnation", b"incarnation", "instance_id", b"instance_id", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "held_locks", b"held_locks", "incarnation", b"incarnation", "instance_id", b"instance_id", "suspendable", b"suspendable", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -243,6 +253,7 @@ class AttemptResult(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
+    SUSPENDED_FIELD_NUMBER: _builtins.int
     cancelled: _builtins.bool
     """The agent stopped it because it was asked to."""
     @_builtins.property
@@ -253,6 +264,10 @@ class AttemptResult(_message.Message):
 
     @_builtins.property
     def failure(self) -> _task_pb2.TaskFailure: ...
+    @_builtins.property
+    def suspended(self) -> Global___Suspension:
+        """The agent stopped it because of an AttemptSuspend."""
+
     def __init__(
         self,
         *,
@@ -260,16 +275,71 @@ class AttemptResult(_message.Message):
         result: _payload_pb2.Payload | None = ...,
         failure: _task_pb2.TaskFailure | None = ...,
         cancelled: _builtins.bool = ...,
+        suspended: Global___Suspension | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancelled", b"cancelled", "failure", b"failure", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancelled", b"cancelled", "failure", b"failure", "outcome", b"outcome", "result", b"result", "suspended", b"suspended"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancelled", b"cancelled", "failure", b"failure", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancelled", b"cancelled", "failure", b"failure", "outcome", b"outcome", "result", b"result", "suspended", b"suspended"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "failure", "cancelled"]  # noqa: Y015
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "failure", "cancelled", "suspended"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
 Global___AttemptResult: _TypeAlias = AttemptResult  # noqa: Y015
+
+@_typing.final
+class Suspension(_message.Message):
+    """Suspension says how far a suspended attempt came."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAVEPOINT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def savepoint(self) -> _payload_pb2.Payload:
+        """From where to go on, at most 65,536 bytes; unset for the newest AttemptSavepoint of the task, if any."""
+
+    def __init__(
+        self,
+        *,
+        savepoint: _payload_pb2.Payload | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["savepoint", b"savepoint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["savepoint", b"savepoint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Suspension: _TypeAlias = Suspension  # noqa: Y015
+
+@_typing.final
+class AttemptSavepoint(_message.Message):
+    """AttemptSavepoint says from where another attempt of the task could go on. The newest one counts, whatever
+    becomes of this attempt; it is handed to the task's next attempt.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    SAVEPOINT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def attempt(self) -> Global___AttemptRef: ...
+    @_builtins.property
+    def savepoint(self) -> _payload_pb2.Payload:
+        """At most 65,536 bytes."""
+
+    def __init__(
+        self,
+        *,
+        attempt: Global___AttemptRef | None = ...,
+        savepoint: _payload_pb2.Payload | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "savepoint", b"savepoint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "savepoint", b"savepoint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttemptSavepoint: _TypeAlias = AttemptSavepoint  # noqa: Y015
 
 @_typing.final
 class LockRequest(_message.Message):
@@ -348,6 +418,8 @@ class WorkResponse(_message.Message):
     LOCK_GRANTS_FIELD_NUMBER: _builtins.int
     LOCK_REFUSALS_FIELD_NUMBER: _builtins.int
     LOCK_REVOCATIONS_FIELD_NUMBER: _builtins.int
+    SUSPENDS_FIELD_NUMBER: _builtins.int
+    SAVEPOINT_ACKS_FIELD_NUMBER: _builtins.int
     probe_nonce: _builtins.int
     """To be echoed at once in probe_nonce. 0 for none."""
     @_builtins.property
@@ -368,6 +440,12 @@ class WorkResponse(_message.Message):
     def lock_revocations(self) -> _containers.RepeatedCompositeFieldContainer[Global___LockRevocation]:
         """Locks that ended without being released."""
 
+    @_builtins.property
+    def suspends(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptSuspend]: ...
+    @_builtins.property
+    def savepoint_acks(self) -> _containers.RepeatedCompositeFieldContainer[Global___SavepointAck]:
+        """Savepoints that are committed, or refused with a definite error."""
+
     def __init__(
         self,
         *,
@@ -379,10 +457,12 @@ class WorkResponse(_message.Message):
         lock_grants: _abc.Iterable[Global___LockGrant] | None = ...,
         lock_refusals: _abc.Iterable[Global___LockRefusal] | None = ...,
         lock_revocations: _abc.Iterable[Global___LockRevocation] | None = ...,
+        suspends: _abc.Iterable[Global___AttemptSuspend] | None = ...,
+        savepoint_acks: _abc.Iterable[Global___SavepointAck] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "cancels", b"cancels", "lock_grants", b"lock_grants", "lock_refusals", b"lock_refusals", "lock_revocations", b"lock_revocations", "probe_nonce", b"probe_nonce", "result_acks", b"result_acks", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "cancels", b"cancels", "lock_grants", b"lock_grants", "lock_refusals", b"lock_refusals", "lock_revocations", b"lock_revocations", "probe_nonce", b"probe_nonce", "result_acks", b"result_acks", "savepoint_acks", b"savepoint_acks", "suspends", b"suspends", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -462,6 +542,7 @@ class Assignment(_message.Message):
     MEMBERS_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
     REQUESTER_FIELD_NUMBER: _builtins.int
+    SAVEPOINT_FIELD_NUMBER: _builtins.int
     collaboration_name: _builtins.str
     coordinator_agent: _builtins.str
     requester: _builtins.str
@@ -490,6 +571,10 @@ class Assignment(_message.Message):
     def deadline(self) -> _timestamp_pb2.Timestamp:
         """The task's effective deadline; unset for none."""
 
+    @_builtins.property
+    def savepoint(self) -> _payload_pb2.Payload:
+        """From where to go on; unset for the beginning."""
+
     def __init__(
         self,
         *,
@@ -503,14 +588,80 @@ class Assignment(_message.Message):
         members: _abc.Iterable[_builtins.str] | None = ...,
         deadline: _timestamp_pb2.Timestamp | None = ...,
         requester: _builtins.str = ...,
+        savepoint: _payload_pb2.Payload | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deadline", b"deadline", "shared_context", b"shared_context", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deadline", b"deadline", "savepoint", b"savepoint", "shared_context", b"shared_context", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "collaboration_name", b"collaboration_name", "coordinator_agent", b"coordinator_agent", "deadline", b"deadline", "inputs", b"inputs", "locks", b"locks", "members", b"members", "requester", b"requester", "shared_context", b"shared_context", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "collaboration_name", b"collaboration_name", "coordinator_agent", b"coordinator_agent", "deadline", b"deadline", "inputs", b"inputs", "locks", b"locks", "members", b"members", "requester", b"requester", "savepoint", b"savepoint", "shared_context", b"shared_context", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Assignment: _TypeAlias = Assignment  # noqa: Y015
+
+@_typing.final
+class AttemptSuspend(_message.Message):
+    """AttemptSuspend asks an agent to save and stop an attempt, which more urgent work needs the slot of. It
+    follows the commit of the decision to etcd.
+
+    It gives the attempt's slot to the scheduler at once: it counts as one more credit, and the attempt counts
+    for no slot from then on. The agent answers with an AttemptResult: suspended, or how it ended instead.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """For people."""
+    @_builtins.property
+    def attempt(self) -> Global___AttemptRef: ...
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """How long from now the attempt may go on; then it is fenced, and what was not saved is lost."""
+
+    def __init__(
+        self,
+        *,
+        attempt: Global___AttemptRef | None = ...,
+        reason: _builtins.str = ...,
+        grace: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "grace", b"grace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "grace", b"grace", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttemptSuspend: _TypeAlias = AttemptSuspend  # noqa: Y015
+
+@_typing.final
+class SavepointAck(_message.Message):
+    """SavepointAck answers one AttemptSavepoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def attempt(self) -> Global___AttemptRef: ...
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Unset when committed; else why it was refused, for example STALE_FENCING_TOKEN."""
+
+    def __init__(
+        self,
+        *,
+        attempt: Global___AttemptRef | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "error", b"error"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SavepointAck: _TypeAlias = SavepointAck  # noqa: Y015
 
 @_typing.final
 class AttemptCancel(_message.Message):
