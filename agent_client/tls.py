@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 
 import grpc
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 
 from agent_client.context import Context, Identity
 from agent_client.errors import ContextError
@@ -62,4 +65,46 @@ class Dialer:
                 "or `muster agents enroll` for an agent's certificate",
                 reason="NO_CERTIFICATE",
             ) from error
+        self._check(root, certificate)
         return grpc.ssl_channel_credentials(root, key, certificate)
+
+    def _check(self, root: bytes, certificate: bytes) -> None:
+        """Say here what a server, which refuses a certificate by closing the connection, never tells."""
+        try:
+            authorities = x509.load_pem_x509_certificates(root)
+            chain = x509.load_pem_x509_certificates(certificate)
+        except ValueError as error:
+            raise ContextError(
+                f"{self.context.ca} or {self.identity.certificate} is not a PEM certificate: {error}",
+                reason="NO_CERTIFICATE",
+            ) from error
+        leaf, now = chain[0], datetime.now(UTC)
+        if not any(_issued(one, authority) for one in chain for authority in authorities):
+            raise ContextError(
+                f"{self.identity.certificate} was not issued by the authority of this plane, "
+                f"{self.context.ca}; {_renew(self.identity.principal)}",
+                reason="FOREIGN_CERTIFICATE",
+            )
+        if not leaf.not_valid_before_utc <= now <= leaf.not_valid_after_utc:
+            raise ContextError(
+                f"{self.identity.certificate} is valid from {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} to "
+                f"{leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC and it is {now:%Y-%m-%d %H:%M}: look at the "
+                f"clock, or {_renew(self.identity.principal)}",
+                reason="CERTIFICATE_NOT_VALID",
+                retryable=True,
+            )
+
+
+def _issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _renew(principal: str) -> str:
+    kind, _, name = principal.partition("/")
+    if kind == "agent":
+        return f"run `muster agents enroll {name}` with this plane's --home"
+    return "ask whoever runs the plane for an operator certificate"

@@ -18,6 +18,7 @@ FATAL = frozenset({"IDENTITY_MISMATCH", "UNSUPPORTED_VERSION"})
 # Reasons that no waiting will mend when the very first hello meets them: this process is set up wrongly.
 FATAL_AT_FIRST = FATAL | {
     "ACCESS_DENIED",
+    "FOREIGN_CERTIFICATE",
     "IDENTITY_MISSING",
     "INVALID_FIELD",
     "MALFORMED_FRAME",

@@ -43,7 +43,7 @@ _EXPECTED = (
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
     options = _parser().parse_args(arguments)
-    emit = printer(sys.stdout, as_json=options.json_events)
+    emit = printer(sys.stdout, sys.stderr, as_json=options.json_events)
     try:
         code: int = options.run(options, emit)
     except _EXPECTED as error:

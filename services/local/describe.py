@@ -89,10 +89,7 @@ def ready_facts(places: Places, ports: Ports, certificates: PlaneCertificates) -
         "addresses": {one.replica_id: ports.address(one.replica_id) for one in REPLICAS},
         "metrics_addresses": {one.replica_id: ports.metrics_address(one.replica_id) for one in REPLICAS},
         "logs": str(places.log("x").parent),
-        "issue_command": _line(
-            "python", "-m", "services.local", "issue-certificate", "--directory", places.directory,
-            "--agent", "NAME",
-        ),
+        "issue_command": _line("muster", "agents", "enroll", "NAME", "--home", places.directory),
         "grpcurl_command": _line(
             "grpcurl", "-cacert", certificates.ca, "-cert", certificate, "-key", key, registry, "list"
         ),

@@ -68,11 +68,12 @@ TEXTS = {
 }
 
 
-def printer(stream: TextIO, *, as_json: bool) -> Emit:
-    """Return what prints events to `stream`, each at once."""
+def printer(stream: TextIO, complaints: TextIO, *, as_json: bool) -> Emit:
+    """Return what prints events to `stream`, each at once; a failure's text goes to `complaints`."""
 
     def emit(event: PlaneEvent) -> None:
-        stream.write((event.to_json() if as_json else event.to_text()) + "\n")
-        stream.flush()
+        out = complaints if event.kind == "failed" and not as_json else stream
+        out.write((event.to_json() if as_json else event.to_text()) + "\n")
+        out.flush()
 
     return emit

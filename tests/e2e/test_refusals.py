@@ -29,12 +29,12 @@ from muster.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
 from agent_client import (
     AccessError,
     Client,
+    ContextError,
     InvalidRequestError,
     MusterError,
     NotFoundError,
     PreconditionError,
     RequestReusedError,
-    UnavailableError,
 )
 from services.common.certificates import create_authority, load_authority, write_credential
 from services.common.core.errors import Reason
@@ -135,8 +135,9 @@ async def test_the_library_says_that_it_is_a_stranger(plane: Launched, tmp_path:
     context["operator"] = {"certificate": "admin.crt", "key": "admin.key"}
     (tmp_path / "context.json").write_text(json.dumps(context))
     async with Client(home=tmp_path, patience=1) as client:
-        with pytest.raises(UnavailableError):
+        with pytest.raises(ContextError, match="not issued by the authority of this plane") as caught:
             await client.agents()
+    assert caught.value.reason == "FOREIGN_CERTIFICATE"
 
 
 @pytest.mark.parametrize("uri", ["spiffe://elsewhere.example/operator/admin", ""])

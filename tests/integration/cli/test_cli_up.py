@@ -28,8 +28,8 @@ def test_a_taken_port_is_said_with_what_to_do(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         done = muster_process("up", "--port-base", str(port), home=tmp_path / "plane")
     assert done.returncode == 1
-    assert re.search(rf"port {port} for \w+ is taken by another program", done.stdout)
-    assert "--port-base N" in done.stdout
+    assert re.search(rf"port {port} for \w+ is taken by another program", done.stderr)
+    assert "--port-base N" in done.stderr
     wait_nothing_runs(tmp_path, 10)
 
 
@@ -45,7 +45,7 @@ def test_one_plane_in_a_folder_which_can_be_asked_and_stopped(tmp_path: Path) ->
         assert any(json.loads(line)["event"] == "ready" for line in first.stdout)
         second = muster_process("up", "--port-base", "0", home=home)
         assert second.returncode == 1
-        assert re.search(rf"a plane already runs in \S+ \(pid {first.pid}\)", second.stdout)
+        assert re.search(rf"a plane already runs in \S+ \(pid {first.pid}\)", second.stderr)
         status = succeed("status", home=home).splitlines()
         assert len(status) == 7
         assert all(line.endswith("serving") for line in status[1:])
