@@ -187,6 +187,12 @@ class Driver:
         loop = asyncio.get_running_loop()
         try:
             while True:
+                # Before each turn, not only when its ring woke this loop: work that ends while the streams
+                # have their turn rings for nobody.
+                if self._working is not None and self._working.done():
+                    # Only a defect ends the store's work with an error.
+                    self._working.result()
+                    self._working = None
                 if not self._lost_touch:
                     self._turn()
                     if self._events:
@@ -199,10 +205,6 @@ class Driver:
                 self._set_alarm(loop)
                 await self._wake
                 self._wake = None
-                if self._working is not None and self._working.done():
-                    # Only a defect ends the store's work with an error.
-                    self._working.result()
-                    self._working = None
         finally:
             self._wake = None
             if self._alarm is not None:

@@ -115,6 +115,10 @@ class MailboxClient:
                 await self._changed.wait()
         return value
 
+    def wake(self) -> None:
+        """Have who waits look at its condition again."""
+        self._changed.set()
+
     async def wait_end(self) -> ServiceError | None:
         """Return what the stream ended with; None for a good end."""
         await self.wait(lambda: self.ended)

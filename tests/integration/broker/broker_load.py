@@ -25,8 +25,15 @@ class Party:
     def __init__(self, address: str, tls: TlsIdentity) -> None:
         self.address, self.tls = address, tls
         self.stopping = False
-        # Streams that were welcomed.
+        # Streams that were welcomed, and the one that is open.
         self.opened = 0
+        self._client: MailboxClient | None = None
+
+    def stop(self) -> None:
+        """End at the next chance; who waits for something to come is told."""
+        self.stopping = True
+        if self._client is not None:
+            self._client.wake()
 
     async def open(self, **hello: object) -> MailboxClient | None:
         """Return a new stream, or None when the broker is away."""
@@ -36,6 +43,7 @@ class Party:
             await asyncio.sleep(0.05)  # sleeps: a client's pause between two tries
             return None
         self.opened += 1
+        self._client = client
         return client
 
 

@@ -68,10 +68,10 @@ async def _kill_under_load(
             raise AssertionError(f"kill {number}: stalled with {sender!r}, {receiver!r}") from stalled
         process.kill()
         process.start()
-    sender.stopping = True
+    sender.stop()
     await asyncio.wait_for(running[1], 60)
     await eventually(lambda: len(receiver.effects) >= len(sender.sequences), timeout=60)
-    receiver.stopping = True
+    receiver.stop()
     await asyncio.wait_for(running[0], 60)
     assert process.stop() == 0
     check_course(sender, receiver)

@@ -41,10 +41,10 @@ async def _run(
         before = len(receiver.effects)
         await eventually(lambda before=before: len(receiver.effects) > before + 200)
         await trouble(proxy, rng)
-    sender.stopping = True
+    sender.stop()
     await asyncio.wait_for(running[1], 60)
     await eventually(lambda: len(receiver.effects) >= len(sender.sequences))
-    receiver.stopping = True
+    receiver.stop()
     await asyncio.wait_for(running[0], 60)
     check_course(sender, receiver)
     return receiver
