@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ceiling, messages, tasks
+from benchmarks import ceiling, messages, scheduling, tasks
 from benchmarks.figures import Figure
 from benchmarks.machine import commit, keeps_nothing, machine
 from benchmarks.programs import ProgramFailedError
@@ -29,7 +29,10 @@ BENCHMARKS: dict[str, tuple[str, Benchmark]] = {
 
 def main() -> int:
     """Run one benchmark; return the exit code."""
+    if sys.argv[1:2] == ["scheduling"]:
+        return scheduling.main(sys.argv[2:])
     names = "\n".join(f"  {name:<10} {text}" for name, (text, _) in BENCHMARKS.items())
+    names += "\n  scheduling S1, S2, …: plans and decisions; has options of its own, see scheduling --help"
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=f"{__doc__}\n\nnames:\n{names}",

@@ -1,0 +1,18 @@
+"""What every figure of scheduling is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options of one run."""
+
+    #: The folder of the data sets.
+    data: Path
+    #: Whether a sample will do; a figure says in its params how much of it was measured.
+    quick: bool
+    #: An empty folder for what a figure keeps while it runs.
+    directory: Path
