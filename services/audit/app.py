@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from muster.audit.v1.audit_service_pb2_grpc import add_AuditServiceServicer_to_server
-from muster.registry.v1 import registry_service_pb2 as registry_pb
 
 from services.audit import wire
 from services.audit.config import AuditConfig
@@ -22,7 +20,7 @@ from services.common import logs
 from services.common.clock import Clock, SystemClock
 from services.common.etcd.channel import EtcdTls
 from services.common.etcd.client import EtcdClient
-from services.common.etcd.registration import Registration
+from services.common.etcd.registration import Registration, this_replica
 from services.common.lifecycle import TaskSupervisor
 from services.common.metrics import Exposition, Metrics, start_exposition
 from services.common.rpc.server import GrpcServer
@@ -118,12 +116,12 @@ class AuditApp:
 
     async def _register(self, etcd: EtcdClient) -> None:
         """Be found by the others. While etcd is away the log goes on for those who know its address."""
-        replica = registry_pb.ServiceReplica(
-            service=SERVICE,
-            replica_id=self._config.replica_id,
-            address=self._config.advertise or self.address,
-            metrics_address=self.metrics_address,
-            start_time=Timestamp(seconds=self._clock.now() // 1_000),
+        replica = this_replica(
+            SERVICE,
+            self._config.replica_id,
+            self._config.advertise or self.address,
+            self.metrics_address,
+            self._clock,
         )
         await Registration(etcd, self._clock, self._config.key_prefix, replica).run()
 

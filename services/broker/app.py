@@ -9,8 +9,6 @@ from collections.abc import Coroutine
 from typing import Any
 
 import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
-from muster.registry.v1 import registry_service_pb2 as registry_pb
 
 from services.broker.config import BrokerConfig
 from services.broker.core.events import AgentsSeen
@@ -28,7 +26,7 @@ from services.common.core.errors import Reason, ServiceError
 from services.common.etcd.channel import EtcdTls
 from services.common.etcd.client import EtcdClient
 from services.common.etcd.directory import ServiceDirectory
-from services.common.etcd.registration import Registration
+from services.common.etcd.registration import Registration, this_replica
 from services.common.lifecycle import TaskSupervisor
 from services.common.metrics import Exposition, Metrics, start_exposition
 from services.common.outbox import Outbox, SpooledOutbox, open_outbox
@@ -144,12 +142,12 @@ class BrokerApp:
 
     async def _register(self, etcd: EtcdClient) -> None:
         """Be found by the others. While etcd is away the mailboxes go on for those who know the address."""
-        replica = registry_pb.ServiceReplica(
-            service=SERVICE,
-            replica_id=self._config.replica_id,
-            address=self._config.advertise or self.address,
-            metrics_address=self.metrics_address,
-            start_time=Timestamp(seconds=self._clock.now() // 1_000),
+        replica = this_replica(
+            SERVICE,
+            self._config.replica_id,
+            self._config.advertise or self.address,
+            self.metrics_address,
+            self._clock,
         )
         await Registration(etcd, self._clock, self._config.key_prefix, replica).run()
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 
-from google.protobuf.timestamp_pb2 import Timestamp
-from muster.registry.v1 import registry_service_pb2 as pb
 from muster.registry.v1.registry_service_pb2_grpc import add_RegistryServiceServicer_to_server
 
 from services.common import logs
@@ -14,7 +12,7 @@ from services.common.clock import Clock, SystemClock
 from services.common.etcd.channel import EtcdTls
 from services.common.etcd.client import EtcdClient
 from services.common.etcd.directory import ServiceDirectory
-from services.common.etcd.registration import Registration
+from services.common.etcd.registration import Registration, this_replica
 from services.common.lifecycle import TaskSupervisor
 from services.common.metrics import Metrics, start_exposition
 from services.common.outbox import open_outbox
@@ -129,12 +127,12 @@ class RegistryApp:
 
     async def _register(self, etcd: EtcdClient) -> None:
         """Be found by the others."""
-        replica = pb.ServiceReplica(
-            service=SERVICE,
-            replica_id=self._config.replica_id,
-            address=self._config.advertise or self.address,
-            metrics_address=self.metrics_address,
-            start_time=Timestamp(seconds=self._clock.now() // 1_000),
+        replica = this_replica(
+            SERVICE,
+            self._config.replica_id,
+            self._config.advertise or self.address,
+            self.metrics_address,
+            self._clock,
         )
         await Registration(etcd, self._clock, self._config.key_prefix, replica).run()
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 
-from google.protobuf.timestamp_pb2 import Timestamp
-from muster.registry.v1 import registry_service_pb2 as registry_pb
 from muster.scheduler.v1.scheduler_service_pb2_grpc import add_SchedulerServiceServicer_to_server
 
 from services.common import logs
@@ -14,7 +12,7 @@ from services.common.etcd.channel import EtcdTls
 from services.common.etcd.client import EtcdClient
 from services.common.etcd.directory import COORDINATOR_ELECTION, ServiceDirectory, coordinator_value
 from services.common.etcd.election import EtcdElection
-from services.common.etcd.registration import Registration
+from services.common.etcd.registration import Registration, this_replica
 from services.common.lifecycle import TaskSupervisor
 from services.common.metrics import Exposition, Metrics, start_exposition
 from services.common.outbox import SpooledOutbox, open_outbox
@@ -98,13 +96,7 @@ class SchedulerApp:
         self.supervisor.spawn("scheduler-registry-feed", self.replica.hear())
         value = coordinator_value(config.replica_id, address)
         self.supervisor.spawn("scheduler-lead", self.replica.lead(value, config.registry_wait_ms))
-        replica = registry_pb.ServiceReplica(
-            service=SERVICE,
-            replica_id=config.replica_id,
-            address=address,
-            metrics_address=self.metrics_address,
-            start_time=Timestamp(seconds=self._clock.now() // 1_000),
-        )
+        replica = this_replica(SERVICE, config.replica_id, address, self.metrics_address, self._clock)
         registration = Registration(self._etcd, self._clock, config.key_prefix, replica)
         self.supervisor.spawn("scheduler-registration", registration.run())
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.metadata
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from muster.registry.v1 import registry_service_pb2 as registry_pb
 
 from services.common import logs
@@ -21,6 +23,20 @@ _REFUSED_PAUSE_S = 1.0
 def service_key(key_prefix: str, service: str, replica_id: str) -> str:
     """Return the key of one replica's entry."""
     return f"{key_prefix}/services/{service}/{replica_id}"
+
+
+def this_replica(
+    service: str, replica_id: str, address: str, metrics_address: str, clock: Clock
+) -> registry_pb.ServiceReplica:
+    """Return the entry of this process, started now; addresses are host:port, "" for no metrics."""
+    return registry_pb.ServiceReplica(
+        service=service,
+        replica_id=replica_id,
+        address=address,
+        version=importlib.metadata.version("muster"),
+        start_time=Timestamp(seconds=clock.now() // 1_000),
+        metrics_address=metrics_address,
+    )
 
 
 class Registration:

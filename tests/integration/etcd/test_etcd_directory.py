@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.metadata
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -13,7 +14,7 @@ from services.common.clock import SystemClock
 from services.common.etcd.client import EtcdClient
 from services.common.etcd.directory import COORDINATOR_ELECTION, ServiceDirectory, coordinator_value
 from services.common.etcd.election import EtcdElection
-from services.common.etcd.registration import Registration, service_key
+from services.common.etcd.registration import Registration, service_key, this_replica
 from tests.harness.etcd import EtcdHarness
 
 Eventually = Callable[..., Awaitable[None]]
@@ -21,7 +22,14 @@ TTL_S = 2
 
 
 def replica(service: str, replica_id: str, address: str = "127.0.0.1:1") -> registry_pb.ServiceReplica:
-    return registry_pb.ServiceReplica(service=service, replica_id=replica_id, address=address)
+    return this_replica(service, replica_id, address, "", SystemClock())
+
+
+def test_an_entry_says_what_runs_and_since_when() -> None:
+    one = replica("audit", "audit-1")
+    assert one.version
+    assert one.version == importlib.metadata.version("muster")
+    assert one.start_time.seconds > 0
 
 
 def leader(directory: ServiceDirectory) -> tuple[str, str, int] | None:
