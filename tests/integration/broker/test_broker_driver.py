@@ -1,4 +1,4 @@
-"""The driver's loop alone: nothing that happens at an awkward moment is forgotten until something else comes."""
+"""The driver's loop alone: nothing that happens at an awkward moment waits for something else to come."""
 
 from __future__ import annotations
 
