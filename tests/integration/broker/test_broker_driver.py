@@ -79,5 +79,3 @@ async def test_a_commit_that_ends_between_two_turns_does_not_hold_up_the_next(
         driver.submit(ev.Flushed(0, 0))
     driver.submit(ev.FrameReceived(stream_id, drafts=[DRAFT._replace(message_id="m-2")]))
     await eventually(lambda: listener.answered == ["m-1", "m-2"], timeout=5)
-
-
