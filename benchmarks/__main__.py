@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, tuple[str, Benchmark]] = {
     "ceiling": ("what gRPC with TLS, etcd and fdatasync allow; no peers", ceiling.run),
     "messages": ("P1, P2: durable messages; NATS JetStream, Redis Streams, a bare forwarder", messages.run),
     "tasks": ("P3, P4: durable no-op tasks; Ray, Dask, Celery", tasks.run),
+    "task-cost": ("P3, P4 and where their time goes; no peers", tasks.run_alone),
 }
 
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -37,11 +39,15 @@ from muster.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
 from muster.scheduler.v1.task_pb2 import TaskSpec
 
 from agent_client import Agent, Client, Task
+from benchmarks.budget import Meter, spent
+from benchmarks.figures import percentile
 from benchmarks.plane import operator_tls
 from benchmarks.programs import tell
 from services.common.rpc.channel import make_channel
 
 SKILL = "nothing"
+# Returns when its handler ran, in ns of the monotonic clock that all processes of a machine share.
+STAMP_SKILL = "stamp"
 SLOTS = 256
 # Collaborations that have not ended yet, and submissions in one frame.
 WINDOW = 1_024
@@ -60,6 +66,11 @@ async def be_agent(_options: argparse.Namespace) -> None:
     async def nothing(_task: Task) -> None:
         """Do nothing."""
 
+    @agent.handler(STAMP_SKILL)
+    async def stamp(_task: Task) -> int:
+        """Say what time it is."""
+        return time.monotonic_ns()
+
     async with agent:
         await agent.wait_ready()
         tell("ready")
@@ -72,20 +83,34 @@ async def be_requester(options: argparse.Namespace) -> None:
     async with make_channel(options.registry, tls, "registry") as channel:
         registry: Any = RegistryServiceStub(channel)
         coordinator = (await registry.GetCoordinator(GetCoordinatorRequest())).coordinator
+    programs = {"agent": options.agent_pid, "requester": os.getpid()}
+    meter = Meter(options.home, coordinator.address, programs)
     async with make_channel(coordinator.address, tls, "scheduler") as channel:
         requester = Requester(SchedulerServiceStub(channel))
         await requester.start()
         await requester.run_many(options.warmup)
+        before = await asyncio.to_thread(meter.read)
         begin = time.monotonic()
         await requester.run_many(options.count)
         rate = options.count / (time.monotonic() - begin)
+        between = await asyncio.to_thread(meter.read)
         took_us = []
         for _ in range(options.single):
             begin = time.monotonic()
             await requester.run_many(1)
             took_us.append((time.monotonic() - begin) * 1e6)
+        after = await asyncio.to_thread(meter.read)
+        stages = await requester.run_stages(options.single)
         requester.stop()
-    tell("done", rate=rate, took_us=took_us, client_took_us=await _through_client(options.single))
+    tell(
+        "done",
+        rate=rate,
+        took_us=took_us,
+        client_took_us=await _through_client(options.single),
+        cost=spent(before, between, options.count),
+        single_cost=spent(between, after, options.single),
+        stages_us=stages,
+    )
 
 
 async def _through_client(count: int) -> list[float]:
@@ -108,6 +133,9 @@ class Requester:
         # request_ids of what has not ended yet.
         self._open: set[str] = set()
         self._watch_is_open = False
+        # Of the newest acceptance and of the newest end, in ns, and what that end's task returned.
+        self._accepted_ns = self._ended_ns = 0
+        self._returned = b""
         self._changed = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
         self._calls: list[Stream] = []
@@ -147,26 +175,50 @@ class Requester:
             else:
                 await self._wait_change()
 
-    def _submission(self) -> SubmitCollaborationRequest:
+    async def run_stages(self, count: int) -> dict[str, float]:
+        """Run tasks one by one; return the median time of each stage in microseconds."""
+        took_ns: dict[str, list[float]] = {}
+        for _ in range(count):
+            submission = self._submission(STAMP_SKILL)
+            self._open.add(submission.request_id)
+            begin = time.monotonic_ns()
+            await self._calls[0].write(SubmitRequest(submissions=[submission]))
+            while self._open or self._accepted_ns < begin:
+                self._changed.clear()
+                await self._wait_change()
+            ran = json.loads(self._returned)
+            for stage, took in (
+                ("submit to accepted", self._accepted_ns - begin),
+                ("submit to handler", ran - begin),
+                ("handler to end seen", self._ended_ns - ran),
+            ):
+                took_ns.setdefault(stage, []).append(took)
+        return {stage: percentile(samples, 0.50) / 1e3 for stage, samples in took_ns.items()}
+
+    def _submission(self, skill: str = SKILL) -> SubmitCollaborationRequest:
         self._made += 1
-        spec = CollaborationSpec(tasks=[TaskSpec(task_id="t", required_skills=[SKILL])])
+        spec = CollaborationSpec(tasks=[TaskSpec(task_id="t", required_skills=[skill])])
         return SubmitCollaborationRequest(request_id=f"b{self._made}", collaboration=spec)
 
     async def _answers(self, submits: Stream) -> None:
         while True:
             frame: SubmitResponse = await submits.read()
+            self._accepted_ns = time.monotonic_ns()
             for outcome in frame.outcomes:
                 if outcome.HasField("error"):
                     raise RuntimeError(f"{outcome.request_id} was refused: {outcome.error}")
+            self._changed.set()
 
     async def _ends(self, watch: Stream) -> None:
         while True:
             frame: WatchCollaborationsResponse = await watch.read()
+            self._ended_ns = time.monotonic_ns()
             self._watch_is_open = True
             for event in frame.events:
                 state = event.collaboration.state
                 if state == COLLABORATION_STATE_COMPLETED:
                     self._open.discard(event.collaboration.request_id)
+                    self._returned = event.collaboration.result.outputs["t"].data
                 elif state not in (COLLABORATION_STATE_INITIALIZING, COLLABORATION_STATE_ACTIVE):
                     raise RuntimeError(f"not completed: {event}")
             self._changed.set()
@@ -188,6 +240,7 @@ def main() -> None:
     parser.add_argument("role", choices=list(roles))
     parser.add_argument("--home", type=Path, help="the plane's folder")
     parser.add_argument("--registry", default="", help="host:port of a registry")
+    parser.add_argument("--agent-pid", type=int, default=0, help="whose CPU time counts as the agent's")
     parser.add_argument("--count", type=int, default=0, help="tasks submitted as fast as the window allows")
     parser.add_argument("--warmup", type=int, default=0, help="tasks before those that are counted")
     parser.add_argument("--single", type=int, default=0, help="tasks run one after the other")

@@ -7,7 +7,7 @@ run so, which is to their advantage.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from benchmarks.figures import Figure, percentile
@@ -34,7 +34,7 @@ async def ours(folder: Path) -> Measured:
             await agent.expect("ready")
             requester = module(
                 "benchmarks.task_load", "requester", "--home", plane.home,
-                "--registry", plane.addresses["registry-1"], *_options(OURS),
+                "--registry", plane.addresses["registry-1"], "--agent-pid", agent.pid, *_options(OURS),
             )  # fmt: skip
             async with running("requester", requester, folder, environ) as program:
                 done = await program.expect("done", _DONE_S_MAX)
@@ -44,6 +44,9 @@ async def ours(folder: Path) -> Measured:
         "p99_ms": percentile(done["took_us"], 0.99) / 1e3,
         "client_p50_ms": percentile(done["client_took_us"], 0.50) / 1e3,
         "client_p99_ms": percentile(done["client_took_us"], 0.99) / 1e3,
+        **{f"many {quantity}": value for quantity, value in done["cost"].items()},
+        **{f"single {quantity}": value for quantity, value in done["single_cost"].items()},
+        **{f"stage {stage}": took_us / 1e3 for stage, took_us in done["stages_us"].items()},
     }
 
 
@@ -86,13 +89,19 @@ async def _peer_result(program: Program) -> Measured:
     }
 
 
+async def run_alone(runs: int, directory: Path) -> list[Figure]:
+    """Measure ours only."""
+    outcome = await take_turns([Contender(OURS, ours)], runs, directory)
+    return [*_throughput(outcome), *_latency(outcome), *_cost(outcome)]
+
+
 async def run(runs: int, directory: Path) -> list[Figure]:
     """Measure everybody in turn."""
     peers: dict[str, Callable[[Path], Awaitable[Measured]]] = {RAY: ray, DASK: dask, CELERY: celery}
     contenders = [Contender(OURS, ours)]
     contenders += [Contender(name, measure, is_peer=True) for name, measure in peers.items()]
     outcome = await take_turns(contenders, runs, directory)
-    return [*_throughput(outcome), *_latency(outcome)]
+    return [*_throughput(outcome), *_latency(outcome), *_cost(outcome)]
 
 
 def _throughput(outcome: Outcome) -> list[Figure]:
@@ -133,6 +142,37 @@ def _latency(outcome: Outcome) -> list[Figure]:
         for quantile, quantity, way in ways
         for peer in _peers(outcome)
     ]
+
+
+# Quantity of `budget.spent` -> (what it is, unit). Under load, and with one task at a time.
+_COUNTED = {
+    "transactions": ("etcd transactions per task", "transactions"),
+    "operations": ("writes in one etcd transaction", "operations"),
+    "writes": ("etcd writes per task", "operations"),
+    "bytes": ("bytes sent to etcd per task", "B"),
+    "syncs": ("syncs of etcd's log per task", "syncs"),
+    "sync_ms": ("one sync of etcd's log, mean", "ms"),
+    "batches": ("batches of the leader per task", "batches"),
+    "batch_events": ("events in one batch of the leader", "events"),
+    "step_ms": ("deciding about one batch, mean", "ms"),
+    "commit_ms": ("one commit of the leader, entries included, mean", "ms"),
+    "entries": ("audit entries per task", "entries"),
+    "flush_ms": ("one flush of the leader's audit spool, mean", "ms"),
+}
+
+
+def _cost(outcome: Outcome) -> Iterator[Figure]:
+    """Return where the time goes: CPU by process, group commit, stages of a single task."""
+    for quantity in outcome.runs[OURS]:
+        kind, _, name = quantity.partition(" ")
+        value, params = outcome.of(OURS, quantity).median, outcome.params(OURS, quantity)
+        if kind == "stage":
+            yield Figure("P4.stage", f"{name}, p50", value, "ms", more_is_better=False, params=params)
+        elif kind in ("many", "single"):
+            what, _, process = name.partition(" ")
+            name, unit = (f"CPU time per task: {process}", "us") if process else _COUNTED[what]
+            id_ = "P3.cost" if kind == "many" else "P4.cost"
+            yield Figure(id_, name, value, unit, more_is_better=False, params=params)
 
 
 def _peers(outcome: Outcome) -> list[str | None]:
