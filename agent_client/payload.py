@@ -16,6 +16,8 @@ TEXT = "text/plain; charset=utf-8"
 OCTETS = "application/octet-stream"
 
 EMPTY = Payload("", b"")
+# NaN and the infinities are not JSON; another language's parser would fail on them much later.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def encode(value: Any, field: str = "payload") -> Payload:
@@ -65,9 +67,7 @@ def decode(payload: Payload) -> Any:
 
 def _json(value: Any, field: str) -> bytes:
     try:
-        # NaN and the infinities are not JSON; another language's parser would fail on them much later.
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode()
+        return _ENCODER.encode(value).encode()
     except (TypeError, ValueError, RecursionError) as error:
         description = f"can not be written as JSON: {error}"
         raise InvalidRequestError(

@@ -21,6 +21,9 @@ from agent_client.pending import Pending
 STAGE_BYTES_MAX = 128
 
 
+_waking = threading.Lock()
+
+
 class _Reported:
     """What `Task.progress` returns: awaiting it lets other work of the loop run, ignoring it is fine."""
 
@@ -36,8 +39,9 @@ class Task:
 
     def __init__(self, assignment: Assignment, agent_id: str, link: Link, mailbox: Mailbox) -> None:
         self._assignment, self._link, self._mailbox = assignment, link, mailbox
-        self._cancelled = threading.Event()
-        self._cancel_reason = ""
+        self._cancelled, self._cancel_reason = False, ""
+        # Made when a thread waits for the cancellation, which few handlers do; under `_waking`.
+        self._woken: threading.Event | None = None
         self.agent_id = agent_id
 
     def __repr__(self) -> str:
@@ -142,7 +146,7 @@ class Task:
     @property
     def cancelled(self) -> bool:
         """Whether the handler is asked to stop. An async handler is also cancelled at its next await."""
-        return self._cancelled.is_set()
+        return self._cancelled
 
     def check_cancelled(self) -> None:
         """Raise TaskCancelled when the handler is asked to stop; call it now and then in sync handlers."""
@@ -151,7 +155,11 @@ class Task:
 
     def wait_cancelled(self, timeout: float) -> bool:
         """In sync handlers: sleep `timeout` seconds, or until asked to stop; return `cancelled`."""
-        return self._cancelled.wait(timeout)
+        with _waking:
+            if self._cancelled:
+                return True
+            woken = self._woken = self._woken or threading.Event()
+        return woken.wait(timeout)
 
     def progress(self, fraction: float, stage: str = "") -> _Reported:
         """Report how far the work is, 0 to 1, and what is being done (at most 128 bytes are kept).
@@ -218,7 +226,10 @@ class Task:
     def cancel(self, reason: str) -> None:
         """Ask the handler to stop; the runner calls this."""
         self._cancel_reason = reason
-        self._cancelled.set()
+        with _waking:
+            self._cancelled = True
+            if self._woken is not None:
+                self._woken.set()
 
     @property
     def _causation_id(self) -> str:

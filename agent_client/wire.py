@@ -28,6 +28,7 @@ from agent_client.core.session import SessionWelcome
 from agent_client.core.vocabulary import MessageType, Priority
 from agent_client.core.work import WorkFrame
 from agent_client.link import Assignment, Delivered, Envelope
+from agent_client.payload import EMPTY
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # The one version of every protocol that this client speaks.
@@ -143,14 +144,16 @@ def assignment_from_proto(message: work_pb2.Assignment) -> Assignment:
         task_type=spec.task_type,
         required_skills=tuple(spec.required_skills),
         priority=priority_from_proto(spec.priority),
-        payload=payload_from_proto(spec.payload),
+        payload=payload_from_proto(spec.payload) if spec.HasField("payload") else EMPTY,
         inputs={task_id: payload_from_proto(value) for task_id, value in message.inputs.items()},
         locks=held_locks_from_proto(message.locks),
-        shared_context=payload_from_proto(message.shared_context),
+        shared_context=payload_from_proto(message.shared_context)
+        if message.HasField("shared_context")
+        else EMPTY,
         collaboration_name=message.collaboration_name,
         coordinator_agent=message.coordinator_agent,
         members=tuple(message.members),
-        deadline=moment(message.deadline),
+        deadline=moment(message.deadline) if message.HasField("deadline") else None,
         requester=message.requester,
     )
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # Largest inline payload, in bytes; what is larger travels by reference (muster.common.v1.Payload).
 PAYLOAD_BYTES_MAX = 65_536
 
 
-@dataclass(frozen=True, order=True, slots=True)
-class FencingToken:
+class FencingToken(NamedTuple):
     """The number that orders the right to write one thing: newer wins, older is refused.
 
     Pass it to whatever you write while you hold a lock or run an attempt; the thing that is written keeps
@@ -23,8 +23,7 @@ class FencingToken:
         return f"{self.epoch}.{self.number}"
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptRef:
+class AttemptRef(NamedTuple):
     """One try of one task."""
 
     collaboration_id: str

@@ -17,6 +17,8 @@ T = TypeVar("T")
 BUSY_MS_MAX = 5_000
 # WAL pages after which SQLite moves them into the file; 4 MiB at 4 KiB a page.
 CHECKPOINT_PAGES = 1_000
+# SQLite's own default.
+CACHE_BYTES = 2_000 * 1024
 # What says something about the file, the disk or the machine and nothing about the statement.
 STORE_FAILURES = frozenset(
     {
@@ -37,7 +39,8 @@ class Database:
     """One database file.
 
     Consistency: `write` calls are serial, each in one transaction; `read` sees the last committed state.
-    Durability:  when `write` returns, its change survives power loss (WAL, synchronous=FULL).
+    Durability:  when `write` returns, its change survives power loss (WAL, synchronous=FULL). Of a *derived*
+                 database the last changes may be missing after one, but no part of one.
     Errors:      DISK_FULL is definite, nothing was kept. STORE_UNAVAILABLE is indefinite. What `work` raises
                  itself rolls the transaction back and comes out unchanged.
     """
@@ -148,6 +151,8 @@ def open_database(
     *,
     checkpoint_pages: int = CHECKPOINT_PAGES,
     erase_deleted: bool = True,
+    derived: bool = False,
+    cache_bytes: int = CACHE_BYTES,
 ) -> Database:
     """Open or create the database at `path` and bring its schema up to date; call it before the loop is busy.
 
@@ -155,11 +160,15 @@ def open_database(
     of its own together with the version (PRAGMA user_version). Raises ServiceError (STORE_UNAVAILABLE) when
     the file is no database of ours, damaged, or written by a newer version. Without `erase_deleted` what is
     deleted stays on the disk until its place is used again: a third of the writes of a file whose rows come
-    and go.
+    and go. A `derived` file can be made again from what is durable elsewhere: its commits are not synced.
+    `cache_bytes` is the memory for pages, per connection.
     """
     pragmas = (
         f"PRAGMA wal_autocheckpoint = {checkpoint_pages}",
         f"PRAGMA secure_delete = {'ON' if erase_deleted else 'OFF'}",
+        # FULL syncs the WAL at each commit; NORMAL loses commits with the power, but leaves the file whole.
+        f"PRAGMA synchronous = {'NORMAL' if derived else 'FULL'}",
+        f"PRAGMA cache_size = -{cache_bytes // 1024}",
     )
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     writer = ThreadPoolExecutor(1, f"sqlite-write-{path.name}")

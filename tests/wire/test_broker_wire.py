@@ -23,8 +23,9 @@ from services.broker.core.model import (
     StoredDeadLetter,
     Tombstone,
 )
-from services.broker.wire import protobuf, requests, responses
+from services.broker.wire import requests, responses
 from services.broker.wire.facts import envelope_facts
+from services.common import protobuf
 from services.common.core.errors import Reason, ServiceError, invalid
 from services.common.core.instants import Instant
 from services.common.rpc.status import from_status

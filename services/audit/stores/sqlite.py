@@ -41,6 +41,10 @@ _MIGRATIONS = (
 )
 _INSERT = "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _FILES = ("", "-wal", "-shm")
+# Its texts are hashes as often as not, so that every row goes to five places: of 2 MiB of pages most would be
+# read again and again, and moved out of the WAL thousands of times.
+_CACHE_BYTES = 64 * 1024 * 1024
+_CHECKPOINT_PAGES = 8_000
 # Columns whose index leads to the entries of one text.
 _EXACT = ("actor", "collaboration_id", "cause_id")
 # A filter that no index helps with looks at this many entries for one page; about 0.1 s.
@@ -111,14 +115,20 @@ class SqliteIndex:
 
 def _open(path: Path) -> Database:
     try:
-        return open_database(path, _MIGRATIONS)
+        return _open_file(path)
     except ServiceError as error:
         if error.reason is not Reason.STORE_UNAVAILABLE:
             raise
     # Damaged, or of a newer version: the log has all of it, so it is made again instead of repaired.
     for suffix in _FILES:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
-    return open_database(path, _MIGRATIONS)
+    return _open_file(path)
+
+
+def _open_file(path: Path) -> Database:
+    return open_database(
+        path, _MIGRATIONS, checkpoint_pages=_CHECKPOINT_PAGES, derived=True, cache_bytes=_CACHE_BYTES
+    )
 
 
 def _state(connection: sqlite3.Connection) -> IndexState:

@@ -25,8 +25,8 @@ from services.broker.core.model import (
     Tombstone,
 )
 from services.broker.core.views import MailboxView
-from services.broker.wire.protobuf import MORE, block, scalar, timestamp, varint
 from services.common.core.errors import Reason, ServiceError
+from services.common.protobuf import MORE, block, scalar, timestamp, varint
 from services.common.rpc.status import status_proto
 
 # A frame is put together from pieces of about this size, which are never divided.

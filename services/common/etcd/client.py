@@ -43,6 +43,7 @@ from services.common.etcd.watch import Watch
 # etcd's own limit for a request is 5 s plus its election timeouts; ours is shorter so that callers, which
 # have deadlines of their own, hear of a stalled etcd first.
 REQUEST_TIMEOUT_S = 5.0
+_TXN_METHOD = "/etcdserverpb.KV/Txn"
 # Pause between tries of a read, in seconds.
 _READ_RETRY_S = 0.05
 _AGAIN = frozenset({grpc.StatusCode.UNAVAILABLE})
@@ -62,6 +63,10 @@ class EtcdClient:
         self.request_timeout_s = request_timeout_s
         self._channel = open_channel(endpoints, tls)
         self._kv = rpc.KVStub(self._channel)
+        # The stub would build the request's messages; see `messages.encode_txn`.
+        self._txn = self._channel.unary_unary(
+            _TXN_METHOD, request_serializer=None, response_deserializer=rpc.TxnResponse.FromString
+        )
         self._lease = rpc.LeaseStub(self._channel)
         self._watch = rpc.WatchStub(self._channel)
         self._maintenance = rpc.MaintenanceStub(self._channel)
@@ -95,16 +100,12 @@ class EtcdClient:
         """
         if max(len(compares), len(success), len(failure)) > TXN_OPERATIONS_MAX:
             raise ValueError(f"an etcd transaction takes at most {TXN_OPERATIONS_MAX} operations; split it")
-        request = rpc.TxnRequest(
-            compare=[messages.compare_message(compare) for compare in compares],
-            success=[messages.operation_message(operation) for operation in success],
-            failure=[messages.operation_message(operation) for operation in failure],
-        )
+        request = messages.encode_txn(compares, success, failure)
         lease_id = next((op.lease_id for op in success if isinstance(op, Put) and op.lease_id), 0)
-        response = await self._write(self._kv.Txn, request, doing="transaction", lease_id=lease_id)
-        revision = response.header.revision
-        answers = tuple(messages.answer(answer, revision) for answer in response.responses)
-        return TxnResult(response.succeeded, revision, answers)
+        response = await self._write(self._txn, request, doing="transaction", lease_id=lease_id)
+        ran = success if response.succeeded else failure
+        answers = messages.answers(ran, response)
+        return TxnResult(response.succeeded, response.header.revision, answers)
 
     async def put(self, key: str, value: bytes, *, lease_id: int = 0) -> int:
         """Write one key without a condition; return the revision of the write."""

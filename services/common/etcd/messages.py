@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from aetcd import rpc
 
+from services.common import protobuf
 from services.common.etcd.ops import (
     Answer,
     Compare,
@@ -41,6 +43,18 @@ _ORDERS: dict[str, tuple[int, int]] = {
     "oldest": (rpc.RangeRequest.ASCEND, rpc.RangeRequest.CREATE),
     "newest": (rpc.RangeRequest.DESCEND, rpc.RangeRequest.CREATE),
 }
+
+
+_WRITTEN = Written()
+
+
+def _tag(message: Any, field: str) -> bytes:
+    return protobuf.tag(message.DESCRIPTOR.fields_by_name[field].number)
+
+
+_COMPARE, _SUCCESS, _FAILURE = (_tag(rpc.TxnRequest, name) for name in ("compare", "success", "failure"))
+_REQUEST_PUT = _tag(rpc.RequestOp, "request_put")
+_KEY, _VALUE = _tag(rpc.PutRequest, "key"), _tag(rpc.PutRequest, "value")
 
 
 def range_of(key: str, *, prefix: bool) -> tuple[bytes, bytes]:
@@ -99,6 +113,45 @@ def operation_message(operation: Operation) -> Any:
             return rpc.RequestOp(request_range=get_message(operation))
 
 
+def encode_txn(
+    compares: Sequence[Compare], success: Sequence[Operation], failure: Sequence[Operation]
+) -> bytes:
+    """Return a TxnRequest on the wire.
+
+    Put together by hand: a hundred puts as messages of messages cost a leader more than all that it decides
+    about them.
+    """
+    parts: list[bytes] = []
+    for compare in compares:
+        encoded: bytes = compare_message(compare).SerializeToString()
+        parts += (_COMPARE, protobuf.varint(len(encoded)), encoded)
+    for branch, operations in ((_SUCCESS, success), (_FAILURE, failure)):
+        for operation in operations:
+            encoded = _encode_operation(operation)
+            parts += (branch, protobuf.varint(len(encoded)), encoded)
+    return b"".join(parts)
+
+
+def _encode_operation(operation: Operation) -> bytes:
+    if isinstance(operation, Put) and not operation.lease_id:
+        key, value = encode_key(operation.key), operation.value
+        put = _KEY + protobuf.varint(len(key)) + key + _VALUE + protobuf.varint(len(value)) + value
+        return _REQUEST_PUT + protobuf.varint(len(put)) + put
+    encoded: bytes = operation_message(operation).SerializeToString()
+    return encoded
+
+
+def answers(operations: Sequence[Operation], response: Any) -> tuple[Answer, ...]:
+    """Return the answers to `operations`, the branch that ran; what answers a put says nothing."""
+    if all(isinstance(operation, Put) for operation in operations):
+        return (_WRITTEN,) * len(operations)
+    revision = response.header.revision
+    return tuple(
+        _WRITTEN if isinstance(operation, Put) else answer(message, revision)
+        for operation, message in zip(operations, response.responses, strict=True)
+    )
+
+
 def key_value(message: Any) -> KeyValue:
     """Return one stored key."""
     return KeyValue(
@@ -124,7 +177,7 @@ def answer(message: Any, revision: int) -> Answer:
         case "response_delete_range":
             return Deleted(message.response_delete_range.deleted)
         case _:
-            return Written()
+            return _WRITTEN
 
 
 def key_event(message: Any) -> KeyEvent:

@@ -11,6 +11,7 @@ from muster.scheduler.v1 import task_pb2 as task_pb
 from services.common.core.fencing import FencingToken
 from services.common.core.ids import AgentId, CollaborationId, InstanceId, RequestId, ResourceName, TaskId
 from services.common.core.instants import Instant
+from services.common.protobuf import tag, varint
 from services.scheduler.core.course import Attempt
 from services.scheduler.core.model import (
     AttemptRef,
@@ -30,6 +31,7 @@ from services.scheduler.wire import specs, values
 
 #: Bytes of task specifications in one record: well below etcd's limit for a request, with room for others.
 SPEC_BYTES_MAX = 256 * 1024
+_TASKS = tag(record_pb.SpecRecord.TASKS_FIELD_NUMBER)
 
 
 def encode_collaboration(record: CollaborationRecord) -> bytes:
@@ -79,7 +81,7 @@ def encode_specs(record: SpecRecord) -> list[bytes]:
     for chunk in _chunks(spec.tasks):
         # Concatenated encodings are the encoding of the merged message (protobuf, "Encoding": "Last One
         # Wins"), so that a specification is serialized once in its life.
-        fields = (_TASKS_TAG + _varint(len(task.encoded)) + task.encoded for task in chunk)
+        fields = (_TASKS + varint(len(task.encoded)) + task.encoded for task in chunk)
         parts.append(b"".join(fields))
     if len(parts) > 1:
         parts[:2] = [parts[0] + parts[1]]
@@ -229,16 +231,3 @@ def _chunks(tasks: Sequence[TaskSpec]) -> Iterator[list[TaskSpec]]:
         size += len(task.encoded)
     if chunk:
         yield chunk
-
-
-# Field number in the upper bits, wire type 2 (length-delimited) in the lower three.
-_TASKS_TAG = bytes([record_pb.SpecRecord.TASKS_FIELD_NUMBER << 3 | 2])
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import pytest
+from aetcd import rpc
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.etcd.channel import target
 from services.common.etcd.errors import CompactedError, LeaseGoneError
 from services.common.etcd.follow import Mirror, Snapshot
-from services.common.etcd.messages import compare_message, operation_message, range_of
+from services.common.etcd.messages import (
+    answers,
+    compare_message,
+    encode_txn,
+    operation_message,
+    range_of,
+)
 from services.common.etcd.ops import (
     Compare,
     Delete,
+    Deleted,
     Get,
     KeyEvent,
     KeyValue,
+    Operation,
     Put,
+    Rows,
     WatchBatch,
+    Written,
     decode_key,
     encode_key,
     prefix_end,
@@ -59,6 +70,40 @@ def test_operations_become_messages() -> None:
     request = operation_message(Get("/a", limit=3, order="newest", create_revision_max=4)).request_range
     assert (request.limit, request.max_create_revision) == (3, 4)
     assert (request.sort_order, request.sort_target) == (request.DESCEND, request.CREATE)
+
+
+_KEYS = st.text(max_size=200) | st.binary(max_size=200).map(decode_key)
+_OPERATIONS = st.one_of(
+    st.builds(Put, _KEYS, st.binary(max_size=20_000), st.integers(0, 2**62)),
+    st.builds(Delete, _KEYS, st.booleans()),
+    st.builds(Get, _KEYS, st.booleans(), st.integers(0, 9)),
+)
+
+
+@given(st.lists(_OPERATIONS, max_size=5), st.lists(_OPERATIONS, max_size=5), _KEYS)
+def test_a_transaction_put_together_by_hand_is_the_generated_codes(
+    success: list[Operation], failure: list[Operation], key: str
+) -> None:
+    guard = Compare.created_at(key, 2**40)
+    expected = rpc.TxnRequest(
+        compare=[compare_message(guard)],
+        success=[operation_message(operation) for operation in success],
+        failure=[operation_message(operation) for operation in failure],
+    )
+    assert rpc.TxnRequest.FromString(encode_txn([guard], success, failure)) == expected
+
+
+def test_answers_follow_the_operations_that_ran() -> None:
+    kv = rpc.KeyValue(key=b"/a", value=b"1", mod_revision=4)
+    responses = [
+        rpc.ResponseOp(response_put=rpc.PutResponse()),
+        rpc.ResponseOp(response_delete_range=rpc.DeleteRangeResponse(deleted=2)),
+        rpc.ResponseOp(response_range=rpc.RangeResponse(kvs=[kv])),
+    ]
+    response = rpc.TxnResponse(header=rpc.ResponseHeader(revision=7), responses=responses)
+    found = answers([Put("/a", b""), Delete("/b"), Get("/a")], response)
+    assert found == (Written(), Deleted(2), Rows(7, (KeyValue("/a", b"1", 0, 4, 0),)))
+    assert answers([Put("/a", b"")] * 2, rpc.TxnResponse(responses=responses[:1] * 2)) == (Written(),) * 2
 
 
 def test_targets() -> None:

@@ -1,4 +1,4 @@
-"""The few rules of protobuf's encoding that the broker writes by hand.
+"""The few rules of protobuf's encoding that the hot paths write by hand.
 
 https://protobuf.dev/programming-guides/encoding/: a field is a tag (number * 8 + wire type) and a value; wire
 type 0 is a varint (7 bits a byte, least significant first, the high bit says that more follow), 2 is a length
@@ -34,6 +34,11 @@ def varint(number: int) -> bytes:
         out += MORE[number & 0x3FFF]
         number >>= 14
     return out + _TABLE[number]
+
+
+def tag(field: int) -> bytes:
+    """Return what stands before the length of a field of bytes, text, a message, or packed numbers."""
+    return varint(field << 3 | 2)
 
 
 def scalar(field: int, number: int) -> bytes:
