@@ -26,7 +26,13 @@ demo: $(STAMP) ## start the whole plane, let the SAFE team decide on a flood, sh
 up: $(STAMP) ## start the plane and keep it running; Ctrl-C stops it
 	@$(BIN)/muster up
 
-test: $(STAMP) ## every test of the Python side
+# The tests' Redis, where none is on PATH: unpacked, not installed, so that nothing is started on this machine.
+DEBIAN := .tools/debian
+$(DEBIAN)/.unpacked:
+	@sh benchmarks/peers/unpack_debian.sh $(DEBIAN) redis-server
+	@mkdir -p $(DEBIAN) && touch $@
+
+test: $(STAMP) $(DEBIAN)/.unpacked ## every test of the Python side
 	@$(BIN)/python -m pytest -m "not nightly and not interop" --numprocesses 3 --dist loadfile
 
 check: lint types proto-check proto-lint ## lint, types, proto lint and freshness
@@ -66,7 +72,7 @@ format: $(STAMP) ## let ruff format and fix
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-nightly: $(STAMP) ## long campaigns
+nightly: $(STAMP) $(DEBIAN)/.unpacked ## long campaigns
 	@$(BIN)/python -m pytest -m nightly --timeout=3600
 
 bench: $(STAMP) ## measure, ours and peers in turn: make bench NAME=messages (no NAME: list the names)

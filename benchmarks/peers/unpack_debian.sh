@@ -10,6 +10,10 @@ if ! command -v apt-get >/dev/null; then
   echo "no apt-get here: install $* yourself, so that they are on PATH" >&2
   exit 0
 fi
+# A machine that was never asked for a package knows of none yet; only root can tell it.
+if ! apt-cache show "$@" >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then
+  apt-get update --quiet=2
+fi
 missing=$(apt-get install --simulate --no-install-recommends "$@" | awk '/^Inst/ {print $2}')
 if [ -z "$missing" ]; then
   exit 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from services.broker.core.model import Limits
 from services.broker.store import Retention
@@ -12,6 +13,31 @@ from services.common.service_config import ServiceConfig
 _L = Limits()
 _R = Retention()
 AUDIT_MESSAGES = ("all", "terminal", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class RedisSettings:
+    """Where Redis is and what a commit waits for. Times in milliseconds."""
+
+    host: str = ""
+    port: int = 0
+    # Instead of host and port.
+    unix_path: str = ""
+    username: str = ""
+    password_file: Path | None = None
+    # With an authority the link is TLS; certificate and key are shown to Redis.
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    prefix: str = "muster"
+    timeout_ms: int = 5_000
+    must_sync: bool = True
+    wait_replicas: int = 0
+    wait_ms: int = 1_000
+
+    def password(self) -> str:
+        """Return what the password file holds now; raises OSError. Empty without one."""
+        return "" if self.password_file is None else self.password_file.read_text(encoding="utf-8").strip()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import random
+import itertools
 import shutil
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,6 @@ from services.broker.core.model import (
     DeadReason,
     DomainKey,
     DomainRecord,
-    Draft,
-    Envelope,
     IncarnationRecord,
     Lane,
     Recovered,
@@ -26,55 +26,42 @@ from services.broker.core.model import (
     Tombstone,
 )
 from services.broker.store import MailboxStore, Retention
-from services.broker.stores import sqlite
+from services.broker.stores import ledger
 from services.broker.stores.memory import MemoryStore
+from services.broker.stores.redis import RedisStore
 from services.broker.stores.sqlite import SqliteStore
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.instants import Instant
-
-NOW = Instant(1_000_000)
-LATER = Instant(NOW + 1_000_000)
-KEY = DomainKey("alpha", "beta", Lane.NORMAL)
-OTHER = DomainKey("gamma", "beta", Lane.EMERGENCY)
+from tests.conformance.store_broker_course import KEY, LATER, NOW, OTHER, Course, a_batch, an_envelope
+from tests.harness.redis import RedisServer
 
 Reopen = Callable[[], Awaitable[MailboxStore]]
 
 
-def an_envelope(sequence: int, key: DomainKey = KEY, body: bytes = b"body") -> Envelope:
-    draft = Draft(
-        f"{key.sender}-{sequence}",
-        key.receiver,
-        key.lane,
-        sequence % 2 == 0,
-        60_000,
-        7,
-        b"%08d" % sequence,
-        body,
-    )
-    return Envelope(key, sequence, NOW, draft)
-
-
-def a_batch(number: int, envelopes: list[Envelope], *records: DomainRecord) -> Batch:
-    return Batch(number, envelopes=envelopes, keep_until=LATER, domains=list(records))
-
-
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "redis"])
 def kind(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
 
 
 @pytest_asyncio.fixture
-async def reopen(kind: str, tmp_path: Path) -> AsyncIterator[Reopen]:
+async def reopen(kind: str, tmp_path: Path, redis: RedisServer) -> AsyncIterator[Reopen]:
     """A function that gives the store as the next start of the broker finds it."""
     memory = MemoryStore()
     opened: list[MailboxStore] = []
+    epochs = itertools.count(1)
+    prefix = uuid.uuid4().hex
+
+    def make() -> MailboxStore:
+        if kind == "redis":
+            return RedisStore(replace(redis.settings, prefix=prefix), next(epochs))
+        return memory if kind == "memory" else SqliteStore.open(tmp_path / "mailboxes.sqlite")
 
     async def again() -> MailboxStore:
         for store in opened:
             await store.close()
         opened.clear()
-        opened.append(memory if kind == "memory" else SqliteStore.open(tmp_path / "mailboxes.sqlite"))
+        opened.append(make())
         return opened[0]
 
     yield again
@@ -242,54 +229,13 @@ async def test_dead_letters_are_kept_by_number_and_by_age(reopen: Reopen) -> Non
     assert [one.letter.envelope.sequence for one in left] == [8, 9, 10]
 
 
-class Course:
-    """Random batches such as the core makes, and what must be left of them."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
-        self.number = 0
-        self.next = dict.fromkeys((KEY, OTHER, KEY._replace(lane=Lane.LOW)), 1)
-        self.unsettled: dict[DomainKey, set[int]] = {key: set() for key in self.next}
-
-    def batch(self) -> Batch:
-        rng = self.random
-        self.number += 1
-        envelopes = []
-        for key in self.next:
-            for _ in range(rng.randint(0, 6)):
-                envelopes.append(an_envelope(self.next[key], key, rng.randbytes(rng.randint(0, 4_000))))
-                self.next[key] += 1
-        settled = {
-            key: {one for one in numbers if rng.random() < 0.5} for key, numbers in self.unsettled.items()
-        }
-        for key, numbers in settled.items():
-            self.unsettled[key] -= numbers
-        for one in envelopes:
-            self.unsettled[one.key].add(one.sequence)
-        return a_batch(self.number, envelopes, *(self._record(key) for key in self.next))
-
-    def _record(self, key: DomainKey) -> DomainRecord:
-        left = self.unsettled[key]
-        cursor = min(left, default=self.next[key]) - 1
-        above = tuple(n for n in range(cursor + 1, self.next[key]) if n not in left)
-        return DomainRecord(key, self.next[key], cursor, above)
-
-    def check(self, found: Recovered) -> None:
-        places = [(one.key, one.sequence) for one in found.envelopes]
-        assert places == sorted((key, n) for key, numbers in self.unsettled.items() for n in numbers)
-        assert set(found.domains) == {self._record(key) for key in self.next}
-        assert {(one.sender, one.sequence) for one in found.remembered} >= {
-            (key.sender, n) for key in (KEY, OTHER) for n in range(1, self.next[key])
-        }
-
-
 @pytest.mark.parametrize("seed", range(6))
 async def test_a_long_course_with_restarts_and_compactions(
     reopen: Reopen, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Small blocks count as large and old here, so that they are rewritten.
-    monkeypatch.setattr(sqlite, "REWRITE_BYTES_MIN", 1)
-    monkeypatch.setattr(sqlite, "REWRITE_YOUNG_BLOCKS", 2)
+    monkeypatch.setattr(ledger, "REWRITE_BYTES_MIN", 1)
+    monkeypatch.setattr(ledger, "REWRITE_YOUNG_BLOCKS", 2)
     course = Course(seed)
     store = await reopen()
     await store.load(NOW)

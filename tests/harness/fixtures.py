@@ -5,6 +5,8 @@
 `etcd_client`    a client of `etcd`, in the test's event loop
 `own_etcd`       a real etcd of the test's own, to be killed, paused and restarted
 `own_etcd_trio`  the same with three members
+`redis`          a real Redis shared by the whole run: do not hurt it; keep to a prefix of your own
+`own_redis`      a real Redis of the test's own, to be killed and restarted
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import pytest
 
 from services.common.etcd.client import EtcdClient
 from tests.harness.etcd import EtcdHarness, running_etcd
+from tests.harness.redis import RedisServer, running_redis
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +49,15 @@ def own_etcd(tmp_path: Path) -> Iterator[EtcdHarness]:
 def own_etcd_trio(tmp_path: Path) -> Iterator[EtcdHarness]:
     with running_etcd(tmp_path / "etcd", members=3) as harness:
         yield harness
+
+
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with running_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    with running_redis(tmp_path / "redis") as server:
+        yield server

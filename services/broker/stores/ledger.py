@@ -1,7 +1,7 @@
-"""Which blocks still hold unsettled envelopes: the SQLite store's memory of its own file.
+"""Which blocks still hold unsettled envelopes: a store's memory of what it wrote.
 
-Owned by the store's writer thread. Kept by ranges, so that a commit costs by the domains that it touches
-and not by their envelopes.
+Owned by the store, which touches it between its writes only. Kept by ranges, so that a commit costs by the
+domains that it touches and not by their envelopes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from services.broker.core.model import DomainKey, DomainRecord
+
+# A block of which no more than this share lives is rewritten, unless it is young or small.
+REWRITE_LIVE_PERCENT_MAX = 25
+REWRITE_BYTES_MIN = 64 * 1024
+REWRITE_YOUNG_BLOCKS = 64
+# Work of one compaction, so that no commit waits long behind it.
+REWRITE_BYTES_MAX = 2 * 1024 * 1024
+DROP_BYTES_MAX = 16 * 1024 * 1024
+DROP_BLOCKS_MAX = 256
 
 
 @dataclass(slots=True)
@@ -99,6 +108,31 @@ class Ledger:
         if record.cursor > domain.cursor:
             self._advance(domain, record.cursor)
         domain.cursor, domain.above = record.cursor, above
+
+    def choose_spent(self) -> Sequence[int]:
+        """Return the first of `spent`, at most what one compaction may drop."""
+        chosen: list[int] = []
+        size = 0
+        for block_id in self.spent[:DROP_BLOCKS_MAX]:
+            if size > DROP_BYTES_MAX:
+                break
+            chosen.append(block_id)
+            size += self.blocks[block_id].bytes_stored
+        return chosen
+
+    def choose_sparse(self, next_block_id: int) -> Sequence[int]:
+        """Return blocks that are worth rewriting: old enough, large, and nearly all settled."""
+        young = next_block_id - REWRITE_YOUNG_BLOCKS
+        chosen: list[int] = []
+        size = 0
+        for block_id, block in self.blocks.items():
+            if block_id > young or size > REWRITE_BYTES_MAX:
+                break
+            sparse = 0 < block.live * 100 <= block.total * REWRITE_LIVE_PERCENT_MAX
+            if sparse and block.bytes_stored >= REWRITE_BYTES_MIN:
+                chosen.append(block_id)
+                size += block.bytes_stored
+        return chosen
 
     def drop_block(self, block_id: int) -> None:
         """Forget a block whose bodies are gone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 from collections import Counter
@@ -19,20 +20,20 @@ from services.broker.core.model import (
     IncarnationRecord,
     Lane,
     Recovered,
-    RememberedId,
     RoutedId,
     StoredDeadLetter,
     Subscription,
-    Tombstone,
 )
-from services.broker.stores import blocks
+from services.broker.stores import blocks, records
 from services.broker.stores.ledger import Ledger
+from services.broker.stores.surviving import Moved, StoredBlock, move, recover
 from services.common.core.instants import Instant
 
 _PUT_DOMAIN = (
     "INSERT INTO domains VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (domain_id) DO UPDATE SET"
     " next_sequence = excluded.next_sequence, cursor = excluded.cursor, rest = excluded.rest"
 )
+_SELECT_BLOCKS = "SELECT block_id, keep_until, heads, body FROM blocks LEFT JOIN bodies USING (block_id)"
 _PUT_DEAD_LETTER = "INSERT INTO dead_letters VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -80,19 +81,20 @@ def load(connection: sqlite3.Connection, now: Instant) -> tuple[Recovered, Ledge
     """Begin a new life and return what the file holds."""
     ((life,),) = connection.execute("UPDATE life SET number = number + 1 RETURNING number").fetchall()
     ledger = Ledger()
-    records = []
+    found = []
     for domain_id, sender, receiver, lane, next_sequence, cursor, rest in connection.execute(
         "SELECT * FROM domains"
     ):
         key = DomainKey(sender, receiver, Lane(lane))
-        record = _record(key, next_sequence, cursor, rest)
+        record = records.decode_record(key, next_sequence, cursor, rest)
         ledger.recover_domain(record, domain_id)
-        records.append(record)
-    envelopes, remembered = _load_blocks(connection, ledger, now)
+        found.append(record)
+    stored = connection.execute(f"{_SELECT_BLOCKS} ORDER BY block_id")
+    envelopes, remembered = recover(itertools.starmap(StoredBlock, stored), ledger, now)
     return Recovered(
         life,
-        tuple(records),
-        tuple(sorted(envelopes, key=lambda one: (one.key, one.sequence))),
+        tuple(found),
+        tuple(envelopes),
         tuple(remembered),
         frozenset(agent for (agent,) in connection.execute("SELECT agent FROM agents")),
         tuple(IncarnationRecord(*row) for row in connection.execute("SELECT * FROM incarnations")),
@@ -115,30 +117,17 @@ def next_block_id(connection: sqlite3.Connection) -> int:
 
 def rewrite(
     connection: sqlite3.Connection, block_ids: Sequence[int], moved_id: int, ledger: Ledger
-) -> tuple[list[blocks.Head], int]:
-    """Copy what is unsettled of `block_ids` into the new block `moved_id`; return its heads and its size."""
-    moved: list[tuple[blocks.Head, Envelope]] = []
-    keep_until = 0
+) -> Moved | None:
+    """Copy what is unsettled of `block_ids` into the new block `moved_id`; return it, None for nothing."""
+    stored = []
     for block_id in block_ids:
-        ((end, heads, body),) = connection.execute(
-            "SELECT keep_until, heads, body FROM blocks JOIN bodies USING (block_id) WHERE block_id = ?",
-            (block_id,),
-        ).fetchall()
-        keep_until = max(keep_until, end)
-        at = 0
-        for head in blocks.decode_heads(heads):
-            domain = ledger.by_id[head.domain_id]
-            if not domain.is_settled(head.sequence):
-                moved.append((head, blocks.envelope(head, domain.key, body[at : at + head.body_bytes])))
-            at += head.body_bytes
-    if not moved:
-        return [], 0
-    moved.sort(key=lambda one: (one[0].domain_id, one[0].sequence))
-    ids = {envelope.key: head.domain_id for head, envelope in moved}
-    heads, body = blocks.encode([envelope for _, envelope in moved], ids)
-    connection.execute("INSERT INTO blocks VALUES (?, ?, ?)", (moved_id, keep_until, heads))
-    connection.execute("INSERT INTO bodies VALUES (?, ?)", (moved_id, body))
-    return [head for head, _ in moved], len(heads) + len(body)
+        stored += connection.execute(f"{_SELECT_BLOCKS} WHERE block_id = ?", (block_id,)).fetchall()
+    moved = move(itertools.starmap(StoredBlock, stored), ledger)
+    if moved is not None:
+        row = moved_id, moved.keep_until, moved.heads
+        connection.execute("INSERT INTO blocks VALUES (?, ?, ?)", row)
+        connection.execute("INSERT INTO bodies VALUES (?, ?)", (moved_id, moved.body))
+    return moved
 
 
 def drop_bodies(connection: sqlite3.Connection, block_ids: Sequence[int]) -> None:
@@ -228,64 +217,8 @@ def count_dead_letters(connection: sqlite3.Connection, receiver: str) -> int:
     return count
 
 
-def _load_blocks(
-    connection: sqlite3.Connection, ledger: Ledger, now: Instant
-) -> tuple[list[Envelope], list[RememberedId]]:
-    envelopes: list[Envelope] = []
-    remembered: list[RememberedId] = []
-    for block_id, keep_until, heads, body in connection.execute(
-        "SELECT block_id, keep_until, heads, body FROM blocks LEFT JOIN bodies USING (block_id)"
-        " ORDER BY block_id"
-    ):
-        live: list[tuple[int, int]] = []
-        total, at = 0, 0
-        for head in blocks.decode_heads(heads):
-            total += 1
-            domain = ledger.by_id[head.domain_id]
-            if keep_until > now:
-                remembered.append(
-                    RememberedId(
-                        domain.key.sender,
-                        head.message_id,
-                        head.fingerprint,
-                        head.sequence,
-                        Instant(keep_until),
-                    )
-                )
-            if body is not None and not domain.is_settled(head.sequence):
-                live.append((head.domain_id, head.sequence))
-                envelopes.append(blocks.envelope(head, domain.key, body[at : at + head.body_bytes]))
-            at += head.body_bytes
-        if body is not None:
-            ledger.recover_block(block_id, live, total, len(heads) + len(body))
-    return envelopes, remembered
-
-
 def _domain_row(record: DomainRecord, domain_id: int) -> tuple[object, ...]:
-    rest = None
-    if record.above or record.failures or record.tombstones:
-        rest = json.dumps(
-            {"above": record.above, "failures": record.failures, "tombstones": record.tombstones},
-            separators=(",", ":"),
-        )
-    return (domain_id, *record.key, record.next_sequence, record.cursor, rest)
-
-
-def _record(key: DomainKey, next_sequence: int, cursor: int, rest: str | None) -> DomainRecord:
-    if rest is None:
-        return DomainRecord(key, next_sequence, cursor)
-    parts = json.loads(rest)
-    return DomainRecord(
-        key,
-        next_sequence,
-        cursor,
-        tuple(parts["above"]),
-        tuple((sequence, count) for sequence, count in parts["failures"]),
-        tuple(
-            Tombstone(first, last, message_id, DeadReason(reason))
-            for first, last, message_id, reason in parts["tombstones"]
-        ),
-    )
+    return (domain_id, *record.key, record.next_sequence, record.cursor, records.encode_rest(record))
 
 
 def _dead_letter_row(letter: DeadLetter) -> tuple[object, ...]:

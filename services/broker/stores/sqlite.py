@@ -25,8 +25,9 @@ from services.broker.core.model import (
     StoredDeadLetter,
 )
 from services.broker.store import Compaction, Retention
-from services.broker.stores import blocks, rows
-from services.broker.stores.ledger import Ledger
+from services.broker.stores import rows
+from services.broker.stores.ledger import DROP_BLOCKS_MAX, Ledger
+from services.broker.stores.surviving import Moved
 from services.common import logs
 from services.common.core.errors import ServiceError
 from services.common.core.instants import Instant
@@ -97,14 +98,7 @@ MIGRATIONS = (
     """,
 )
 
-# A block of which no more than this share lives is rewritten, unless it is young or small.
-REWRITE_LIVE_PERCENT_MAX = 25
-REWRITE_BYTES_MIN = 64 * 1024
-REWRITE_YOUNG_BLOCKS = 64
-# Work of one compaction, so that no commit waits long behind it.
-REWRITE_BYTES_MAX = 2 * 1024 * 1024
-DROP_BYTES_MAX = 16 * 1024 * 1024
-DROP_BLOCKS_MAX = 256
+# Work of one compaction, so that no commit waits long behind it; `ledger` bounds the rest.
 DROP_DEAD_LETTERS_MAX = 2_000
 DROP_ROUTED_MAX = 10_000
 # The WAL is moved into the file beside the commits whenever it has grown by this much; inside a commit only
@@ -174,29 +168,29 @@ class SqliteStore:
     async def compact(self, now: Instant, retention: Retention) -> Compaction:
         """Free what is not needed any longer."""
         ledger = self._ledger
-        spent = self._spent_blocks()
-        sparse = self._sparse_blocks()
+        spent = ledger.choose_spent()
+        sparse = ledger.choose_sparse(self._next_block_id)
         moved_id, count_letters = self._next_block_id, self._dead_letters_came
 
-        def work(connection: sqlite3.Connection) -> tuple[list[blocks.Head], int, dict[str, int]]:
-            heads, size = rows.rewrite(connection, sparse, moved_id, ledger)
+        def work(connection: sqlite3.Connection) -> tuple[Moved | None, dict[str, int]]:
+            moved = rows.rewrite(connection, sparse, moved_id, ledger)
             rows.drop_bodies(connection, [*spent, *sparse])
             rows.drop_heads(connection, now, DROP_BLOCKS_MAX)
             rows.drop_routed(connection, now, DROP_ROUTED_MAX)
             limit = retention.dead_letters_max_per_mailbox if count_letters else None
             oldest = now - retention.dead_letter_age_ms_max
-            return heads, size, rows.drop_dead_letters(connection, oldest, limit, DROP_DEAD_LETTERS_MAX)
+            return moved, rows.drop_dead_letters(connection, oldest, limit, DROP_DEAD_LETTERS_MAX)
 
-        heads, size, dropped = await self._database.write(work)
+        moved, dropped = await self._database.write(work)
         # Commit point, as in `commit`.
         self._dead_letters_came = sum(dropped.values()) >= DROP_DEAD_LETTERS_MAX
         del ledger.spent[: len(spent)]
         for block_id in [*spent, *sparse]:
             ledger.drop_block(block_id)
-        if heads:
+        if moved is not None:
             self._next_block_id += 1
             ledger.forget_extents(set(sparse))
-            ledger.add_block(moved_id, [(head.domain_id, head.sequence) for head in heads], size)
+            ledger.add_block(moved_id, moved.places, moved.bytes_stored)
         stored = sum(block.bytes_stored for block in ledger.blocks.values())
         return Compaction(dropped, len(spent), len(sparse), stored, is_done=not ledger.spent)
 
@@ -230,28 +224,3 @@ class SqliteStore:
             _log.warning("a checkpoint failed", why=str(error))
         finally:
             self._checkpointing = None
-
-    def _spent_blocks(self) -> Sequence[int]:
-        """Return blocks without a live envelope, at most what one compaction may drop."""
-        chosen: list[int] = []
-        size = 0
-        for block_id in self._ledger.spent[:DROP_BLOCKS_MAX]:
-            if size > DROP_BYTES_MAX:
-                break
-            chosen.append(block_id)
-            size += self._ledger.blocks[block_id].bytes_stored
-        return chosen
-
-    def _sparse_blocks(self) -> Sequence[int]:
-        """Return blocks that are worth rewriting: old enough, large, and nearly all settled."""
-        young = self._next_block_id - REWRITE_YOUNG_BLOCKS
-        chosen: list[int] = []
-        size = 0
-        for block_id, block in self._ledger.blocks.items():
-            if block_id > young or size > REWRITE_BYTES_MAX:
-                break
-            sparse = 0 < block.live * 100 <= block.total * REWRITE_LIVE_PERCENT_MAX
-            if sparse and block.bytes_stored >= REWRITE_BYTES_MIN:
-                chosen.append(block_id)
-                size += block.bytes_stored
-        return chosen
