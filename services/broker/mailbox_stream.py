@@ -106,8 +106,9 @@ class MailboxStream:
                 self._say(_Piece(responses.outcomes(outcomes), credits=len(outcomes)))
             case fx.ConfirmSettled(tokens=tokens):
                 self._say(_Piece(responses.settled(tokens)))
-            case fx.RefuseSettling(token=token, error=error):
-                self._say(_Piece(responses.refusal(token, error)))
+            case fx.RefuseSettling(tokens=tokens, error=error):
+                for content in responses.refusals(tokens, error):
+                    self._say(_Piece(content))
             case fx.Recall(tokens=tokens):
                 self._say(_Piece(responses.recalled(tokens)))
             case fx.TellTombstones(key=key, tombstones=stones):

@@ -134,7 +134,7 @@ def test_pieces_add_up_to_one_frame() -> None:
         responses.welcome(1, 12, ack_deadline_ms=30_000, payload_bytes_max=65_536)
         + responses.settled([1])
         + responses.settled([2])
-        + responses.refusal(5, ServiceError(Reason.STALE_ACK_TOKEN, "late"))
+        + b"".join(responses.refusals([5, 2**50], ServiceError(Reason.STALE_ACK_TOKEN, "late")))
         + responses.tombstones(key, stones)
         + responses.send_credits(0)
         + responses.send_credits(300)
@@ -258,7 +258,7 @@ def test_too_many_items_are_no_frame() -> None:
     request = pb.MailboxRequest()
     for _ in range(requests.SETTLINGS_MAX + 1):
         request.acks.add(ack_token=1)
-    with pytest.raises(ServiceError, match="at most 65536"):
+    with pytest.raises(ServiceError, match="at most 16384"):
         requests.read_frame(request, 1, "alpha", 1_000)
 
 

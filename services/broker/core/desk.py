@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from services.broker.core.effects import Effect
+from services.broker.core.effects import Effect, RefuseSettling
 from services.broker.core.model import (
     Batch,
     DeadLetter,
@@ -18,6 +18,7 @@ from services.broker.core.model import (
 from services.broker.core.state import Domain, Item, Session, State, Stream
 from services.broker.core.table import DeliveryInput
 from services.broker.core.timers import Timers
+from services.common.core.errors import ServiceError
 from services.common.core.instants import Instant
 
 
@@ -152,6 +153,18 @@ class Desk:
         self.open = Tentative()
         self.in_flight: Tentative | None = None
         self.number = 0
+
+    def refuse_settling(self, stream_id: int, token: int, error: ServiceError) -> None:
+        """Tell that a settling did nothing; a frame full of the same refusals becomes one effect."""
+        last = self.effects[-1] if self.effects else None
+        if (
+            isinstance(last, RefuseSettling)
+            and last.stream_id == stream_id
+            and (last.error.reason, last.error.message) == (error.reason, error.message)
+        ):
+            last.tokens.append(token)
+        else:
+            self.effects.append(RefuseSettling(stream_id, [token], error))
 
     def count(self, given: DeliveryInput, times: int = 1) -> None:
         """Count transitions for the metrics."""

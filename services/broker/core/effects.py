@@ -65,10 +65,10 @@ class ConfirmSettled:
 
 @dataclass(frozen=True, slots=True)
 class RefuseSettling:
-    """Tell a receiver that an ack, nack, extend or reject did nothing."""
+    """Tell a receiver that acks, nacks, extends or rejects did nothing, all for the same reason."""
 
     stream_id: int
-    token: int
+    tokens: list[int]
     error: ServiceError
 
 

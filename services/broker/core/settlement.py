@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from services.broker.core.burial import EXPIRED_WAITING, Fate, bury
 from services.broker.core.desk import Acks, Desk, Nacked
-from services.broker.core.effects import Recall, RefuseSettling
+from services.broker.core.effects import Recall
 from services.broker.core.events import Extend, Nack, Reject
 from services.broker.core.handover import enlist, let_go, watch_deadlines
 from services.broker.core.model import DeadReason
@@ -59,7 +59,7 @@ def settle(
     """Carry out one nack, extend or reject, or refuse it."""
     error = _fault(desk, settling)
     if error is not None:
-        desk.effects.append(RefuseSettling(stream.stream_id, settling.token, error))
+        desk.refuse_settling(stream.stream_id, settling.token, error)
         return
     item = session.outstanding.pop(settling.token, None) or session.extended.pop(settling.token, None)
     if item is None:
@@ -259,13 +259,14 @@ def _fault(desk: Desk, settling: Nack | Extend | Reject) -> ServiceError | None:
     return None
 
 
+_STALE = ServiceError(
+    Reason.STALE_ACK_TOKEN,
+    "this token holds no delivery: it was settled, recalled, given again, or belongs to another instance",
+)
+
+
 def _refuse(desk: Desk, stream: Stream, token: int) -> None:
-    error = ServiceError(
-        Reason.STALE_ACK_TOKEN,
-        "this token holds no delivery: it was settled, recalled, given again, or belongs to another instance",
-        metadata={"ack_token": str(token)},
-    )
-    desk.effects.append(RefuseSettling(stream.stream_id, token, error))
+    desk.refuse_settling(stream.stream_id, token, _STALE)
 
 
 def _token(item: Item) -> int:

@@ -9,7 +9,7 @@ from services.broker.core import letters
 from services.broker.core.burial import unbury
 from services.broker.core.desk import Acks, Answers, Desk, Release, Tentative
 from services.broker.core.durability import answer, discharge, finish_if_done
-from services.broker.core.effects import RefuseSettling, TellLetters
+from services.broker.core.effects import TellLetters
 from services.broker.core.handover import drain, let_go, watch_deadlines, watch_expiry
 from services.broker.core.model import Lane, SendOutcome
 from services.broker.core.settlement import put_back, recall_from
@@ -135,4 +135,4 @@ def _withdraw(desk: Desk, lost: Tentative) -> None:
 
 def _refuse(desk: Desk, stream: Stream, token: int, error: ServiceError) -> None:
     if stream.stream_id in desk.state.streams:
-        desk.effects.append(RefuseSettling(stream.stream_id, token, error))
+        desk.refuse_settling(stream.stream_id, token, error)

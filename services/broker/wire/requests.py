@@ -17,7 +17,8 @@ from services.common.core.ids import AGENT_ID, NAME_64
 VERSION = 1
 INSTANCE_DEFAULT = "0"
 SENDS_MAX = 1_024
-SETTLINGS_MAX = 65_536
+# All of them may be refused: the answers must fit into what may wait for one stream.
+SETTLINGS_MAX = 16_384
 TTL_MS_DEFAULT = 300_000
 TTL_MS_MIN = 1_000
 TTL_MS_MAX = 7 * 24 * 3_600_000

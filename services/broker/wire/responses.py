@@ -36,6 +36,8 @@ _Envelope = envelope_pb2.Envelope
 _ACCEPTED = pb.MailboxResponse.ACCEPTED_FIELD_NUMBER
 _SETTLED = pb.MailboxResponse.SETTLED_FIELD_NUMBER
 _RECALLED = pb.MailboxResponse.RECALLED_FIELD_NUMBER
+_REFUSALS = pb.MailboxResponse.REFUSALS_FIELD_NUMBER
+_REFUSED_TOKEN = bytes((pb.SettleRefusal.ACK_TOKEN_FIELD_NUMBER << 3,))
 _SEND_CREDITS = pb.MailboxResponse.SEND_CREDITS_FIELD_NUMBER
 # Tags of what is written once per envelope.
 _DELIVERY = bytes((pb.MailboxResponse.DELIVERIES_FIELD_NUMBER << 3 | 2,))
@@ -117,10 +119,19 @@ def recalled(tokens: Sequence[int]) -> bytes:
     return block(_RECALLED, b"".join([varint(token) for token in tokens]))
 
 
-def refusal(token: int, error: ServiceError) -> bytes:
-    """Return a piece of a frame with a settling that did nothing."""
-    one = pb.SettleRefusal(ack_token=token, error=status_proto(error))
-    return pb.MailboxResponse(refusals=[one]).SerializeToString()
+def refusals(tokens: Sequence[int], error: ServiceError) -> Iterator[bytes]:
+    """Yield pieces of a frame with settlings that did nothing, all for the same reason."""
+    why = block(pb.SettleRefusal.ERROR_FIELD_NUMBER, status_proto(error).SerializeToString())
+    parts: list[bytes] = []
+    size = 0
+    for token in tokens:
+        parts.append(block(_REFUSALS, _REFUSED_TOKEN + varint(token) + why))
+        size += len(parts[-1])
+        if size >= PIECE_BYTES_MAX:
+            yield b"".join(parts)
+            parts, size = [], 0
+    if parts:
+        yield b"".join(parts)
 
 
 def tombstones(key: DomainKey, stones: Sequence[Tombstone]) -> bytes:

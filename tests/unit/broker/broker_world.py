@@ -163,7 +163,8 @@ class Plant:
                     self.checker.session_left(session, event.resume_token if effect.resumed else -1)
         if isinstance(event, ev.FrameReceived):
             asked = Counter(event.acks) + Counter(one.token for one in event.settlings)
-            asked -= Counter(effect.token for effect in effects if isinstance(effect, fx.RefuseSettling))
+            refused = [effect.tokens for effect in effects if isinstance(effect, fx.RefuseSettling)]
+            asked -= Counter(token for tokens in refused for token in tokens)
             for token in self.taken_for_good - set(asked):
                 self.checker.settling_refused(token)
 

@@ -171,7 +171,7 @@ def test_acks_that_could_not_be_kept_hold_their_deliveries(bench: Bench) -> None
     held = tokens(bench.send(alpha, draft("m-1"), draft("m-2"), draft("m-3")))
     bench.step(ev.FrameReceived(beta, acks=held, settlings=[]))
     refused = of(bench.fail(), fx.RefuseSettling)
-    assert [(one.token, one.error) for one in refused] == [(token, DISK_FULL) for token in held]
+    assert [(one.tokens, one.error) for one in refused] == [(held, DISK_FULL)]
     bench.step(ev.FrameReceived(beta, acks=held[:1], settlings=[ev.Reject(held[1], "no")]))
     confirmed = [token for effect in of(bench.commit(), fx.ConfirmSettled) for token in effect.tokens]
     assert sorted(confirmed) == sorted(held[:2])
