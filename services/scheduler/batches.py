@@ -16,6 +16,7 @@ from services.scheduler.core.effects import (
     GrantLocks,
     PutLock,
     SaveCollaboration,
+    SaveLearned,
     SaveSpecs,
     SaveTask,
     Send,
@@ -68,6 +69,8 @@ def _write(batch: Batch, effect: Effect) -> bool:
             batch.put_locks.append(lock)
         case DeleteLock(resource, claim_id):
             batch.deleted_locks.append((resource, claim_id))
+        case SaveLearned(key, value):
+            batch.learned[key] = value
         case Forget(collaboration_id):
             batch.forgotten[collaboration_id] = None
         case _:

@@ -39,7 +39,7 @@ from services.scheduler.core.events import (
 from services.scheduler.core.state import SchedulerState
 from services.scheduler.inbox import Inbox, Query, settle
 from services.scheduler.metrics import SchedulerMetrics
-from services.scheduler.store import Batch, LeadershipLostError, SchedulerStore
+from services.scheduler.store import Batch, LeadershipLostError, SchedulerStore, Stored
 
 _log = logs.get("scheduler.driver")
 #: Pause between tries of a commit that may or may not be there.
@@ -101,7 +101,7 @@ class Driver(Inbox):
         try:
             stored = await self._store.load(self.leadership)
             self.put(agents())
-            self.put(Recovered("recovery", stored.collaborations, stored.locks, stored.foreign))
+            self.put(self._recovered(stored))
             self._help("lock-leases", self._store.keep_leases())
             self._help("lock-watch", self._watch_locks())
             self._help("leadership-watch", self._watch_leadership())
@@ -122,6 +122,9 @@ class Driver(Inbox):
             for helper in self._helpers:
                 helper.cancel()
             await asyncio.gather(*self._helpers, return_exceptions=True)
+
+    def _recovered(self, stored: Stored) -> Recovered:
+        return Recovered("recovery", stored.collaborations, stored.locks, stored.foreign, stored.learned)
 
     def stop(self) -> None:
         """Let `run` return after the batch that is being worked on."""

@@ -10,6 +10,7 @@ from services.common.core.ids import CollaborationId, ResourceName
 from services.common.election import Leadership
 from services.scheduler.core.events import ForeignLock, LockWritten
 from services.scheduler.core.model import InstanceKey, TaskKey
+from services.scheduler.core.prediction.cells import Learned, LearnedKey
 from services.scheduler.core.records import (
     CollaborationRecord,
     SpecRecord,
@@ -33,6 +34,8 @@ class Batch:
     forgotten: dict[CollaborationId, None] = field(default_factory=dict)
     put_locks: list[StoredLock] = field(default_factory=list)
     deleted_locks: list[tuple[ResourceName, str]] = field(default_factory=list)
+    #: None deletes.
+    learned: dict[LearnedKey, Learned | None] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -44,6 +47,7 @@ class Batch:
             + len(self.forgotten)
             + len(self.put_locks)
             + len(self.deleted_locks)
+            + len(self.learned)
         )
 
     @property
@@ -59,6 +63,7 @@ class Stored:
     collaborations: tuple[StoredCollaboration, ...]
     locks: tuple[StoredLock, ...]
     foreign: tuple[ForeignLock, ...]
+    learned: tuple[tuple[LearnedKey, Learned], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +75,15 @@ class LockKeys:
 
 
 class SchedulerStore(Protocol):
-    """Collaborations, tasks and locks of the plane.
+    """Collaborations, tasks and locks of the plane, and what was learned from them.
 
     Fencing:     `commit` and `load` with a leadership that is not the newest raise `LeadershipLostError`;
                  of a commit, nothing is there then.
     Consistency: a batch may be cut into transactions, one after the other or side by side. All writes of one
                  collaboration come in this order: specifications, tasks with the locks of their attempts, the
                  collaboration itself; a collaboration without its own record does not exist. An attempt and
-                 its locks share a transaction. Deleted locks come before new ones.
+                 its locks share a transaction. Deleted locks come before new ones. Learned records stand
+                 each for itself, in no order.
     Durability:  when `commit` returns, all of it survives power loss.
     Retry:       `commit` of the same batch again has the effect of one; so after an indefinite error the
                  caller commits the same batch again before any other.

@@ -44,6 +44,8 @@ from services.scheduler.core.model import (
     TaskKey,
     TaskState,
 )
+from services.scheduler.core.prediction.cells import LearnedKey
+from services.scheduler.core.prediction.predictor import Predictor
 from services.scheduler.core.records import CollaborationRecord, SpecRecord, StoredLock, TaskRecord
 from services.scheduler.store import Batch, LeadershipLostError, LockKeys, SchedulerStore
 from services.scheduler.stores.etcd import EtcdStore
@@ -445,6 +447,46 @@ async def test_on_etcd_a_lease_that_ran_out_is_granted_anew(
     written = await world.store.commit(Batch(put_locks=[lock("road", "two")]), leadership)
     assert isinstance(written[0], LockWritten)
     assert [row.resource for row in (await world.store.load(leadership)).locks] == ["road"]
+    await world.resign()
+
+
+async def test_what_was_learned_is_kept_replaced_and_deleted_and_fenced(world: World) -> None:
+    agent, survey = LearnedKey("agents", "field-1"), LearnedKey("types", "survey.v2")
+    predictor = Predictor()
+    for number in range(20):
+        predictor.finished("field-1", "survey.v2", 1_000, 900 + number, now=Instant(5_000 + number))
+        predictor.ended("field-1", "survey.v2", ("dive",), success=number > 1, now=Instant(6_000))
+    predictor.judged("field-1", "survey.v2", 0.5, Instant(6_000))
+    older = await world.lead()
+    first = {key: predictor.value(key) for key in (agent, survey)}
+    await world.store.commit(Batch(learned=dict(first)), older)
+    assert dict((await world.another_store().load(older)).learned) == first
+    predictor.finished("field-1", "survey.v2", 1_000, 5_000, now=Instant(9_000))
+    newer = predictor.value(survey)
+    batch = Batch(learned={agent: None, survey: newer})
+    # A batch that is committed again has the effect of one.
+    for _ in range(2):
+        await world.store.commit(batch, older)
+    stored = (await world.another_store().load(older)).learned
+    assert stored == ((survey, newer),)
+    leadership = await world.lead()
+    with pytest.raises(LeadershipLostError):
+        await world.store.commit(Batch(learned=dict(first)), older)
+    assert (await world.store.load(leadership)).learned == stored
+
+
+async def test_on_etcd_a_learned_record_that_can_not_be_read_is_passed_over(
+    etcd_client: EtcdClient, etcd_prefix: str
+) -> None:
+    world = EtcdWorld(etcd_client, etcd_prefix)
+    leadership = await world.lead()
+    predictor = Predictor()
+    predictor.finished("a", "t", 1_000, 900, now=Instant(5_000))
+    key = LearnedKey("types", "t")
+    await world.store.commit(Batch(learned={key: predictor.value(key)}), leadership)
+    await etcd_client.put(f"{etcd_prefix}/learned/types/broken", b"\xff\xff\xff")
+    await etcd_client.put(f"{etcd_prefix}/learned/others/thing", b"")
+    assert [name for name, _ in (await world.store.load(leadership)).learned] == [key]
     await world.resign()
 
 

@@ -30,7 +30,7 @@ from services.common.core.ids import (
 )
 from services.common.core.instants import Instant
 from services.common.rpc.status import from_status
-from services.scheduler.core.course import Attempt
+from services.scheduler.core.course import Attempt, Predicted
 from services.scheduler.core.effects import (
     AckResult,
     Assign,
@@ -93,6 +93,14 @@ ATTEMPTS = st.builds(
     MAYBE_INSTANTS,
     MAYBE_INSTANTS,
     st.none() | FAILURES,
+    st.none()
+    | st.builds(
+        Predicted,
+        st.integers(1, 2**40),
+        st.integers(1, 2**40),
+        st.integers(1, 2**40),
+        st.integers(0, 4_000).map(lambda tenths: tenths / 10),
+    ),
 )
 TASK_RECORDS = st.builds(
     TaskRecord,

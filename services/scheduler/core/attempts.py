@@ -5,7 +5,7 @@ from __future__ import annotations
 from services.common.core.fencing import FencingToken
 from services.common.core.ids import AgentId
 from services.common.core.instants import after
-from services.scheduler.core import claims, places
+from services.scheduler.core import claims, learning, places
 from services.scheduler.core.book import Step
 from services.scheduler.core.course import Attempt, Collaboration, Task
 from services.scheduler.core.effects import Assign, CancelAttempt
@@ -28,6 +28,7 @@ def assign(step: Step, task: Task, instance: Instance, explanation: str) -> None
     places.leave(step, task)
     token = FencingToken(book.epoch, task.attempt_count + 1)
     attempt = Attempt(token, instance.key, instance.incarnation, AttemptState.ASSIGNED, step.now, explanation)
+    attempt = attempt._replace(predicted=learning.predict(step, task, instance.key.agent_id))
     task.state = TASK.next(str(task.key), task.state, TaskInput.ASSIGN)
     task.add_attempt(attempt)
     watch(step, task, attempt)

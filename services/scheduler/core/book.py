@@ -20,6 +20,7 @@ from services.scheduler.core.instances import Instance
 from services.scheduler.core.lock_queue import LockId, LockRequest
 from services.scheduler.core.locks import LockTable
 from services.scheduler.core.model import AttemptRef, InstanceKey, Limits, TaskKey
+from services.scheduler.core.prediction.predictor import Predictor
 from services.scheduler.core.timers import Timer, Timers
 
 _GOLDEN_RATIO = 0.6180339887498949
@@ -107,6 +108,9 @@ class Book:
     directory: Directory = field(default_factory=Directory)
     index: PlacementIndex = field(default_factory=PlacementIndex)
     timers: Timers = field(default_factory=Timers)
+    predictor: Predictor = field(default_factory=Predictor)
+    #: LEARNED, while something that was learned is not in the store.
+    learned_timer: Timer | None = None
     locks: LockTable = field(default_factory=LockTable)
     lock_uses: dict[LockId, LockUse] = field(default_factory=dict)
     #: Tasks in the placement index whose declared claims are granted; the next placement empties it.

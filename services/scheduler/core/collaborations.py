@@ -16,6 +16,7 @@ from services.scheduler.core.effects import Accepted, Answer, Forget, SaveSpecs
 from services.scheduler.core.events import CancelRequested, Submitted
 from services.scheduler.core.graph import upward_ranks
 from services.scheduler.core.history import History
+from services.scheduler.core.learning import expected_ms, type_of
 from services.scheduler.core.machine import TASK, TaskInput
 from services.scheduler.core.model import Submission, TaskKey
 from services.scheduler.core.placement import demand_of
@@ -112,7 +113,7 @@ def build(
     for task_spec in spec.tasks:
         for dependency in task_spec.dependencies:
             dependents.setdefault(dependency, []).append(task_spec.task_id)
-    ranks = {task.task_id: task.estimated_duration_ms for task in spec.tasks}
+    ranks = {task.task_id: expected_ms(book, task) for task in spec.tasks}
     if dependents:
         ranks = upward_ranks({task.task_id: task.dependencies for task in spec.tasks}, ranks)
     for task_spec in spec.tasks:
@@ -126,6 +127,7 @@ def build(
             ranks[task_id],
             demand_of(task_spec),
             arrival,
+            type_of(task_spec),
             tuple(dependents.get(task_id, ())),
             len(task_spec.dependencies),
         )

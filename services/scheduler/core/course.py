@@ -40,6 +40,17 @@ from services.scheduler.core.timers import Timer
 ATTEMPTS_KEPT_MAX = 32
 
 
+class Predicted(NamedTuple):
+    """How long an attempt was expected to take when it was assigned, in milliseconds."""
+
+    #: As many such runs are shorter as are longer; 80 % lie between the other two.
+    mean_ms: int
+    low_ms: int
+    high_ms: int
+    #: Earlier runs of this type by this agent that count.
+    observations: float = 0.0
+
+
 class Attempt(NamedTuple):
     """One try of a task by one agent under one fencing token."""
 
@@ -53,6 +64,8 @@ class Attempt(NamedTuple):
     start_time: Instant | None = None
     end_time: Instant | None = None
     failure: Failure | None = None
+    #: None when it was assigned before there were predictions.
+    predicted: Predicted | None = None
 
     @property
     def open(self) -> bool:
@@ -91,6 +104,8 @@ class Task:
     demand: Demand
     #: Place in the order of submission over all tasks.
     arrival: int
+    #: Under which its course is learned; never empty.
+    task_type: str
     #: Tasks that depend on it.
     dependents: tuple[TaskId, ...] = ()
     #: Dependencies that have not succeeded yet; 0 in every state but PENDING, CANCELLED and FAILED.

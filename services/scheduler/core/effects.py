@@ -16,6 +16,7 @@ from services.common.core.instants import Instant
 from services.scheduler.core.course import Attempt, Change, Collaboration, Progress, Task
 from services.scheduler.core.events import HeldLock, ReplyId, StreamId
 from services.scheduler.core.model import AttemptRef, InstanceKey
+from services.scheduler.core.prediction.cells import Learned, LearnedKey
 from services.scheduler.core.records import StoredLock
 
 # Writes.
@@ -56,6 +57,13 @@ class DeleteLock(NamedTuple):
 
     resource: ResourceName
     claim_id: str
+
+
+class SaveLearned(NamedTuple):
+    """One record of what was learned, as it is now; None deletes it."""
+
+    key: LearnedKey
+    value: Learned | None
 
 
 class EndLease(NamedTuple):
@@ -168,7 +176,7 @@ class Answer(NamedTuple):
     value: Accepted | Collaboration | ServiceError
 
 
-Write = SaveSpecs | SaveCollaboration | SaveTask | Forget | PutLock | DeleteLock
+Write = SaveSpecs | SaveCollaboration | SaveTask | Forget | PutLock | DeleteLock | SaveLearned
 #: What can be said to an agent.
 WorkItem = Welcome | Assign | CancelAttempt | AckResult | Probe | GrantLocks | RefuseLocks | RevokeLock
 Send = WorkItem | CloseStream | Publish

@@ -19,6 +19,7 @@ from services.scheduler.core.model import (
     ResourceClaim,
     Submission,
 )
+from services.scheduler.core.prediction.cells import Learned, LearnedKey
 from services.scheduler.core.records import StoredCollaboration, StoredLock
 
 #: Names one Work stream; made by the driver, never used again.
@@ -224,6 +225,7 @@ class Recovered(NamedTuple):
     collaborations: tuple[StoredCollaboration, ...]
     locks: tuple[StoredLock, ...]
     foreign: tuple[ForeignLock, ...]
+    learned: tuple[tuple[LearnedKey, Learned], ...] = ()
 
 
 # From the driver.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from services.common.core.backoff import backoff_ms
 from services.common.core.entries import Outcome
 from services.common.core.instants import after
-from services.scheduler.core import attempts, claims, places
+from services.scheduler.core import attempts, claims, learning, places
 from services.scheduler.core.book import Step
 from services.scheduler.core.course import Attempt, Collaboration, Task
 from services.scheduler.core.machine import COLLABORATION, TASK, AttemptInput, CollaborationInput, TaskInput
@@ -78,6 +78,7 @@ def time_out(step: Step, task: Task) -> None:
     message = f"the attempt ran longer than {task.spec.attempt_timeout_ms} ms"
     failure = Failure(FailureKind.TRANSIENT, "ATTEMPT_TIMED_OUT", message)
     fail(step, task, failure, AttemptInput.TIME_OUT, message)
+    learning.learn(step, task, task.attempts[-1])
 
 
 # A task goes on, or ends.

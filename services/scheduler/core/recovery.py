@@ -39,6 +39,7 @@ from services.scheduler.core.timers import TimerKind
 
 def recover(step: Step, event: Recovered) -> None:
     """Take over everything that the store holds. Called once, on an empty book."""
+    step.book.predictor.restore(event.learned)
     stored = sorted(event.collaborations, key=lambda each: each.spec.arrival)
     restored = [_restore(step, each) for each in stored]
     ended = [collaboration for collaboration in restored if collaboration.ended]

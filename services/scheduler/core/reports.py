@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from services.common.core.entries import Outcome
-from services.scheduler.core import attempts, outcomes
+from services.scheduler.core import attempts, learning, outcomes
 from services.scheduler.core.book import Step
 from services.scheduler.core.course import Attempt, Progress, Task
 from services.scheduler.core.effects import AckResult, CancelAttempt, Publish
@@ -56,8 +56,10 @@ def result(step: Step, instance: Instance, stream: StreamId, report: ResultRepor
         return
     if isinstance(outcome, Payload):
         outcomes.succeed(step, task, task.attempts[-1], outcome)
+        learning.learn(step, task, task.attempts[-1])
     elif isinstance(outcome, Failure):
         outcomes.fail(step, task, outcome)
+        learning.learn(step, task, task.attempts[-1])
     else:
         outcomes.give_back(step, task)
     step.effects.append(AckResult(stream, ref, None))

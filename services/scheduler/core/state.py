@@ -11,6 +11,7 @@ from services.scheduler.core import (
     agents,
     apply,
     collaborations,
+    learning,
     lock_changes,
     lock_requests,
     outcomes,
@@ -131,4 +132,5 @@ _ON_TIMER: dict[TimerKind, Callable[[Step, Any], None]] = {
     TimerKind.GRACE: _lose,
     TimerKind.PROBE: agents.probe,
     TimerKind.LOCK_WAIT: lock_requests.give_up,
+    TimerKind.LEARNED: learning.save,
 }

@@ -32,6 +32,8 @@ class TimerKind(IntEnum):
     PROBE = auto()
     #: Lock request: it waited as long as it wanted.
     LOCK_WAIT = auto()
+    #: No subject: what was learned is due to be kept.
+    LEARNED = auto()
 
 
 class Timer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from google.protobuf.message import DecodeError
 
@@ -17,12 +17,13 @@ from services.common.etcd.follow import Snapshot, follow
 from services.common.etcd.ops import Delete, KeyValue, Operation, TxnResult
 from services.scheduler.core.events import ForeignLock, LockWritten
 from services.scheduler.core.model import InstanceKey
+from services.scheduler.core.prediction.cells import Learned, LearnedKey
 from services.scheduler.core.records import StoredCollaboration, StoredLock, TaskRecord
 from services.scheduler.store import Batch, LeadershipLostError, LockKeys, Stored
 from services.scheduler.stores.layout import Layout
 from services.scheduler.stores.leases import LockLeases
 from services.scheduler.stores.transactions import Lane, cut
-from services.scheduler.wire import records
+from services.scheduler.wire import learned, records
 
 _log = logs.get("scheduler.store")
 #: Deletions of orphans in one transaction.
@@ -59,7 +60,19 @@ class EtcdStore:
         self._leases = LockLeases(self._client, self._lock_ttl_s)
         locks, foreign = await self._load_locks(revision)
         stored = tuple(collaboration for collaboration in found if collaboration is not None)
-        return Stored(stored, tuple(locks), tuple(foreign))
+        rows = tuple([row async for row in self._load_learned(revision)])
+        return Stored(stored, tuple(locks), tuple(foreign), rows)
+
+    async def _load_learned(self, revision: int) -> AsyncIterator[tuple[LearnedKey, Learned]]:
+        async for page in self._client.pages(self._layout.learned, revision=revision):
+            for kv in page.kvs:
+                if (key := self._layout.parse_learned(kv.key)) is None:
+                    continue
+                try:
+                    yield key, learned.decode(key, kv.value)
+                except DecodeError as error:
+                    # An estimate can be learned again; that one is lost must not keep anybody from leading.
+                    _log.error("a learned record in etcd can not be read", key=kv.key, error=error)
 
     def _read_collaboration(
         self, header: KeyValue, below: dict[CollaborationId, list[KeyValue]]

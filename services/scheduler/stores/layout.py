@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.common.core.ids import CollaborationId, ResourceName, TaskId
+from services.scheduler.core.prediction.cells import LearnedKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,11 @@ class Layout:
     def locks(self) -> str:
         """Begins the key of every lock."""
         return f"{self.prefix}/locks/"
+
+    @property
+    def learned(self) -> str:
+        """Begins the key of everything that was learned."""
+        return f"{self.prefix}/learned/"
 
     def collaboration(self, collaboration_id: CollaborationId) -> str:
         """Return a collaboration's own key."""
@@ -51,6 +57,17 @@ class Layout:
     def lock(self, resource: ResourceName, claim_id: str) -> str:
         """Return the key of one claim."""
         return f"{self.prefix}/locks/{resource}/{claim_id}"
+
+    def learned_record(self, key: LearnedKey) -> str:
+        """Return the key of one record of what was learned."""
+        return f"{self.prefix}/learned/{key.kind}/{key.name}"
+
+    def parse_learned(self, key: str) -> LearnedKey | None:
+        """Return what a key below `learned` names, None when it is not one of ours."""
+        kind, _, name = key.removeprefix(self.learned).partition("/")
+        if kind == "agents":
+            return LearnedKey("agents", name)
+        return LearnedKey("types", name) if kind == "types" else None
 
     def parse_task(self, key: str) -> tuple[CollaborationId, str, str] | None:
         """Return (collaboration, "spec" or "state", rest) of a key below a collaboration."""

@@ -10,6 +10,7 @@ from services.common.core.ids import CollaborationId, ResourceName, TaskId
 from services.common.election import Leadership
 from services.scheduler.core.events import ForeignLock, LockWritten
 from services.scheduler.core.model import InstanceKey, TaskKey
+from services.scheduler.core.prediction.cells import Learned, LearnedKey
 from services.scheduler.core.records import (
     CollaborationRecord,
     SpecRecord,
@@ -34,6 +35,7 @@ class MemoryPlane:
     collaborations: dict[CollaborationId, CollaborationRecord] = field(default_factory=dict)
     tasks: dict[TaskKey, TaskRecord] = field(default_factory=dict)
     locks: dict[LockKey, StoredLock | ForeignLock] = field(default_factory=dict)
+    learned: dict[LearnedKey, Learned] = field(default_factory=dict)
     watchers: list[asyncio.Queue[LockKeys]] = field(default_factory=list)
 
     def put_foreign(self, resource: str, claim_id: str = "foreign") -> ForeignLock:
@@ -87,6 +89,7 @@ class MemoryStore:
             ),
             tuple(lock for lock in plane.locks.values() if isinstance(lock, StoredLock)),
             tuple(lock for lock in plane.locks.values() if isinstance(lock, ForeignLock)),
+            tuple(plane.learned.items()),
         )
 
     async def commit(self, batch: Batch, leadership: Leadership) -> tuple[LockWritten, ...]:
@@ -102,6 +105,11 @@ class MemoryStore:
         plane.collaborations.update(batch.collaborations)
         for collaboration_id in batch.forgotten:
             self._forget(collaboration_id)
+        for learned, value in batch.learned.items():
+            if value is None:
+                plane.learned.pop(learned, None)
+            else:
+                plane.learned[learned] = value
         requests: dict[str, list[StoredLock]] = {}
         for lock in batch.put_locks:
             name = (lock.resource, lock.claim_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from services.common.core.ids import CollaborationId
@@ -11,7 +11,7 @@ from services.scheduler.core.model import InstanceKey, TaskKey
 from services.scheduler.core.records import StoredLock
 from services.scheduler.store import Batch
 from services.scheduler.stores.layout import Layout
-from services.scheduler.wire import records
+from services.scheduler.wire import learned, records
 
 #: Bytes of one transaction, below etcd's limit for a request (1.5 MiB) with room for one more value.
 TXN_BYTES_MAX = 1024 * 1024
@@ -78,6 +78,8 @@ def cut(batch: Batch, layout: Layout, leases: Mapping[InstanceKey, int]) -> list
     for lock in batch.put_locks:
         if lock.attempt is None:
             _append_locks(locking, layout, leases, [], [lock])
+    for operation in _learned(batch, layout):
+        _append(packed, [operation])
     lanes += [[transaction] for transaction in packed]
     return [lane for lane in [locking, *lanes] if lane]
 
@@ -103,6 +105,13 @@ def _by_collaboration(batch: Batch, layout: Layout) -> dict[CollaborationId, lis
             Delete(layout.below(collaboration_id), prefix=True),
         ]
     return writes
+
+
+def _learned(batch: Batch, layout: Layout) -> Iterator[Operation]:
+    """Yield the writes of what was learned: small ones, of which a batch holds a bounded number."""
+    for key, value in batch.learned.items():
+        name = layout.learned_record(key)
+        yield Delete(name) if value is None else Put(name, learned.encode(value))
 
 
 def _append_locking(

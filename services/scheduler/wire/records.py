@@ -12,7 +12,7 @@ from services.common.core.fencing import FencingToken
 from services.common.core.ids import AgentId, CollaborationId, InstanceId, RequestId, ResourceName, TaskId
 from services.common.core.instants import Instant
 from services.common.protobuf import tag, varint
-from services.scheduler.core.course import Attempt
+from services.scheduler.core.course import Attempt, Predicted
 from services.scheduler.core.model import (
     AttemptRef,
     AttemptState,
@@ -128,6 +128,11 @@ def encode_task(record: TaskRecord) -> bytes:
         )
         values.put_token(row.token, attempt.token)
         values.put_failure(row.failure, attempt.failure)
+        if (predicted := attempt.predicted) is not None:
+            row.predicted_ms = predicted.mean_ms
+            row.predicted_low_ms = predicted.low_ms
+            row.predicted_high_ms = predicted.high_ms
+            row.predicted_observations = predicted.observations
     if record.result is not None:
         values.put_payload(message.result, record.result)
     values.put_failure(message.failure, record.failure)
@@ -209,6 +214,15 @@ def _attempt(row: record_pb.AttemptRecord) -> Attempt:
         _instant(row.start_ms),
         _instant(row.end_ms),
         _failure(row.failure) if row.HasField("failure") else None,
+        Predicted(
+            row.predicted_ms,
+            row.predicted_low_ms,
+            row.predicted_high_ms,
+            # Kept as a float of 32 bits: what is finer than a tenth is noise of the encoding.
+            round(row.predicted_observations, 1),
+        )
+        if row.predicted_ms
+        else None,
     )
 
 

@@ -203,6 +203,11 @@ def _put_attempt(message: task_pb.Attempt, attempt: Attempt) -> None:
     values.put_time(message.start_time, attempt.start_time)
     values.put_time(message.end_time, attempt.end_time)
     values.put_failure(message.failure, attempt.failure)
+    if (predicted := attempt.predicted) is not None:
+        values.put_duration(message.predicted.mean, predicted.mean_ms)
+        values.put_duration(message.predicted.low, predicted.low_ms)
+        values.put_duration(message.predicted.high, predicted.high_ms)
+        message.predicted.observations = predicted.observations
 
 
 def _keep_whole(_: task_pb.Task) -> None:

@@ -32,6 +32,7 @@ from services.scheduler.core.effects import (
     Forget,
     PutLock,
     SaveCollaboration,
+    SaveLearned,
     SaveSpecs,
     SaveTask,
 )
@@ -66,6 +67,7 @@ from services.scheduler.core.model import (
     Submission,
     TaskSpec,
 )
+from services.scheduler.core.prediction.cells import Learned, LearnedKey
 from services.scheduler.core.records import (
     CollaborationRecord,
     SpecRecord,
@@ -106,6 +108,7 @@ class MemoryRecords:
     headers: dict[CollaborationId, CollaborationRecord] = field(default_factory=dict)
     tasks: dict[tuple[CollaborationId, TaskId], TaskRecord] = field(default_factory=dict)
     locks: dict[tuple[ResourceName, str], StoredLock] = field(default_factory=dict)
+    learned: dict[LearnedKey, Learned] = field(default_factory=dict)
     revision: int = 100
 
     def commit(self, effects: Iterable[Effect]) -> list[LockWritten]:
@@ -129,6 +132,11 @@ class MemoryRecords:
                     written[lock.claim_id] = LockWritten(lock.claim_id, self.revision)
                 case DeleteLock(resource, claim_id):
                     self.locks.pop((resource, claim_id), None)
+                case SaveLearned(learned, value):
+                    if value is None:
+                        self.learned.pop(learned, None)
+                    else:
+                        self.learned[learned] = value
                 case _:
                     pass
         return [*written.values()]
@@ -147,6 +155,7 @@ class MemoryRecords:
             ),
             tuple(self.locks.values()),
             foreign,
+            tuple(self.learned.items()),
         )
 
 

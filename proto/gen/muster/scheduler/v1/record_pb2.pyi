@@ -31,6 +31,8 @@ class CollaborationRecord(_message.Message):
       <prefix>/tasks/<collaboration_id>/spec/<number>         SpecRecord: written once, before the record above
       <prefix>/tasks/<collaboration_id>/state/<task_id>       TaskRecord: absent until the task first changes
       <prefix>/locks/<resource>/<claim_id>                    JSON, see services/scheduler/README.md
+      <prefix>/learned/agents/<agent_id>                      LearnedAgentRecord
+      <prefix>/learned/types/<task_type>                      LearnedTypeRecord
 
     CollaborationRecord is the mutable half of a collaboration: small, since it is written again and again.
     """
@@ -259,6 +261,10 @@ class AttemptRecord(_message.Message):
     EXPLANATION_FIELD_NUMBER: _builtins.int
     SPECULATIVE_FIELD_NUMBER: _builtins.int
     SUSPEND_MS_FIELD_NUMBER: _builtins.int
+    PREDICTED_MS_FIELD_NUMBER: _builtins.int
+    PREDICTED_LOW_MS_FIELD_NUMBER: _builtins.int
+    PREDICTED_HIGH_MS_FIELD_NUMBER: _builtins.int
+    PREDICTED_OBSERVATIONS_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     instance_id: _builtins.str
     incarnation: _builtins.int
@@ -270,6 +276,11 @@ class AttemptRecord(_message.Message):
     speculative: _builtins.bool
     suspend_ms: _builtins.int
     """When its grace ends, once it was asked to suspend."""
+    predicted_ms: _builtins.int
+    """As PredictedDuration, in milliseconds; 0 for none."""
+    predicted_low_ms: _builtins.int
+    predicted_high_ms: _builtins.int
+    predicted_observations: _builtins.float
     @_builtins.property
     def token(self) -> _fencing_pb2.FencingToken: ...
     @_builtins.property
@@ -289,11 +300,223 @@ class AttemptRecord(_message.Message):
         explanation: _builtins.str = ...,
         speculative: _builtins.bool = ...,
         suspend_ms: _builtins.int = ...,
+        predicted_ms: _builtins.int = ...,
+        predicted_low_ms: _builtins.int = ...,
+        predicted_high_ms: _builtins.int = ...,
+        predicted_observations: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "assign_ms", b"assign_ms", "end_ms", b"end_ms", "explanation", b"explanation", "failure", b"failure", "incarnation", b"incarnation", "instance_id", b"instance_id", "speculative", b"speculative", "start_ms", b"start_ms", "state", b"state", "suspend_ms", b"suspend_ms", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "assign_ms", b"assign_ms", "end_ms", b"end_ms", "explanation", b"explanation", "failure", b"failure", "incarnation", b"incarnation", "instance_id", b"instance_id", "predicted_high_ms", b"predicted_high_ms", "predicted_low_ms", b"predicted_low_ms", "predicted_ms", b"predicted_ms", "predicted_observations", b"predicted_observations", "speculative", b"speculative", "start_ms", b"start_ms", "state", b"state", "suspend_ms", b"suspend_ms", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttemptRecord: _TypeAlias = AttemptRecord  # noqa: Y015
+
+@_typing.final
+class LearnedAgentRecord(_message.Message):
+    """LearnedAgentRecord is what was learned about one agent: at most 64 types and 64 skills, those used last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_MS_FIELD_NUMBER: _builtins.int
+    PAIRS_FIELD_NUMBER: _builtins.int
+    SKILLS_FIELD_NUMBER: _builtins.int
+    time_ms: _builtins.int
+    @_builtins.property
+    def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___LearnedPairRecord]:
+        """Least recently used first."""
+
+    @_builtins.property
+    def skills(self) -> _containers.RepeatedCompositeFieldContainer[Global___LearnedSkillRecord]: ...
+    def __init__(
+        self,
+        *,
+        time_ms: _builtins.int = ...,
+        pairs: _abc.Iterable[Global___LearnedPairRecord] | None = ...,
+        skills: _abc.Iterable[Global___LearnedSkillRecord] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pairs", b"pairs", "skills", b"skills", "time_ms", b"time_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnedAgentRecord: _TypeAlias = LearnedAgentRecord  # noqa: Y015
+
+@_typing.final
+class LearnedLineRecord(_message.Message):
+    """LearnedLineRecord is a decayed regression of the logarithm of actual on that of declared milliseconds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    MEAN_DECLARED_FIELD_NUMBER: _builtins.int
+    MEAN_ACTUAL_FIELD_NUMBER: _builtins.int
+    DECLARED_SQUARES_FIELD_NUMBER: _builtins.int
+    PRODUCTS_FIELD_NUMBER: _builtins.int
+    weight: _builtins.float
+    mean_declared: _builtins.float
+    mean_actual: _builtins.float
+    declared_squares: _builtins.float
+    products: _builtins.float
+    def __init__(
+        self,
+        *,
+        weight: _builtins.float = ...,
+        mean_declared: _builtins.float = ...,
+        mean_actual: _builtins.float = ...,
+        declared_squares: _builtins.float = ...,
+        products: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["declared_squares", b"declared_squares", "mean_actual", b"mean_actual", "mean_declared", b"mean_declared", "products", b"products", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnedLineRecord: _TypeAlias = LearnedLineRecord  # noqa: Y015
+
+@_typing.final
+class LearnedRateRecord(_message.Message):
+    """LearnedRateRecord counts outcomes, decayed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUCCESSES_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    successes: _builtins.float
+    failures: _builtins.float
+    def __init__(
+        self,
+        *,
+        successes: _builtins.float = ...,
+        failures: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "successes", b"successes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnedRateRecord: _TypeAlias = LearnedRateRecord  # noqa: Y015
+
+@_typing.final
+class LearnedPairRecord(_message.Message):
+    """LearnedPairRecord is one agent with one task type."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_TYPE_FIELD_NUMBER: _builtins.int
+    LINE_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
+    MISSES_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    TIME_MS_FIELD_NUMBER: _builtins.int
+    task_type: _builtins.str
+    misses: _builtins.float
+    """Weighted squares of what predictions missed."""
+    count: _builtins.int
+    time_ms: _builtins.int
+    @_builtins.property
+    def line(self) -> Global___LearnedLineRecord: ...
+    @_builtins.property
+    def outcomes(self) -> Global___LearnedRateRecord: ...
+    @_builtins.property
+    def quality(self) -> Global___LearnedRateRecord:
+        """Of results that were judged."""
+
+    def __init__(
+        self,
+        *,
+        task_type: _builtins.str = ...,
+        line: Global___LearnedLineRecord | None = ...,
+        outcomes: Global___LearnedRateRecord | None = ...,
+        quality: Global___LearnedRateRecord | None = ...,
+        misses: _builtins.float = ...,
+        count: _builtins.int = ...,
+        time_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["line", b"line", "outcomes", b"outcomes", "quality", b"quality"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "line", b"line", "misses", b"misses", "outcomes", b"outcomes", "quality", b"quality", "task_type", b"task_type", "time_ms", b"time_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnedPairRecord: _TypeAlias = LearnedPairRecord  # noqa: Y015
+
+@_typing.final
+class LearnedSkillRecord(_message.Message):
+    """LearnedSkillRecord is one agent with one skill."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SKILL_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    skill: _builtins.str
+    @_builtins.property
+    def outcomes(self) -> Global___LearnedRateRecord: ...
+    def __init__(
+        self,
+        *,
+        skill: _builtins.str = ...,
+        outcomes: Global___LearnedRateRecord | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes", "skill", b"skill"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnedSkillRecord: _TypeAlias = LearnedSkillRecord  # noqa: Y015
+
+@_typing.final
+class LearnedTypeRecord(_message.Message):
+    """LearnedTypeRecord is what was learned about one task type over all agents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINE_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    MISSES_FIELD_NUMBER: _builtins.int
+    WIDENING_FIELD_NUMBER: _builtins.int
+    JUDGED_FIELD_NUMBER: _builtins.int
+    INSIDE_FIELD_NUMBER: _builtins.int
+    SKILL_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    TIME_MS_FIELD_NUMBER: _builtins.int
+    misses: _builtins.float
+    widening: _builtins.float
+    """Logarithm of the factor by which its intervals are widened."""
+    judged: _builtins.float
+    """Runs that had an interval, and those inside it, decayed."""
+    inside: _builtins.float
+    skill: _builtins.str
+    """First required skill of its newest task."""
+    count: _builtins.int
+    time_ms: _builtins.int
+    @_builtins.property
+    def line(self) -> Global___LearnedLineRecord: ...
+    @_builtins.property
+    def outcomes(self) -> Global___LearnedRateRecord: ...
+    def __init__(
+        self,
+        *,
+        line: Global___LearnedLineRecord | None = ...,
+        outcomes: Global___LearnedRateRecord | None = ...,
+        misses: _builtins.float = ...,
+        widening: _builtins.float = ...,
+        judged: _builtins.float = ...,
+        inside: _builtins.float = ...,
+        skill: _builtins.str = ...,
+        count: _builtins.int = ...,
+        time_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["line", b"line", "outcomes", b"outcomes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "inside", b"inside", "judged", b"judged", "line", b"line", "misses", b"misses", "outcomes", b"outcomes", "skill", b"skill", "time_ms", b"time_ms", "widening", b"widening"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnedTypeRecord: _TypeAlias = LearnedTypeRecord  # noqa: Y015

@@ -340,6 +340,7 @@ class Attempt(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
     SPECULATIVE_FIELD_NUMBER: _builtins.int
+    PREDICTED_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     instance_id: _builtins.str
     incarnation: _builtins.int
@@ -362,6 +363,10 @@ class Attempt(_message.Message):
     def failure(self) -> Global___TaskFailure:
         """Set when the state is FAILED, LOST or TIMED_OUT."""
 
+    @_builtins.property
+    def predicted(self) -> Global___PredictedDuration:
+        """How long it was expected to run when it was assigned; the run itself is end_time - start_time."""
+
     def __init__(
         self,
         *,
@@ -376,10 +381,11 @@ class Attempt(_message.Message):
         failure: Global___TaskFailure | None = ...,
         explanation: _builtins.str = ...,
         speculative: _builtins.bool = ...,
+        predicted: Global___PredictedDuration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assign_time", b"assign_time", "end_time", b"end_time", "failure", b"failure", "start_time", b"start_time", "token", b"token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assign_time", b"assign_time", "end_time", b"end_time", "failure", b"failure", "predicted", b"predicted", "start_time", b"start_time", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "assign_time", b"assign_time", "end_time", b"end_time", "explanation", b"explanation", "failure", b"failure", "incarnation", b"incarnation", "instance_id", b"instance_id", "speculative", b"speculative", "start_time", b"start_time", "state", b"state", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "assign_time", b"assign_time", "end_time", b"end_time", "explanation", b"explanation", "failure", b"failure", "incarnation", b"incarnation", "instance_id", b"instance_id", "predicted", b"predicted", "speculative", b"speculative", "start_time", b"start_time", "state", b"state", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -414,6 +420,44 @@ class Savepoint(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Savepoint: _TypeAlias = Savepoint  # noqa: Y015
+
+@_typing.final
+class PredictedDuration(_message.Message):
+    """PredictedDuration is a run time as expected from what was learned."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEAN_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    OBSERVATIONS_FIELD_NUMBER: _builtins.int
+    observations: _builtins.float
+    """Earlier runs of this type by this agent that count, after decay; 0: known from others or declared only."""
+    @_builtins.property
+    def mean(self) -> _duration_pb2.Duration:
+        """As many such runs are shorter as are longer."""
+
+    @_builtins.property
+    def low(self) -> _duration_pb2.Duration:
+        """80 % of such runs last at least low and at most high."""
+
+    @_builtins.property
+    def high(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        mean: _duration_pb2.Duration | None = ...,
+        low: _duration_pb2.Duration | None = ...,
+        high: _duration_pb2.Duration | None = ...,
+        observations: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["high", b"high", "low", b"low", "mean", b"mean"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["high", b"high", "low", b"low", "mean", b"mean", "observations", b"observations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PredictedDuration: _TypeAlias = PredictedDuration  # noqa: Y015
 
 @_typing.final
 class TaskFailure(_message.Message):

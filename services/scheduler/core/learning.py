@@ -1,0 +1,84 @@
+"""What the plane learns from what ends, and when that is kept.
+
+Learned values ride in commits that happen anyway: what changed is gathered for `save_interval_ms` and then a
+bounded number of records joins the next batch. They are estimates, not promises: a crash loses at most what
+was learned since, and no decision waits for them.
+"""
+
+from __future__ import annotations
+
+from services.common.core.instants import after
+from services.scheduler.core.book import Book, Step
+from services.scheduler.core.course import Attempt, Predicted, Task
+from services.scheduler.core.effects import SaveLearned
+from services.scheduler.core.model import AttemptState, TaskSpec
+from services.scheduler.core.timers import TimerKind
+
+#: How long changes are gathered before they are written, and records in one batch.
+SAVE_INTERVAL_MS = 1_000
+SAVED_MAX = 64
+
+
+def type_of(spec: TaskSpec) -> str:
+    """Return the type under which a task's course is learned: its own, else its first required skill."""
+    return spec.task_type or spec.required_skills[0]
+
+
+def expected_ms(book: Book, spec: TaskSpec) -> int:
+    """Return how long a task will take on an average agent: what ranks count with."""
+    declared_ms, skill = spec.estimated_duration_ms, spec.required_skills[0]
+    return round(book.predictor.typical(type_of(spec), declared_ms, skill).mean_ms)
+
+
+def predict(step: Step, task: Task, agent_id: str) -> Predicted:
+    """Return how long a task is expected to take on an agent, as it is kept with the attempt."""
+    spec = task.spec
+    estimate = step.book.predictor.estimate(
+        agent_id, task.task_type, spec.estimated_duration_ms, spec.required_skills[0]
+    )
+    return Predicted(
+        round(estimate.mean_ms),
+        round(estimate.low_ms),
+        round(estimate.high_ms),
+        round(estimate.observations, 1),
+    )
+
+
+def learn(step: Step, task: Task, attempt: Attempt) -> None:
+    """Learn from an attempt that has just ended by its agent's doing: success, failure or time-out."""
+    spec, agent_id = task.spec, attempt.instance.agent_id
+    predictor = step.book.predictor
+    success = attempt.state is AttemptState.SUCCEEDED
+    if success:
+        start = attempt.start_time
+        # A result that came with its start in one frame: all that is known is how long it held its slot.
+        since = attempt.assign_time if start is None or start == attempt.end_time else start
+        predictor.finished(
+            agent_id,
+            task.task_type,
+            spec.estimated_duration_ms,
+            step.now - since,
+            now=step.now,
+            skill=spec.required_skills[0],
+        )
+    predictor.ended(agent_id, task.task_type, spec.required_skills, success=success, now=step.now)
+    _save_later(step)
+
+
+def save(step: Step, _: None = None) -> None:
+    """Have a bounded part of what changed written with this batch, the rest with later ones."""
+    book = step.book
+    book.learned_timer = None
+    changed = book.predictor.changed
+    for key in [*changed][:SAVED_MAX]:
+        del changed[key]
+        step.effects.append(SaveLearned(key, book.predictor.value(key)))
+    if changed:
+        _save_later(step)
+
+
+def _save_later(step: Step) -> None:
+    book = step.book
+    if book.learned_timer is None:
+        due = after(step.now, SAVE_INTERVAL_MS)
+        book.learned_timer = book.timers.set(due, TimerKind.LEARNED, None)
