@@ -206,6 +206,50 @@ def _tasks(builder: _Builder, path: str, value: Any) -> list[task_pb2.TaskSpec]:
     ]
 
 
+def _weight(builder: _Builder, path: str, value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1_000:
+        builder.bad(path, f"must be a weight from 0 to 1,000, not {_kind(value)}")
+        return 0.0
+    return float(value)
+
+
+def _weights(builder: _Builder, path: str, value: Any) -> collaboration_pb2.PolicyWeights:
+    return collaboration_pb2.PolicyWeights(**builder.fields(path, value, _WEIGHTS))
+
+
+def _needs(builder: _Builder, path: str, value: Any) -> dict[str, int]:
+    if not isinstance(value, Mapping):
+        builder.bad(path, f'must be amounts by name, such as {{"gpu_milli": 500}}, not {_kind(value)}')
+        return {}
+    return {str(name): _count(builder, f"{path}.{name}", amount) for name, amount in value.items()}
+
+
+def _gang(builder: _Builder, path: str, value: Any) -> task_pb2.Gang:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = {"size": value}
+    return task_pb2.Gang(**builder.fields(path, value, _GANG))
+
+
+def _members(builder: _Builder, path: str, value: Any) -> list[task_pb2.GangMember]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        builder.bad(path, f"must be a list of members, not {_kind(value)}")
+        return []
+    return [
+        task_pb2.GangMember(
+            **builder.fields(
+                f"{path}[{index}]",
+                item if isinstance(item, Mapping) else {"required_skills": item},
+                {"required_skills": _texts},
+            )
+        )
+        for index, item in enumerate(value)
+    ]
+
+
+_WEIGHTS: Mapping[str, _Converter] = MappingProxyType(
+    {"finish_time": _weight, "quality": _weight, "cost": _weight, "fairness": _weight}
+)
+_GANG: Mapping[str, _Converter] = MappingProxyType({"size": _count, "members": _members})
 _RESOURCE: Mapping[str, _Converter] = MappingProxyType(
     {"resource": _text, "mode": _choice(task_pb2.LockMode, "LOCK_MODE_")}
 )
@@ -229,6 +273,8 @@ _TASK: Mapping[str, _Converter] = MappingProxyType(
         "payload": _payload,
         "attempt_timeout": _duration,
         "speculation": _choice(task_pb2.Speculation, "SPECULATION_"),
+        "needs": _needs,
+        "gang": _gang,
     }
 )
 _COLLABORATION: Mapping[str, _Converter] = MappingProxyType(
@@ -241,5 +287,7 @@ _COLLABORATION: Mapping[str, _Converter] = MappingProxyType(
         "unknown_skill_policy": _choice(collaboration_pb2.UnknownSkillPolicy, "UNKNOWN_SKILL_POLICY_"),
         "coordinator_agent": _text,
         "shared_context": _payload,
+        "scheduling_policy": _choice(collaboration_pb2.SchedulingPolicy, "SCHEDULING_POLICY_"),
+        "policy_weights": _weights,
     }
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from services.common.config import knob
 from services.common.service_config import ServiceConfig
 from services.scheduler.core.book import Settings
+from services.scheduler.core.model import SchedulingPolicy
 
 _CORE = Settings()
 
@@ -68,6 +69,19 @@ class SchedulerConfig(ServiceConfig):
         _CORE.loss_max, "Attempts of one task that may be lost with their agents before it is given up."
     )
     wave_max: int = knob(_CORE.wave_max, "Tasks in one placement snapshot; larger batches take several.")
+    scheduling_policy: str = knob(
+        _CORE.policy.name,
+        f"Policy of collaborations that name none: {', '.join(SchedulingPolicy.__members__)}.",
+    )
+    requester_weights: str = knob(
+        "", 'Fair shares between requesters, as "operator/admin=2,agent/a=0.5"; who is not named has 1.'
+    )
+    ageing_ms: int = knob(
+        _CORE.ageing_ms, "From this wait on a task that is not EMERGENCY is served for its age.", unit="ms"
+    )
+    ageing_share: int = knob(
+        _CORE.ageing_share, "An agent owes one start in so many to aged tasks; bounds how long they wait."
+    )
     lock_request_max: int = knob(
         _CORE.lock_request_max, "Locks that the code of one instance may hold or wait for."
     )
@@ -91,9 +105,19 @@ class SchedulerConfig(ServiceConfig):
         takeover_ms = self.election_ttl_s * 1_000 + self.registry_wait_ms
         if self.lock_ttl_s * 1_000 <= takeover_ms:
             raise ValueError(f"lock_ttl_s must be more than a takeover, about {takeover_ms} ms")
-        for name in ("batch_events_max", "queue_max", "submissions_max", "watcher_events_max", "wave_max"):
+        for name in (
+            "batch_events_max",
+            "queue_max",
+            "submissions_max",
+            "watcher_events_max",
+            "wave_max",
+            "ageing_share",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
+        if self.scheduling_policy not in SchedulingPolicy.__members__:
+            raise ValueError(f"scheduling_policy must be one of {', '.join(SchedulingPolicy.__members__)}")
+        _weights(self.requester_weights)
 
     @property
     def settings(self) -> Settings:
@@ -116,4 +140,23 @@ class SchedulerConfig(ServiceConfig):
             loss_max=self.loss_max,
             wave_max=self.wave_max,
             lock_request_max=self.lock_request_max,
+            policy=SchedulingPolicy[self.scheduling_policy],
+            requester_weights=_weights(self.requester_weights),
+            ageing_ms=self.ageing_ms,
+            ageing_share=self.ageing_share,
         )
+
+
+def _weights(text: str) -> tuple[tuple[str, float], ...]:
+    """Return what `requester_weights` says; raises ValueError."""
+    found = []
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, _, weight = item.partition("=")
+        try:
+            value = float(weight)
+        except ValueError:
+            value = 0.0
+        if not name or not 0.0 < value <= 1_000_000.0:
+            raise ValueError(f'requester_weights: {item!r} is not like "operator/admin=2"')
+        found.append((name, value))
+    return tuple(found)

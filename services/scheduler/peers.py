@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from typing import Protocol
 
 import grpc
@@ -24,6 +25,9 @@ _log = logs.get("scheduler.peers")
 #: Pause before the registry is asked again, in milliseconds.
 _RETRY_BASE_MS = 50
 _RETRY_MAX_MS = 2_000
+#: Labels that declare a capacity begin with this.
+_CAPACITY = "capacity."
+_DIGITS_MAX = 15
 _GONE = frozenset({agent_pb.AGENT_STATE_LOST, agent_pb.AGENT_STATE_OFFLINE})
 
 
@@ -89,6 +93,22 @@ class RegistryFeed:
         )
 
 
+def _capacities(labels: Mapping[str, str]) -> Iterator[tuple[str, int]]:
+    """Yield what labels like "capacity.gpu_milli" = "8000" declare; what is no such amount is passed over."""
+    for name, text in labels.items():
+        if name.startswith(_CAPACITY) and text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX:
+            yield name.removeprefix(_CAPACITY), int(text)
+
+
+def _cost(labels: Mapping[str, str]) -> float:
+    """Return what the label "cost" declares; 0 when it declares no finite cost of at least 0."""
+    try:
+        cost = float(labels.get("cost", "0"))
+    except ValueError:
+        return 0.0
+    return cost if 0.0 <= cost < math.inf else 0.0
+
+
 def agent_view(agent: agent_pb.Agent) -> AgentView:
     """Return what matters of an agent to the scheduler."""
     return AgentView(
@@ -100,6 +120,8 @@ def agent_view(agent: agent_pb.Agent) -> AgentView:
                 instance.incarnation,
                 instance.state in _GONE,
                 tuple((Skill(skill.name), skill.level or 1.0) for skill in instance.skills),
+                tuple(_capacities(instance.labels)),
+                _cost(instance.labels),
             )
             for instance in agent.instances
         ),

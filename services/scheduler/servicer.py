@@ -16,7 +16,7 @@ from muster.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceServi
 from services.common.clock import Clock
 from services.common.core.entries import EntryDraft
 from services.common.core.errors import Reason, ServiceError, invalid
-from services.common.core.ids import CollaborationId, ResourceName
+from services.common.core.ids import CollaborationId, ResourceName, TaskId
 from services.common.identity import Principal
 from services.common.outbox import Outbox
 from services.common.rpc.interceptors import current_call
@@ -24,6 +24,7 @@ from services.scheduler.core.book import Book
 from services.scheduler.core.course import Collaboration
 from services.scheduler.core.effects import Accepted
 from services.scheduler.core.events import CancelRequested, Event, ReplyId
+from services.scheduler.core.explain import explain, find_task
 from services.scheduler.core.model import CollaborationState
 from services.scheduler.core.queries import find, newest_first
 from services.scheduler.driver import Driver
@@ -32,6 +33,7 @@ from services.scheduler.replica import Replica
 from services.scheduler.submit_stream import SubmitStream, submission_event
 from services.scheduler.watch_stream import WatchStream
 from services.scheduler.wire import answers, views
+from services.scheduler.wire.explanations import explanation_message
 from services.scheduler.work_stream import WorkStream
 
 SERVICE = "scheduler"
@@ -48,6 +50,7 @@ ACCESS = {
     f"{SERVICE_NAME}/WatchCollaborations": _READERS,
     f"{SERVICE_NAME}/Work": frozenset({"agent"}),
     f"{SERVICE_NAME}/ListLocks": _READERS,
+    f"{SERVICE_NAME}/ExplainTask": _READERS,
 }
 _PAGE_DEFAULT = 100
 _PAGE_MAX = 1_000
@@ -189,6 +192,19 @@ class SchedulerServicer(SchedulerServiceServicer):
         def ask(book: Book) -> pb.ListLocksResponse:
             locks = (views.lock_message(book, view) for view in book.locks.snapshot(resource))
             return pb.ListLocksResponse(locks=itertools.islice(locks, _LOCKS_MAX))
+
+        return await driver.query(ask)
+
+    async def ExplainTask(self, request: pb.ExplainTaskRequest, context: Any) -> pb.ExplainTaskResponse:
+        """Return why a task has the place, the agent or the wait that it has."""
+        del context
+        driver = await self._replica.driver()
+        caller, now = _caller(), self._clock.now()
+
+        def ask(book: Book) -> pb.ExplainTaskResponse:
+            collaboration = _permit(book, request.collaboration_id, caller)
+            task = find_task(book, collaboration.collaboration_id, TaskId(request.task_id))
+            return pb.ExplainTaskResponse(explanation=explanation_message(explain(book, task, now)))
 
         return await driver.query(ask)
 

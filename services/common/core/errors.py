@@ -31,6 +31,7 @@ class Reason(StrEnum):
     STALE_ACK_TOKEN = auto()
     UNSUPPORTED_VERSION = auto()
     WRONG_STATE = auto()
+    UNMEETABLE = auto()
     RESOURCE_HELD = auto()
     LOCK_LOST = auto()
     REQUEST_ID_REUSED = auto()
@@ -87,6 +88,7 @@ TABLE: Mapping[Reason, ErrorRow] = MappingProxyType(
         Reason.STALE_ACK_TOKEN: _PRECONDITION,
         Reason.UNSUPPORTED_VERSION: _PRECONDITION,
         Reason.WRONG_STATE: _PRECONDITION,
+        Reason.UNMEETABLE: ErrorRow("FAILED_PRECONDITION", definite=True, retryable=True),
         Reason.RESOURCE_HELD: ErrorRow("ABORTED", definite=True, retryable=True),
         Reason.LOCK_LOST: ErrorRow("ABORTED", definite=True, retryable=True),
         Reason.REQUEST_ID_REUSED: ErrorRow("ALREADY_EXISTS", definite=True, retryable=False),

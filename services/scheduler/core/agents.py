@@ -174,7 +174,7 @@ def note_instance(book: Book, key: InstanceKey, incarnation: int) -> Instance:
     instance = book.instances[key] = Instance(key, incarnation)
     view = book.directory.instance(key)
     if view is not None:
-        instance.levels = dict(view.skills)
+        _declare(instance, view)
     return instance
 
 
@@ -194,10 +194,12 @@ def change_agents(step: Step, event: AgentsChanged) -> None:
 
 def _change_instance(step: Step, instance: Instance) -> None:
     view = step.book.directory.instance(instance.key)
-    instance.levels = NO_SKILLS if view is None else dict(view.skills)
-    step.book.index.touch(instance)
     if view is None:
+        instance.levels = NO_SKILLS
+        step.book.index.touch(instance)
         return
+    _declare(instance, view)
+    step.book.index.touch(instance)
     if instance.stream is None:
         if is_over(view, instance):
             give_up(step, instance)
@@ -275,3 +277,10 @@ def _reconcile(step: Step, instance: Instance, stream: StreamId, held: tuple[Att
     for task in lost:
         # Assigned to a link that broke: the agent never got it, or died and forgot it.
         outcomes.lose(step, task, f"{instance.key} came back without it")
+
+
+def _declare(instance: Instance, view: InstanceView) -> None:
+    """Take in what an instance says that it can do."""
+    instance.levels = dict(view.skills)
+    instance.capacities = dict(view.capacities)
+    instance.cost = view.cost

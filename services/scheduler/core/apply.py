@@ -6,18 +6,23 @@ is passed over, and the next plan takes it up.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from services.common.core.instants import NEVER, rfc3339
 from services.scheduler.core import attempts, claims
 from services.scheduler.core.book import Step
-from services.scheduler.core.course import Place
+from services.scheduler.core.course import Place, Task
 from services.scheduler.core.index import level_for
-from services.scheduler.core.placement import Placement, Plan, plan
+from services.scheduler.core.instances import Instance
+from services.scheduler.core.model import Priority
+from services.scheduler.core.placement import Placement, plan
 
 
 def place(step: Step) -> None:
     """Assign every ready task for which an agent is free and whose claims are granted."""
     book = step.book
     while True:
-        snapshot = book.index.snapshot(book.settings.wave_max)
+        snapshot = book.index.snapshot(book.settings.wave_max, step.now)
         moved = snapshot is not None and apply(step, plan(snapshot))
         # What a task gives back may go to one that has an agent: look again. This ends: every round assigns a
         # task, or moves one from the index to the lock table for want of a lock or back for want of an agent,
@@ -26,23 +31,53 @@ def place(step: Step) -> None:
             return
 
 
-def apply(step: Step, proposed: Plan) -> bool:
+def apply(step: Step, placements: list[Placement]) -> bool:
     """Carry out what fits of a plan; return whether anything changed."""
     changed = False
-    for placement in proposed.placements:
+    for placement in placements:
         changed = _apply_one(step, placement) or changed
     return changed
 
 
 def _apply_one(step: Step, placement: Placement) -> bool:
-    task = step.book.task(placement.task)
-    instance = step.book.instances.get(placement.instance)
-    if task is None or instance is None or task.place is not Place.QUEUE or instance.free < 1:
-        return False
-    named = task.demand.agents
-    if level_for(instance.levels, task.demand) is None or (named and instance.key.agent_id not in named):
+    task: Task = placement.task
+    instance = step.book.index.fleet.instances[placement.row]
+    if instance is None or task.place is not Place.QUEUE or not fits(task, instance):
         return False
     if claims.claim(step, task):
-        attempts.assign(step, task, instance, placement.explanation)
+        why = placement.pool.explain(placement.at, _name_of(step))
+        attempts.assign(step, task, instance, f"{why}; {_turn(task, aged=placement.aged)}")
+        note_start(task, instance, aged=placement.aged)
     # A task without its claims has left the index: that is a change, too.
     return True
+
+
+def fits(task: Task, instance: Instance) -> bool:
+    """Return whether an instance can take a task now."""
+    demand = task.demand
+    if instance.free < 1 or level_for(instance.levels, demand) is None:
+        return False
+    if demand.agents and instance.key.agent_id not in demand.agents:
+        return False
+    return all(
+        instance.used.get(name, 0) + amount <= instance.capacities.get(name, 0)
+        for name, amount in demand.needs
+    )
+
+
+def note_start(task: Task, instance: Instance, *, aged: bool) -> None:
+    """Count what an instance owes to tasks that have waited beyond their age; see `core.lanes`."""
+    if aged:
+        instance.fresh_starts = 0
+    elif task.priority is not Priority.EMERGENCY:
+        instance.fresh_starts += 1
+
+
+def _name_of(step: Step) -> Callable[[int], str]:
+    return lambda row: str(step.book.index.key_of(row))
+
+
+def _turn(task: Task, *, aged: bool) -> str:
+    """Return why it was this task's turn, for people."""
+    due = "" if task.due == NEVER else f", due {rfc3339(task.due)}"
+    return f"{'aged ' if aged else ''}{task.priority.name}{due}, critical path {task.rank_ms} ms"

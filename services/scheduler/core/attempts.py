@@ -32,7 +32,7 @@ def assign(step: Step, task: Task, instance: Instance, explanation: str) -> None
     task.state = TASK.next(str(task.key), task.state, TaskInput.ASSIGN)
     task.add_attempt(attempt)
     watch(step, task, attempt)
-    instance.held[task.key] = task
+    instance.hold(task)
     instance.credits -= 1
     instance.turn = book.index.next_turn()
     book.index.touch(instance)
@@ -98,7 +98,7 @@ def close(
     task.progress, task.stage = 0.0, ""
     instance = book.instance_of(attempt)
     if instance is not None:
-        instance.held.pop(task.key, None)
+        instance.drop(task)
         book.index.touch(instance)
         if notice and instance.stream is not None:
             step.effects.append(CancelAttempt(instance.stream, task.ref(attempt), notice))

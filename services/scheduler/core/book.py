@@ -15,11 +15,12 @@ from services.scheduler.core.course import Attempt, Change, Collaboration, Task
 from services.scheduler.core.directory import Directory
 from services.scheduler.core.effects import Effect, Publish, SaveCollaboration, SaveTask
 from services.scheduler.core.events import HeldLock, StreamId
+from services.scheduler.core.fairness import Accounts
 from services.scheduler.core.index import PlacementIndex
 from services.scheduler.core.instances import Instance
 from services.scheduler.core.lock_queue import LockId, LockRequest
 from services.scheduler.core.locks import LockTable
-from services.scheduler.core.model import AttemptRef, InstanceKey, Limits, TaskKey
+from services.scheduler.core.model import AttemptRef, InstanceKey, Limits, SchedulingPolicy, TaskKey
 from services.scheduler.core.prediction.predictor import Predictor
 from services.scheduler.core.timers import Timer, Timers
 
@@ -49,7 +50,13 @@ class Settings:
     history_max: int = 1_024
     credit_max: int = 1_024
     loss_max: int = 50
-    wave_max: int = 1_024
+    wave_max: int = 8_192
+    #: Policy of collaborations that name none.
+    policy: SchedulingPolicy = SchedulingPolicy.PRIORITY
+    #: Requester to weight; who is not named has 1.
+    requester_weights: tuple[tuple[str, float], ...] = ()
+    ageing_ms: int = 60_000
+    ageing_share: int = 4
     lock_request_max: int = 1_024
 
 
@@ -106,7 +113,8 @@ class Book:
     instances: dict[InstanceKey, Instance] = field(default_factory=dict)
     streams: dict[StreamId, Instance] = field(default_factory=dict)
     directory: Directory = field(default_factory=Directory)
-    index: PlacementIndex = field(default_factory=PlacementIndex)
+    index: PlacementIndex = field(init=False)
+    accounts: Accounts = field(init=False)
     timers: Timers = field(default_factory=Timers)
     predictor: Predictor = field(default_factory=Predictor)
     #: LEARNED, while something that was learned is not in the store.
@@ -128,6 +136,12 @@ class Book:
     arrival: int = 0
     probe_nonce: int = 0
 
+    def __post_init__(self) -> None:
+        """Make what depends on the settings."""
+        self.index = PlacementIndex(self.settings.ageing_ms, self.settings.ageing_share)
+        self.index.estimate = lambda agent, kind, ms: self.predictor.estimate(agent, kind, ms).mean_ms
+        self.accounts = Accounts(dict(self.settings.requester_weights))
+
     def task(self, key: TaskKey | AttemptRef) -> Task | None:
         """Return the named task, None when it is not known."""
         collaboration = self.collaborations.get(key.collaboration_id)
@@ -141,6 +155,7 @@ class Book:
         """Count a collaboration among those that have ended."""
         self.open_collaboration_count -= 1
         self.open_bytes -= collaboration.size_bytes
+        self.accounts.close(collaboration.account)
         self.ended.append(collaboration.collaboration_id)
         self.retained_task_count += len(collaboration.tasks)
 

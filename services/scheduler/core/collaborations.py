@@ -7,11 +7,12 @@ import weakref
 from services.common.core.entries import Outcome
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.ids import CollaborationId, TaskId
-from services.common.core.instants import Instant, after
+from services.common.core.instants import NEVER, Instant, after
 from services.scheduler.core import outcomes, places
 from services.scheduler.core.admission import admit, size_of
 from services.scheduler.core.book import Book, Step
 from services.scheduler.core.course import Collaboration, Task
+from services.scheduler.core.due import due_times
 from services.scheduler.core.effects import Accepted, Answer, Forget, SaveSpecs
 from services.scheduler.core.events import CancelRequested, Submitted
 from services.scheduler.core.graph import upward_ranks
@@ -104,6 +105,7 @@ def build(
         {},
         History(book.settings.history_max),
         arrival=arrival,
+        account=book.accounts.open(submission.requester),
         coordinator_agent=spec.coordinator_agent,
         open_count=len(spec.tasks),
         size_bytes=size_of(spec),
@@ -116,6 +118,7 @@ def build(
     ranks = {task.task_id: expected_ms(book, task) for task in spec.tasks}
     if dependents:
         ranks = upward_ranks({task.task_id: task.dependencies for task in spec.tasks}, ranks)
+    due = due_times(spec, dependents)
     for task_spec in spec.tasks:
         task_id = task_spec.task_id
         collaboration.tasks[task_id] = Task(
@@ -125,11 +128,13 @@ def build(
             spec.priority_of(task_spec),
             spec.deadline_of(task_spec),
             ranks[task_id],
-            demand_of(task_spec),
+            demand_of(task_spec, spec, book.settings.policy),
+            collaboration.account,
             arrival,
             type_of(task_spec),
             tuple(dependents.get(task_id, ())),
             len(task_spec.dependencies),
+            due=due.get(task_id, NEVER),
         )
     book.collaborations[collaboration_id] = collaboration
     book.arrival = max(book.arrival, arrival)

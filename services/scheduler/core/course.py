@@ -10,11 +10,12 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum, auto
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from services.common.core.fencing import FencingToken
 from services.common.core.ids import AgentId, CollaborationId, TaskId
-from services.common.core.instants import Instant
+from services.common.core.instants import NEVER, Instant
+from services.scheduler.core.fairness import Account
 from services.scheduler.core.history import History
 from services.scheduler.core.lock_queue import LockId
 from services.scheduler.core.model import (
@@ -35,6 +36,9 @@ from services.scheduler.core.model import (
 )
 from services.scheduler.core.placement import Demand
 from services.scheduler.core.timers import Timer
+
+if TYPE_CHECKING:
+    from services.scheduler.core.lanes import Lane
 
 #: Attempts of one task that are kept; older ones are in the audit log.
 ATTEMPTS_KEPT_MAX = 32
@@ -100,8 +104,10 @@ class Task:
     deadline: Instant | None
     #: Longest chain of estimated durations from its start to the end of its collaboration.
     rank_ms: int
-    #: Skills and agents it needs.
+    #: What it needs of an agent, and how one is chosen.
     demand: Demand
+    #: Whose share of the fleet it takes.
+    account: Account = field(repr=False)
     #: Place in the order of submission over all tasks.
     arrival: int
     #: Under which its course is learned; never empty.
@@ -135,8 +141,12 @@ class Task:
     place: Place = Place.NOWHERE
     #: The request for its declared claims: waiting, granted or held.
     lock_id: LockId | None = None
+    #: When all that hangs on it can still be in time if it has ended by then; NEVER without any deadline.
+    due: Instant = NEVER
     #: Grows when it enters the placement index; an index entry with another number is stale.
     queue_number: int = 0
+    #: While `place` is QUEUE: where in the index.
+    lane: Lane | None = field(default=None, repr=False)
     #: Its retry delay or its attempt's time-out; never both.
     timer: Timer | None = None
     deadline_timer: Timer | None = None
@@ -219,6 +229,8 @@ class Collaboration:
     history: History
     #: Place in the order of submission.
     arrival: int
+    #: Its requester's.
+    account: Account
     state: CollaborationState = CollaborationState.INITIALIZING
     #: Grows by one with every durable change of it or of one of its tasks.
     generation: int = 0

@@ -156,6 +156,10 @@ class InstanceView(NamedTuple):
     gone: bool
     #: Skill to declared level, 0 < level <= 1.
     skills: tuple[tuple[Skill, float], ...]
+    #: Capacity to amount, as declared.
+    capacities: tuple[tuple[str, int], ...] = ()
+    #: What a slot costs for an hour.
+    cost: float = 0.0
 
 
 class AgentView(NamedTuple):

@@ -1,37 +1,34 @@
 """Ready tasks and free agents, indexed so that no event looks at all of them.
 
-Tasks wait in one heap for each demand (skills and named agents); instances with a free slot wait in one heap
-for each profile (skills with their levels). A demand knows which profiles serve it and a profile which
-demands it serves; these links change only when a demand or a profile comes or goes. `_runnable` holds the
-demands that have a task and may have an agent: what a placement looks at.
-
-Heaps delete lazily: an entry counts when its number is its subject's newest. A heap is rebuilt when it is
-more than twice as long as what lives in it.
+Tasks wait in queues, one for each demand (skills, named agents, needs, style); a queue's lanes tell classes
+and requesters apart (`core.lanes`). Instances are columns (`core.fleet`). `_runnable` holds the queues that
+have a task and may have an agent: what a placement looks at. A queue comes there when a task enters it, or
+when an instance that could serve it may have a free slot; it leaves when a placement finds none.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
-from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
+
+import numpy as np
 
 from services.common.core.ids import AgentId, Skill
-from services.common.core.instants import NEVER
+from services.common.core.instants import Instant
 from services.scheduler.core.course import Task
+from services.scheduler.core.fairness import Account
+from services.scheduler.core.fleet import Fleet
 from services.scheduler.core.instances import Instance, Levels
-from services.scheduler.core.placement import Candidates, Demand, FreeInstance, Order, Snapshot, WaitingTask
+from services.scheduler.core.lanes import Lane, Offer, serve, serve_aged
+from services.scheduler.core.model import InstanceKey, Priority
+from services.scheduler.core.placement import Demand, Pool, Snapshot
+from services.scheduler.core.policies.base import Columns
+from services.scheduler.core.policies.registry import POLICIES
+from services.scheduler.core.prospects import Estimate, durations
 
-#: Below this size a rebuild costs more than it frees.
-_REBUILD_SIZE_MIN = 64
-#: Demands without a waiting task whose links are kept, so that a steady stream of tasks does not make them
-#: anew each time.
+#: Demands without a waiting task that are kept, so that a steady stream of tasks does not make them anew.
 _IDLE_QUEUES_MAX = 1_024
-
-Entry = TypeVar("Entry", bound=tuple[Any, ...])
-#: An instance's skills with their levels, as a value.
-ProfileKey = frozenset[tuple[Skill, float]]
+#: Up to this many rows with a free slot are looked at one by one; beyond it array operations are cheaper.
+_FEW_ROWS = 8
 
 
 def level_for(levels: Levels, demand: Demand) -> float | None:
@@ -48,44 +45,32 @@ def level_for(levels: Levels, demand: Demand) -> float | None:
 class _Queue:
     """The ready tasks of one demand."""
 
-    __slots__ = ("demand", "heap", "live", "profiles")
+    __slots__ = ("demand", "lanes", "live", "skill")
 
-    def __init__(self, demand: Demand) -> None:
+    def __init__(self, demand: Demand, skill: Skill | None) -> None:
         self.demand = demand
-        self.heap: list[tuple[Order, int, Task]] = []
+        #: Under which it is found; None when it is found under its agents.
+        self.skill = skill
+        self.lanes: dict[tuple[Priority, Account], Lane] = {}
         self.live = 0
-        #: Profiles that serve it, with their level; empty when the demand names agents.
-        self.profiles: dict[_Profile, float] = {}
-
-
-class _Profile:
-    """The instances with the same skills at the same levels; the heap holds those with a free slot."""
-
-    __slots__ = ("heap", "levels", "live", "members", "number", "queues", "slots")
-
-    def __init__(self, levels: Levels, number: int) -> None:
-        self.levels = levels
-        self.number = number
-        self.members: set[Instance] = set()
-        self.heap: list[tuple[float, int, int, Instance]] = []
-        #: Instances with a free slot, and their free slots together.
-        self.live = self.slots = 0
-        self.queues: set[_Queue] = set()
 
 
 class PlacementIndex:
     """See the module. Owned by `SchedulerState`; `snapshot` is the only way to read it."""
 
-    def __init__(self) -> None:
+    def __init__(self, ageing_ms: int = 60_000, ageing_share: int = 4) -> None:
+        self._ageing_ms = ageing_ms
+        self._ageing_share = ageing_share
         self._queues: dict[Demand, _Queue] = {}
         self._idle: dict[_Queue, None] = {}
-        self._profiles: dict[ProfileKey, _Profile] = {}
-        self._profile_of: dict[Instance, _Profile] = {}
-        self._agents: dict[AgentId, set[Instance]] = {}
-        self._named: dict[AgentId, set[_Queue]] = {}
+        self._by_skill: dict[Skill, dict[_Queue, None]] = {}
+        self._by_agent: dict[AgentId, dict[_Queue, None]] = {}
         self._runnable: dict[_Queue, None] = {}
         self._touched: dict[Instance, None] = {}
         self._number = 0
+        self.fleet = Fleet()
+        #: What predicts durations; None takes what the task declares.
+        self.estimate: Estimate | None = None
         #: Ready tasks that wait for an agent.
         self.waiting_count = 0
 
@@ -93,33 +78,39 @@ class PlacementIndex:
 
     def add_task(self, task: Task) -> None:
         """Let a ready task wait for an agent."""
-        queue = self._queue(task.demand)
-        deadline = NEVER if task.deadline is None else task.deadline
-        order = Order(task.priority, -task.rank_ms, deadline, task.arrival)
-        task.queue_number = self._next()
-        heapq.heappush(queue.heap, (order, task.queue_number, task))
+        queue = self._queues.get(task.demand)
+        if queue is None:
+            queue = self._new_queue(task.demand)
+        elif queue.live == 0:
+            self._idle.pop(queue, None)
+        key = (task.priority, task.account)
+        lane = queue.lanes.get(key)
+        if lane is None:
+            lane = queue.lanes[key] = Lane(*key)
+        task.queue_number = number = self._next()
+        task.lane = lane
+        lane.add(task, number)
         queue.live += 1
         self.waiting_count += 1
-        if queue.live == 1:
-            self._idle.pop(queue, None)
         # Whether an agent is free is found out by the next snapshot: cheaper than asking for every task.
         self._runnable[queue] = None
 
     def remove_task(self, task: Task) -> None:
         """Take out a task that waits."""
-        queue = self._queues[task.demand]
+        queue, lane = self._queues[task.demand], task.lane
         task.queue_number = 0
+        task.lane = None
         queue.live -= 1
         self.waiting_count -= 1
+        if lane is not None:
+            lane.remove()
+            if lane.live == 0:
+                del queue.lanes[lane.priority, lane.account]
         if queue.live == 0:
-            queue.heap.clear()
             self._runnable.pop(queue, None)
             self._idle[queue] = None
             if len(self._idle) > _IDLE_QUEUES_MAX:
                 self._drop_queue(next(iter(self._idle)))
-        elif len(queue.heap) > max(_REBUILD_SIZE_MIN, 2 * queue.live):
-            queue.heap = [entry for entry in queue.heap if _task_live(entry)]
-            heapq.heapify(queue.heap)
 
     # Instances.
 
@@ -128,202 +119,168 @@ class PlacementIndex:
         # Indexed by the next snapshot: an instance that gets a hundred attempts in one batch is moved once.
         self._touched[instance] = None
 
-    def _put_instance(self, instance: Instance) -> None:
-        profile = self._settle_profile(instance)
-        if profile is None:
-            return
-        free = instance.free
-        if (instance.index_free == 0) != (free == 0):
-            profile.live += 1 if free else -1
-        profile.slots += free - instance.index_free
-        instance.index_free = free
-        instance.index_number = self._next()
-        if not free:
-            return
-        heapq.heappush(profile.heap, (instance.load, instance.turn, instance.index_number, instance))
-        if len(profile.heap) > max(_REBUILD_SIZE_MIN, 2 * profile.live):
-            profile.heap = [entry for entry in profile.heap if _instance_live(entry)]
-            heapq.heapify(profile.heap)
-        for queue in profile.queues:
-            if queue.live:
-                self._runnable[queue] = None
-        for queue in self._named.get(instance.key.agent_id, ()):
-            if queue.live:
-                self._runnable[queue] = None
-
     def forget_instance(self, instance: Instance) -> None:
         """Take an instance out for good."""
         self._touched.pop(instance, None)
-        self._leave_profile(instance)
-        if (instances := self._agents.get(instance.key.agent_id)) is not None:
-            instances.discard(instance)
-            if not instances:
-                del self._agents[instance.key.agent_id]
+        self.fleet.forget(instance)
 
     def next_turn(self) -> int:
         """Return a number larger than any before, for the instance that gets work now."""
         return self._next()
 
+    def settle(self) -> None:
+        """Take in the instances that were touched."""
+        for instance in self._touched:
+            self.fleet.put(instance)
+            if instance.free:
+                self._wake(instance)
+        self._touched.clear()
+
+    def _wake(self, instance: Instance) -> None:
+        """Let the queues be looked at that an instance with a free slot may serve."""
+        levels = instance.levels
+        for skill in levels:
+            for queue in self._by_skill.get(skill, ()):
+                if queue.live and queue.demand.skills <= levels.keys():
+                    self._runnable[queue] = None
+        for queue in self._by_agent.get(instance.key.agent_id, ()):
+            if queue.live:
+                self._runnable[queue] = None
+
     # Reading.
 
-    def snapshot(self, task_max: int) -> Snapshot | None:
+    def snapshot(self, task_max: int, now: Instant) -> Snapshot | None:
         """Return up to `task_max` ready tasks in serving order, with the agents that are free for them.
 
         None when no ready task has a free agent.
         """
-        for instance in self._touched:
-            self._put_instance(instance)
-        self._touched.clear()
-        groups: dict[int, tuple[FreeInstance, ...]] = {}
-        candidates: dict[Demand, tuple[Candidates, ...]] = {}
-        choices: dict[Demand, int] = {}
-        serving: dict[Demand, list[_Profile]] = {}
-        heads: list[Iterator[tuple[Order, int, Task]]] = []
+        self.settle()
+        offers: list[Offer] = []
         for queue in [*self._runnable]:
-            demand = queue.demand
-            if demand.agents:
-                slots, choices[demand], candidates[demand] = self._named_agents(demand, groups)
-            else:
-                profiles = [profile for profile in queue.profiles if profile.live]
-                slots = sum(profile.slots for profile in profiles)
-                choices[demand] = sum(profile.live for profile in profiles)
-                candidates[demand] = tuple(
-                    Candidates(queue.profiles[profile], profile.number) for profile in profiles
-                )
-                serving[demand] = profiles
-            if slots:
-                heads.append(_smallest(queue.heap, slots, _task_live))
-            else:
+            pool = self.pool(queue.demand)
+            if pool is None:
                 del self._runnable[queue]
-        if not heads:
-            return None
-        # Merged as they come: no more is looked at than is returned.
-        entries = itertools.islice(heapq.merge(*heads), task_max)
-        tasks = tuple(WaitingTask(order, task.key, task.demand) for order, _, task in entries)
-        wanted: Counter[_Profile] = Counter()
-        for demand, count in Counter(task.demand for task in tasks).items():
-            for profile in serving.get(demand, ()):
-                wanted[profile] += count
-        for profile, count in wanted.items():
-            groups[profile.number] = tuple(
-                _row(entry[3]) for entry in _smallest(profile.heap, count, _instance_live)
-            )
-        return Snapshot(tasks, groups, candidates, choices)
-
-    def _named_agents(
-        self, demand: Demand, groups: dict[int, tuple[FreeInstance, ...]]
-    ) -> tuple[int, int, tuple[Candidates, ...]]:
-        """Return (slots, instances, candidates) among the agents that a demand names."""
-        slots = choices = 0
-        found: list[Candidates] = []
-        for agent_id in sorted(demand.agents):
-            for instance in self._agents.get(agent_id, ()):
-                level = level_for(instance.levels, demand)
-                if level is not None and instance.free > 0:
-                    # A group of one; negative numbers are not profiles'.
-                    group = -instance.index_number
-                    groups[group] = (_row(instance),)
-                    found.append(Candidates(level, group))
-                    slots += instance.free
-                    choices += 1
-        return slots, choices, tuple(found)
-
-    # Links between demands and profiles.
-
-    def _queue(self, demand: Demand) -> _Queue:
-        queue = self._queues.get(demand)
-        if queue is None:
-            queue = self._queues[demand] = _Queue(demand)
-            if demand.agents:
-                for agent_id in demand.agents:
-                    self._named.setdefault(agent_id, set()).add(queue)
             else:
-                for profile in self._profiles.values():
-                    self._link(queue, profile)
+                offers += [Offer(lane, pool) for lane in queue.lanes.values()]
+        if not offers:
+            return None
+        fleet = self.fleet
+        # More than there are slots could not be placed; what is left over is seen by the next snapshot.
+        most = min(task_max, fleet.free_count)
+        aged = serve_aged(offers, now, self._ageing_ms, most, self._next)
+        if not aged:
+            return Snapshot(serve(offers, fleet.totals, most), self.key_of)
+        urgent = serve(
+            [each for each in offers if each.lane.priority is Priority.EMERGENCY], fleet.totals, most
+        )
+        served = frozenset(task.queue_number for task, _, _ in aged)
+        others = [each for each in offers if each.lane.priority is not Priority.EMERGENCY]
+        rest = serve(others, fleet.totals, most, served)
+        return Snapshot([*urgent, *aged, *rest], self.key_of)
+
+    def pool(self, demand: Demand) -> Pool | None:
+        """Return the free slots for a demand, None when there is none."""
+        fleet = self.fleet
+        if len(fleet.live) <= _FEW_ROWS:
+            found = self._few(demand)
+            if not found:
+                return None
+            rows = np.array([row for row, _ in found], np.int64)
+            level = np.array([each for _, each in found])
+        else:
+            rows, level = fleet.eligible(demand.skills, demand.agents)
+            open_rows = fleet.free[rows] > 0
+            rows, level = rows[open_rows], level[open_rows]
+        left = []
+        for name, amount in demand.needs:
+            column = fleet.left(name)
+            if column is None:
+                return None
+            fits = column[rows] >= amount
+            rows, level = rows[fits], level[fits]
+        if not len(rows):
+            return None
+        free = fleet.free[rows]
+        for name, _ in demand.needs:
+            column = fleet.left(name)
+            if column is not None:
+                left.append(column[rows])
+        owed = fleet.fresh[rows] >= self._ageing_share - 1
+        pool = Pool(
+            demand, rows, self._columns(demand, rows, level, free), free, owed if owed.any() else None
+        )
+        pool.left = tuple(left)
+        return pool
+
+    def _few(self, demand: Demand) -> list[tuple[int, float]]:
+        found = []
+        for row in self.fleet.live:
+            instance = self.fleet.instances[row]
+            if instance is None or (demand.agents and instance.key.agent_id not in demand.agents):
+                continue
+            level = level_for(instance.levels, demand)
+            if level is not None:
+                found.append((row, level))
+        return found
+
+    def _columns(self, demand: Demand, rows: Any, level: Any, free: Any) -> Columns:
+        fleet = self.fleet
+        held = fleet.held[rows]
+        duration, least = None, 0.0
+        cost, least_cost = level, 0.0
+        if POLICIES[demand.style.policy].predicts:
+            cost = fleet.cost[rows]
+            least_cost = float(cost.min())
+            duration = durations(self.estimate, fleet, rows, demand.style)
+            least = 0.0 if duration is None else float(duration.min())
+        return Columns(
+            level,
+            held,
+            held + free,
+            fleet.turn[rows],
+            self._number,
+            cost,
+            duration,
+            np.zeros(len(rows), np.int64),
+            least_cost,
+            least,
+        )
+
+    def key_of(self, row: int) -> InstanceKey:
+        """Return whose row this is; only rows of the present snapshot have an owner for sure."""
+        instance = self.fleet.instances[row]
+        if instance is None:
+            raise KeyError(row)
+        return instance.key
+
+    # Queues.
+
+    def _new_queue(self, demand: Demand) -> _Queue:
+        # Found under the skill that fewest others are found under.
+        skill = None
+        if not demand.agents:
+            skill = min(sorted(demand.skills), key=lambda each: len(self._by_skill.get(each, ())))
+        queue = self._queues[demand] = _Queue(demand, skill)
+        if skill is not None:
+            self._by_skill.setdefault(skill, {})[queue] = None
+        for agent_id in demand.agents:
+            self._by_agent.setdefault(agent_id, {})[queue] = None
         return queue
 
     def _drop_queue(self, queue: _Queue) -> None:
         del self._queues[queue.demand]
         del self._idle[queue]
-        for profile in queue.profiles:
-            profile.queues.discard(queue)
+        if queue.skill is not None:
+            _discard(self._by_skill, queue.skill, queue)
         for agent_id in queue.demand.agents:
-            self._named[agent_id].discard(queue)
-            if not self._named[agent_id]:
-                del self._named[agent_id]
-
-    def _link(self, queue: _Queue, profile: _Profile) -> None:
-        level = level_for(profile.levels, queue.demand)
-        if level is not None:
-            queue.profiles[profile] = level
-            profile.queues.add(queue)
-
-    def _settle_profile(self, instance: Instance) -> _Profile | None:
-        """Return the profile of an instance's present skills, None when it has none."""
-        profile = self._profile_of.get(instance)
-        if profile is not None and profile.levels == instance.levels:
-            return profile
-        self._leave_profile(instance)
-        self._agents.setdefault(instance.key.agent_id, set()).add(instance)
-        if not instance.levels:
-            return None
-        key: ProfileKey = frozenset(instance.levels.items())
-        profile = self._profiles.get(key)
-        if profile is None:
-            profile = self._profiles[key] = _Profile(instance.levels, self._next())
-            for queue in self._queues.values():
-                if not queue.demand.agents:
-                    self._link(queue, profile)
-        profile.members.add(instance)
-        self._profile_of[instance] = profile
-        return profile
-
-    def _leave_profile(self, instance: Instance) -> None:
-        profile = self._profile_of.pop(instance, None)
-        if profile is None:
-            return
-        if instance.index_free:
-            profile.live -= 1
-            profile.slots -= instance.index_free
-        instance.index_free = 0
-        instance.index_number = self._next()
-        profile.members.discard(instance)
-        if not profile.members:
-            del self._profiles[frozenset(profile.levels.items())]
-            for queue in profile.queues:
-                del queue.profiles[profile]
+            _discard(self._by_agent, agent_id, queue)
 
     def _next(self) -> int:
         self._number += 1
         return self._number
 
 
-def _task_live(entry: tuple[Order, int, Task]) -> bool:
-    return entry[1] == entry[2].queue_number
-
-
-def _instance_live(entry: tuple[float, int, int, Instance]) -> bool:
-    return entry[2] == entry[3].index_number
-
-
-def _row(instance: Instance) -> FreeInstance:
-    return FreeInstance(instance.load, instance.turn, instance.key, len(instance.held), instance.free)
-
-
-def _smallest(heap: list[Entry], count: int, live: Callable[[Entry], bool]) -> Iterator[Entry]:
-    """Yield the `count` smallest live entries in order; dead ones at the top are dropped for good.
-
-    Method: best-first search of the heap's tree, O(count log count) whatever the heap's length; a simple form
-    of Frederickson, "An optimal algorithm for selection in a min-heap" (1993).
-    """
-    while heap and not live(heap[0]):
-        heapq.heappop(heap)
-    frontier = [(heap[0], 0)] if heap else []
-    while frontier and count > 0:
-        entry, position = heapq.heappop(frontier)
-        if live(entry):
-            count -= 1
-            yield entry
-        for child in (2 * position + 1, 2 * position + 2):
-            if child < len(heap):
-                heapq.heappush(frontier, (heap[child], child))
+def _discard(table: dict[Any, dict[_Queue, None]], key: Any, queue: _Queue) -> None:
+    del table[key][queue]
+    if not table[key]:
+        del table[key]

@@ -17,6 +17,7 @@ from services.scheduler.core.timers import Timer
 #: Skill to declared level.
 Levels = Mapping[Skill, float]
 NO_SKILLS: Levels = MappingProxyType({})
+NO_CAPACITIES: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(slots=True, eq=False)
@@ -50,15 +51,38 @@ class Instance:
     probe_nonce: int = 0
     #: PROBE while the stream is open, GRACE while it is not.
     timer: Timer | None = None
+    #: What its capacities are, by name, and what the attempts that it holds take of them.
+    capacities: Mapping[str, int] = field(default_factory=lambda: NO_CAPACITIES)
+    used: dict[str, int] = field(default_factory=dict)
+    #: What a slot costs for an hour, in whatever unit its operators agreed on; 0 when nobody said.
+    cost: float = 0.0
     #: When it last got an attempt, as a number that only grows.
     turn: int = 0
-    #: Owned by the placement index: which entry is current, and the slots that it counts.
-    index_number: int = 0
-    index_free: int = 0
+    #: Attempts that it got since one that had waited beyond its age: see `core.ageing`.
+    fresh_starts: int = 0
+    #: Owned by the placement index: its row in the fleet's columns, -1 when it has none.
+    row: int = -1
 
     def __repr__(self) -> str:
         link = "linked" if self.stream is not None else "unlinked"
         return f"<Instance {self.key}@{self.incarnation} {link} held {len(self.held)} credits {self.credits}>"
+
+    def hold(self, task: Task) -> None:
+        """Take in a task of which it now has an open attempt."""
+        self.held[task.key] = task
+        task.account.held += 1
+        for name, amount in task.spec.needs:
+            self.used[name] = self.used.get(name, 0) + amount
+            task.account.needs[name] = task.account.needs.get(name, 0) + amount
+
+    def drop(self, task: Task) -> None:
+        """Let go of a task whose attempt here is over; one that it does not hold is passed over."""
+        if self.held.pop(task.key, None) is None:
+            return
+        task.account.held -= 1
+        for name, amount in task.spec.needs:
+            self.used[name] -= amount
+            task.account.needs[name] -= amount
 
     @property
     def free(self) -> int:

@@ -54,6 +54,28 @@ class Speculation(IntEnum):
     NEVER = 2
 
 
+class SchedulingPolicy(IntEnum):
+    """Which of the free agents that can do a task gets it; `core.policies` has one file for each."""
+
+    PRIORITY = 1
+    ROUND_ROBIN = 2
+    LEAST_LOADED = 3
+    BEST_MATCH = 4
+    MULTI_OBJECTIVE = 5
+
+
+class PolicyWeights(NamedTuple):
+    """What MULTI_OBJECTIVE weighs, each at least 0; only the ratios matter, and all 0 means all alike."""
+
+    finish_time: float = 0.0
+    quality: float = 0.0
+    cost: float = 0.0
+    fairness: float = 0.0
+
+
+ALIKE = PolicyWeights()
+
+
 class CollaborationState(IntEnum):
     """Life cycle of a collaboration."""
 
@@ -185,6 +207,15 @@ class Failure:
     message: str = ""
 
 
+class GangPlace(NamedTuple):
+    """One member's place in a gang: tasks that start together, on different agents, or not at all."""
+
+    #: The task_id of rank 0.
+    gang_id: TaskId
+    rank: int
+    size: int
+
+
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
     """What a requester wants done: one node of the DAG, as it was written (nothing inherited yet)."""
@@ -208,6 +239,10 @@ class TaskSpec:
     payload: Payload = Payload()
     attempt_timeout_ms: int = 600_000
     speculation: Speculation = Speculation.ALLOWED
+    #: What an attempt takes of its agent's capacities, by name in order of name.
+    needs: tuple[tuple[str, int], ...] = ()
+    #: None for a task that is done by one agent alone.
+    gang: GangPlace | None = None
     #: The wire form, made once and never read by the core.
     encoded: bytes = field(default=b"", compare=False, repr=False)
 
@@ -225,6 +260,9 @@ class CollaborationSpec:
     #: Preferred local coordinator; empty lets the scheduler choose.
     coordinator_agent: str = ""
     shared_context: Payload = Payload()
+    #: None means what the scheduler's settings say.
+    policy: SchedulingPolicy | None = None
+    weights: PolicyWeights = ALIKE
 
     def priority_of(self, task: TaskSpec) -> Priority:
         """Return the class in which `task` competes."""
@@ -246,6 +284,10 @@ class Limits:
     skill_max: int = 16
     required_agent_max: int = 64
     resource_max: int = 16
+    need_max: int = 8
+    need_amount_max: int = 2**53
+    gang_size_max: int = 64
+    weight_max: float = 1_000.0
     payload_bytes_max: int = 65_536
     content_type_bytes_max: int = 127
     name_bytes_max: int = 256

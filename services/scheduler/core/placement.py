@@ -1,156 +1,309 @@
 """Which ready task goes to which free agent: a function of a snapshot.
 
-First policy: tasks by priority class, then by the longest chain of work that hangs on them (critical path
-first), deadline and arrival. Each task goes to the agent with the largest score
+Tasks come in serving order (`core.lanes`) and each goes to the slot with the largest score under its policy
+(`core.policies`). The slots of an instance are told apart: the j-th free one is scored as if the ones before
+it were taken. Since a score never rises with j, walking each demand's slots in falling order of score and
+passing over those that others took gives what choosing anew for every task would give, at the price of one
+sort for each demand; a wave of a hundred thousand tasks costs about a microsecond for each.
 
-    level (0 to 1, of the weakest required skill) + free share (0 to 1, of its slots)
-
-so that a better or a less loaded agent wins; among equals the one that waited longest for work. The plan is a
-proposal: `core.apply` verifies each placement against the state as it then is, and may accept a part.
+The plan is a proposal: `core.apply` verifies each placement against the state as it then is, and may accept
+a part.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from services.common.core.ids import AgentId, Skill
-from services.common.core.instants import Instant
-from services.scheduler.core.model import InstanceKey, TaskKey, TaskSpec
+from services.scheduler.core.matching import best_match
+from services.scheduler.core.model import (
+    ALIKE,
+    CollaborationSpec,
+    InstanceKey,
+    PolicyWeights,
+    SchedulingPolicy,
+    TaskSpec,
+)
+from services.scheduler.core.policies.base import Columns, Part, total
+from services.scheduler.core.policies.registry import POLICIES
+
+#: Tasks that are matched together at most: the price of a matching grows with their cube.
+MATCHED_MAX = 256
+#: Other agents that an explanation names.
+RUNNERS_UP_MAX = 3
+
+
+class Style(NamedTuple):
+    """How an agent is chosen. Tasks of different styles never share a queue."""
+
+    policy: SchedulingPolicy = SchedulingPolicy.PRIORITY
+    weights: PolicyWeights = ALIKE
+    #: What the policy predicts for; empty and 0 when it predicts nothing.
+    task_type: str = ""
+    duration_ms: int = 0
+
+
+_PLAIN = Style()
+#: What a plan has taken of each row's capacities.
+Spent = dict[int, dict[str, int]]
 
 
 class Demand(NamedTuple):
-    """What a task needs of an agent; tasks with the same demand share a queue."""
+    """What a task needs of an agent, and how one is chosen; tasks with the same demand share a queue."""
 
     skills: frozenset[Skill]
     #: If not empty, only these.
     agents: frozenset[AgentId]
+    #: Amounts of an instance's capacities, by name in order of name.
+    needs: tuple[tuple[str, int], ...] = ()
+    style: Style = _PLAIN
 
 
-def demand_of(spec: TaskSpec) -> Demand:
-    """Return what a task needs of an agent."""
-    return Demand(frozenset(spec.required_skills), frozenset(spec.required_agents))
+def demand_of(
+    spec: TaskSpec,
+    collaboration: CollaborationSpec | None = None,
+    default: SchedulingPolicy = SchedulingPolicy.PRIORITY,
+) -> Demand:
+    """Return what a task needs of an agent; `default` is the policy of a collaboration that names none."""
+    policy = (None if collaboration is None else collaboration.policy) or default
+    style = _PLAIN
+    if policy is not SchedulingPolicy.PRIORITY:
+        style = Style(policy)
+        if POLICIES[policy].predicts and collaboration is not None:
+            task_type = spec.task_type or spec.required_skills[0]
+            style = Style(policy, collaboration.weights, task_type, spec.estimated_duration_ms)
+    return Demand(frozenset(spec.required_skills), frozenset(spec.required_agents), spec.needs, style)
 
 
-class Order(NamedTuple):
-    """The order in which ready tasks are served: smallest first."""
+class Pool:
+    """The free slots for one demand, best first as far as a plan asks for them."""
 
-    priority: int
-    negative_rank_ms: int
-    deadline: Instant
-    arrival: int
+    def __init__(self, demand: Demand, rows: Any, columns: Columns, free: Any, owed: Any) -> None:
+        self.demand = demand
+        self.rows = rows
+        self.columns = columns
+        self.free = free
+        #: Which rows owe their next start to an aged task; None when none of them does.
+        self.owed = owed
+        #: Free instances and free slots.
+        self.count = len(rows)
+        self.slots = int(free.sum()) if len(rows) > 1 else int(free[0])
+        #: Tasks of a snapshot that may use it.
+        self.wanted = 0
+        #: What each row has left of the capacities that the demand needs.
+        self.left: tuple[Any, ...] = ()
+        self._at = 0
+        self._order: list[int] = []
+        self._j: list[int] = []
+        self._parts: tuple[Part, ...] = ()
+        self._scores: Any = None
 
+    def owes(self) -> bool:
+        """Return whether one of its slots is owed to an aged task."""
+        return self.owed is not None and bool(self.owed.any())
 
-class WaitingTask(NamedTuple):
-    """A ready task in the snapshot."""
+    def rank(self, most: int) -> None:
+        """Sort the `most` best slots, and as many more as an explanation names; once is enough."""
+        if self._parts:
+            return
+        policy, weights = POLICIES[self.demand.style.policy], self.demand.style.weights
+        columns = self.columns
+        scores = total(policy.parts(columns, weights))
+        most = self.slots if self.demand.needs or self.owed is not None else most + RUNNERS_UP_MAX
+        best = _top(scores, columns.turn, most)
+        rows = self.rows[best]
+        counts = np.minimum(self.free[best], most)
+        if int(counts.max(initial=0)) > 1:
+            index = np.repeat(best, counts)
+            starts = np.cumsum(counts) - counts
+            columns = columns.pick(index)._replace(j=np.arange(len(index)) - np.repeat(starts, counts))
+            rows = np.repeat(rows, counts)
+        else:
+            columns = columns.pick(best)
+        parts = policy.parts(columns, weights)
+        scores = total(parts)
+        order = np.lexsort((columns.j, columns.turn, -scores))
+        self._parts = tuple(Part(part.name, part.weight, part.values[order]) for part in parts)
+        self._scores = scores[order]
+        self._order = rows[order].tolist()
+        self._j = columns.j[order].tolist()
 
-    order: Order
-    key: TaskKey
-    demand: Demand
+    def take(self, taken: dict[int, int], spent: Spent) -> int:
+        """Take the best slot that is left; return its position, -1 when there is none."""
+        order, j, at = self._order, self._j, self._at
+        count = len(order)
+        while at < count:
+            row = order[at]
+            if taken.get(row, 0) == j[at] and (not self.left or self._fits(row, spent)):
+                taken[row] = j[at] + 1
+                self._at = at + 1
+                return at
+            at += 1
+        self._at = at
+        return -1
 
+    def take_owed(self, taken: dict[int, int], spent: Spent) -> int:
+        """Take the best slot that is owed to an aged task; return its position, -1 when there is none."""
+        owing = set(self.rows[self.owed].tolist())
+        for at, row in enumerate(self._order):
+            if row in owing and not taken.get(row) and self._j[at] == 0:
+                if self.left and not self._fits(row, spent):
+                    continue
+                taken[row] = 1
+                return at
+        return -1
 
-class FreeInstance(NamedTuple):
-    """An instance that accepts attempts, in the snapshot."""
+    def left_over(self, taken: dict[int, int]) -> list[tuple[int, int, int, float]]:
+        """Return the slots that nobody took: (position, row, j, score), best first."""
+        rows = zip(self._order, self._j, self._scores.tolist(), strict=True)
+        return [(at, row, j, score) for at, (row, j, score) in enumerate(rows) if taken.get(row, 0) <= j]
 
-    #: Share of its slots in use.
-    load: float
-    #: When it last got an attempt; smaller waited longer.
-    turn: int
-    key: InstanceKey
-    held: int
-    free: int
+    def row(self, at: int) -> int:
+        """Return the fleet's row of a position."""
+        return self._order[at]
 
+    def _fits(self, row: int, spent: Spent) -> bool:
+        """Take what the demand needs of a row's capacities; return whether it was there."""
+        amounts = spent.setdefault(row, {})
+        position = int(np.flatnonzero(self.rows == row)[0])
+        needs = self.demand.needs
+        for (name, amount), left in zip(needs, self.left, strict=True):
+            if amounts.get(name, 0) + amount > left[position]:
+                return False
+        for name, amount in needs:
+            amounts[name] = amounts.get(name, 0) + amount
+        return True
 
-class Candidates(NamedTuple):
-    """Free instances that serve a demand equally well, best first."""
+    def ranking(self) -> list[tuple[int, float, tuple[tuple[str, float, float], ...]]]:
+        """Return the ranked slots: (row, score, parts as (name, value, weight)), best first."""
+        return [
+            (
+                row,
+                float(self._scores[at]),
+                tuple((part.name, float(part.values[at]), part.weight) for part in self._parts),
+            )
+            for at, row in enumerate(self._order)
+        ]
 
-    #: Level of the weakest required skill.
-    level: float
-    #: Names the list in `Snapshot.groups`.
-    group: int
+    def explain(self, at: int, name_of: Callable[[int], str]) -> str:
+        """Return why the slot at a position won, and who came next."""
+        shown = " + ".join(
+            f"{part.name} {part.values[at]:.2f}"
+            if part.weight == 1.0
+            else f"{part.weight:.2f} * {part.name} {part.values[at]:.2f}"
+            for part in self._parts
+        )
+        order, scores = self._order, self._scores
+        seen = {order[at]}
+        others = []
+        for position in range(at + 1, len(order)):
+            row = order[position]
+            if row not in seen:
+                seen.add(row)
+                others.append(f"{name_of(row)} {scores[position]:.2f}")
+                if len(others) == RUNNERS_UP_MAX:
+                    break
+        text = f"{self.demand.style.policy.name}: {shown} = {scores[at]:.2f}, best of {self.count} free"
+        return f"{text}, then {', '.join(others)}" if others else text
 
 
 class Snapshot(NamedTuple):
     """What a planner may look at. Bounded: no more tasks than could be served."""
 
-    #: In serving order.
-    tasks: tuple[WaitingTask, ...]
-    groups: Mapping[int, tuple[FreeInstance, ...]]
-    candidates: Mapping[Demand, tuple[Candidates, ...]]
-    #: Instances with a free slot for each demand, for the explanation.
-    choices: Mapping[Demand, int]
+    #: In serving order: (task, pool, whether it is served for its age). The task is opaque here.
+    turns: Sequence[tuple[Any, Pool, bool]]
+    #: Instance by row.
+    key_of: Callable[[int], InstanceKey]
 
 
 class Placement(NamedTuple):
     """One proposed assignment."""
 
-    task: TaskKey
-    instance: InstanceKey
-    #: Named parts of the decision, for people.
-    explanation: str
+    #: As it was in the snapshot.
+    task: Any
+    row: int
+    #: Served for its age.
+    aged: bool
+    #: Where the reasons are: rendered by `explain` when somebody wants them.
+    pool: Pool
+    at: int
 
 
-class Plan(NamedTuple):
-    """Proposed assignments in serving order."""
-
-    placements: tuple[Placement, ...]
-
-
-def plan(snapshot: Snapshot) -> Plan:
+def plan(snapshot: Snapshot) -> list[Placement]:
     """Return a placement for every task of the snapshot that an agent is free for, in serving order."""
-    taken: dict[InstanceKey, int] = {}
-    groups = {group: _Group(rows, taken) for group, rows in snapshot.groups.items()}
-    exhausted: set[Demand] = set()
+    turns = snapshot.turns
+    taken: dict[int, int] = {}
+    spent: Spent = {}
     placements: list[Placement] = []
-    for task in snapshot.tasks:
-        if task.demand in exhausted:
-            continue
-        best: FreeInstance | None = None
-        best_level = best_score = -1.0
-        for level, group in snapshot.candidates[task.demand]:
-            head = groups[group].head()
-            if head is None:
+    wave = len(turns)
+    number = 0
+    while number < wave:
+        task, pool, aged = turns[number]
+        pool.rank(wave)
+        if pool.demand.style.policy is SchedulingPolicy.BEST_MATCH and not aged:
+            group = _matched_together(turns, number)
+            if len(group) > 1:
+                placements += _match(group, taken, wave)
+                number += len(group)
                 continue
-            score = level + 1.0 - head.load
-            if score > best_score or (score == best_score and best is not None and head.turn < best.turn):
-                best, best_level, best_score = head, level, score
-        if best is None:
-            exhausted.add(task.demand)
-            continue
-        taken[best.key] = taken.get(best.key, 0) + 1
-        placements.append(Placement(task.key, best.key, _explain(task, best, best_level, snapshot.choices)))
-    return Plan(tuple(placements))
+        at = pool.take_owed(taken, spent) if aged else pool.take(taken, spent)
+        if at >= 0:
+            placements.append(Placement(task, pool.row(at), aged, pool, at))
+        number += 1
+    return placements
 
 
-class _Group:
-    """A heap of free instances in which loads grow as the plan takes slots."""
-
-    def __init__(self, rows: tuple[FreeInstance, ...], taken: dict[InstanceKey, int]) -> None:
-        self._rows = [(row, 0) for row in rows]
-        heapq.heapify(self._rows)
-        self._taken = taken
-
-    def head(self) -> FreeInstance | None:
-        """Return the best instance with a free slot, its load as the plan has left it."""
-        rows = self._rows
-        while rows:
-            row, seen = rows[0]
-            taken = self._taken.get(row.key, 0)
-            if taken == seen:
-                return row
-            more = taken - seen
-            if more >= row.free:
-                heapq.heappop(rows)
-            else:
-                held, free = row.held + more, row.free - more
-                aged = FreeInstance(held / (held + free), row.turn, row.key, held, free)
-                heapq.heapreplace(rows, (aged, taken))
-        return None
+def _matched_together(
+    turns: Sequence[tuple[Any, Pool, bool]], first: int
+) -> Sequence[tuple[Any, Pool, bool]]:
+    """Return the turns from `first` on that one matching decides: of one class, one after the other."""
+    priority = turns[first][0].priority
+    end = first
+    while end < len(turns) and end - first < MATCHED_MAX:
+        task, pool, aged = turns[end]
+        style = pool.demand.style
+        if aged or pool.demand.needs or task.priority != priority or style.policy is not _BEST_MATCH:
+            break
+        end += 1
+    return turns[first:end]
 
 
-def _explain(task: WaitingTask, best: FreeInstance, level: float, choices: Mapping[Demand, int]) -> str:
-    return (
-        f"level {level:.2f} + free share {1.0 - best.load:.2f}, best of {choices[task.demand]} free; "
-        f"priority {task.order.priority}, critical path {-task.order.negative_rank_ms} ms"
+_BEST_MATCH = SchedulingPolicy.BEST_MATCH
+
+
+def _match(group: Sequence[tuple[Any, Pool, bool]], taken: dict[int, int], wave: int) -> list[Placement]:
+    """Place the tasks of a group together; see `core.matching` for what is best."""
+    choices: dict[Demand, list[tuple[int, int, int, float]]] = {}
+    for _, pool, _ in group:
+        pool.rank(wave)
+        if pool.demand not in choices:
+            choices[pool.demand] = pool.left_over(taken)[: len(group)]
+    found = best_match(
+        [[((row, j), score) for _, row, j, score in choices[pool.demand]] for _, pool, _ in group]
     )
+    placements: list[Placement] = []
+    for (task, pool, _), position in zip(group, found, strict=True):
+        if position is not None:
+            at, row, *_ = choices[pool.demand][position]
+            taken[row] = taken.get(row, 0) + 1
+            placements.append(Placement(task, row, False, pool, at))
+    return placements
+
+
+def _top(scores: Any, turn: Any, most: int) -> Any:
+    """Return the positions of at least the `most` best, in no order; ties go to the smallest turns.
+
+    Array operations only: linear in the number of agents for a few, and without a sort of all for many.
+    """
+    if len(scores) <= max(64, most):
+        return np.arange(len(scores))
+    cut = np.partition(scores, len(scores) - most)[len(scores) - most]
+    above = np.flatnonzero(scores > cut)
+    ties = np.flatnonzero(scores == cut)
+    wanted = most - len(above)
+    if len(ties) > wanted:
+        ties = ties[np.argpartition(turn[ties], wanted - 1)[:wanted]]
+    return np.concatenate((above, ties))

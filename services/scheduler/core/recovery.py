@@ -110,7 +110,7 @@ def _restore_task(step: Step, task: Task, record: TaskRecord) -> None:
         book, key = step.book, attempt.instance
         instance = book.instances.get(key) or note_instance(book, key, attempt.incarnation)
         instance.incarnation = max(instance.incarnation, attempt.incarnation)
-        instance.held[task.key] = task
+        instance.hold(task)
 
 
 def _resume(step: Step, collaboration: Collaboration) -> None:

@@ -14,6 +14,7 @@ from services.common.core.instants import Instant
 from services.common.protobuf import tag, varint
 from services.scheduler.core.course import Attempt, Predicted
 from services.scheduler.core.model import (
+    ALIKE,
     AttemptRef,
     AttemptState,
     CollaborationState,
@@ -77,6 +78,10 @@ def encode_specs(record: SpecRecord) -> list[bytes]:
     header.spec.unknown_skill_policy = spec.unknown_skill_policy  # type: ignore[assignment]  # as above
     header.spec.coordinator_agent = spec.coordinator_agent
     values.put_payload(header.spec.shared_context, spec.shared_context)
+    if spec.policy is not None:
+        header.spec.scheduling_policy = spec.policy  # type: ignore[assignment]  # the numbers are the proto's
+    if spec.weights != ALIKE:
+        values.put_weights(header.spec.policy_weights, spec.weights)
     parts = [first.SerializeToString()]
     for chunk in _chunks(spec.tasks):
         # Concatenated encodings are the encoding of the merged message (protobuf, "Encoding": "Last One

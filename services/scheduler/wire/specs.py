@@ -13,9 +13,12 @@ from muster.scheduler.v1 import task_pb2 as task_pb
 from services.common.core.errors import invalid
 from services.common.core.ids import NAME_64, AgentId, CollaborationId, RequestId, Skill, TaskId
 from services.scheduler.core.model import (
+    ALIKE,
     CollaborationSpec,
+    PolicyWeights,
     Priority,
     RetryPolicy,
+    SchedulingPolicy,
     Speculation,
     Submission,
     TaskSpec,
@@ -67,6 +70,22 @@ def collaboration_spec(
         ),
         message.coordinator_agent,
         values.payload(message.shared_context),
+        values.enum_value(
+            SchedulingPolicy,
+            message.scheduling_policy,
+            SchedulingPolicy.PRIORITY,
+            "collaboration.scheduling_policy",
+        )
+        if message.scheduling_policy
+        else None,
+        PolicyWeights(
+            message.policy_weights.finish_time,
+            message.policy_weights.quality,
+            message.policy_weights.cost,
+            message.policy_weights.fairness,
+        )
+        if message.HasField("policy_weights")
+        else ALIKE,
     )
 
 
@@ -95,6 +114,8 @@ def task_spec(message: task_pb.TaskSpec, path: str) -> TaskSpec:
         if message.HasField("attempt_timeout")
         else _ATTEMPT_TIMEOUT_MS,
         values.enum_value(Speculation, message.speculation, Speculation.ALLOWED, f"{path}.speculation"),
+        tuple(sorted(message.needs.items())),
+        None,
         message.SerializeToString(deterministic=True),
     )
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from muster.common.v1 import fencing_pb2, payload_pb2
+from muster.scheduler.v1 import collaboration_pb2 as collaboration_pb
 from muster.scheduler.v1 import task_pb2 as task_pb
 from muster.scheduler.v1 import work_pb2 as work_pb
 
@@ -16,7 +17,15 @@ from services.common.core.fencing import FencingToken
 from services.common.core.ids import CollaborationId, ResourceName, TaskId
 from services.common.core.instants import Instant
 from services.scheduler.core.events import HeldLock
-from services.scheduler.core.model import AttemptRef, Failure, FailureKind, LockMode, Payload, ResourceClaim
+from services.scheduler.core.model import (
+    AttemptRef,
+    Failure,
+    FailureKind,
+    LockMode,
+    Payload,
+    PolicyWeights,
+    ResourceClaim,
+)
 
 E = TypeVar("E", bound=IntEnum)
 
@@ -127,6 +136,11 @@ def failure(message: task_pb.TaskFailure, path: str) -> Failure:
             raise invalid(f"{path}.{name}", f"has {size} bytes: shorten it to at most {most}")
     kind = enum_value(FailureKind, message.kind, FailureKind.TRANSIENT, f"{path}.kind")
     return Failure(kind, message.reason, message.message)
+
+
+def put_weights(message: collaboration_pb.PolicyWeights, value: PolicyWeights) -> None:
+    """Set a message's weights."""
+    message.finish_time, message.quality, message.cost, message.fairness = value
 
 
 def put_failure(message: task_pb.TaskFailure, value: Failure | None) -> None:

@@ -19,7 +19,7 @@ def one_at_a_time(stage: Stage, stream: int) -> list[str]:
         stage.finish(stream, running.key.task_id)  # type: ignore[arg-type]
 
 
-def test_the_more_urgent_class_goes_first_then_the_longer_path_then_the_deadline_then_arrival() -> None:
+def test_the_more_urgent_class_goes_first_then_the_deadline_then_the_longer_path_then_arrival() -> None:
     stage = Stage()
     stage.know("a", "work")
     stage.submit(
@@ -34,7 +34,7 @@ def test_the_more_urgent_class_goes_first_then_the_longer_path_then_the_deadline
         priority=NORMAL,
     )
     stream = stage.link("a", slots=1)
-    assert one_at_a_time(stage, stream) == ["now", "urgent", "root", "long", "leaf", "soon", "plain", "first"]
+    assert one_at_a_time(stage, stream) == ["now", "urgent", "soon", "root", "long", "leaf", "plain", "first"]
 
 
 def test_a_ready_task_with_a_free_agent_never_waits() -> None:
@@ -131,7 +131,7 @@ def test_many_demands_that_nobody_serves_cost_nothing_per_event() -> None:
     for number in range(300):
         stage.submit(task("t", skill=f"rare-{number}"), request_id=f"rare{number}")
     index = stage.state.book.index
-    index.snapshot(10)
+    index.snapshot(10, stage.now)
     assert not index._runnable
     stage.agent("a")
     stage.submit(task("t"), request_id="common")

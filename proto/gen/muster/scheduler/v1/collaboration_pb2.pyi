@@ -23,6 +23,43 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _SchedulingPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SchedulingPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SchedulingPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SCHEDULING_POLICY_UNSPECIFIED: _SchedulingPolicy.ValueType  # 0
+    SCHEDULING_POLICY_PRIORITY: _SchedulingPolicy.ValueType  # 1
+    """'priority': the most skilled and least loaded agent for each task in order."""
+    SCHEDULING_POLICY_ROUND_ROBIN: _SchedulingPolicy.ValueType  # 2
+    """'round_robin': the agent that waited longest for work."""
+    SCHEDULING_POLICY_LEAST_LOADED: _SchedulingPolicy.ValueType  # 3
+    """'load_balance': the agent with the largest free share of its slots."""
+    SCHEDULING_POLICY_BEST_MATCH: _SchedulingPolicy.ValueType  # 4
+    """'capability_match': the largest sum of skill levels over all tasks that can start now (optimal assignment)."""
+    SCHEDULING_POLICY_MULTI_OBJECTIVE: _SchedulingPolicy.ValueType  # 5
+    """The largest weighted sum of early finish, quality, low cost and evenness."""
+
+class SchedulingPolicy(_SchedulingPolicy, metaclass=_SchedulingPolicyEnumTypeWrapper):
+    """SchedulingPolicy says which of the free agents that can do a task gets it (scheduling_policies of the story).
+    Which task comes first is the same under every policy: class, fair share of the requester, deadline,
+    critical path, arrival.
+    """
+
+SCHEDULING_POLICY_UNSPECIFIED: SchedulingPolicy.ValueType  # 0
+SCHEDULING_POLICY_PRIORITY: SchedulingPolicy.ValueType  # 1
+"""'priority': the most skilled and least loaded agent for each task in order."""
+SCHEDULING_POLICY_ROUND_ROBIN: SchedulingPolicy.ValueType  # 2
+"""'round_robin': the agent that waited longest for work."""
+SCHEDULING_POLICY_LEAST_LOADED: SchedulingPolicy.ValueType  # 3
+"""'load_balance': the agent with the largest free share of its slots."""
+SCHEDULING_POLICY_BEST_MATCH: SchedulingPolicy.ValueType  # 4
+"""'capability_match': the largest sum of skill levels over all tasks that can start now (optimal assignment)."""
+SCHEDULING_POLICY_MULTI_OBJECTIVE: SchedulingPolicy.ValueType  # 5
+"""The largest weighted sum of early finish, quality, low cost and evenness."""
+Global___SchedulingPolicy: _TypeAlias = SchedulingPolicy  # noqa: Y015
+
 class _UnknownSkillPolicy:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -34,7 +71,7 @@ class _UnknownSkillPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Un
     UNKNOWN_SKILL_POLICY_WAIT: _UnknownSkillPolicy.ValueType  # 1
     """The task waits; the task's waiting_for and the submit answer's warnings say so."""
     UNKNOWN_SKILL_POLICY_FAIL: _UnknownSkillPolicy.ValueType  # 2
-    """The submission is refused with UNKNOWN_SKILL."""
+    """The submission is refused with UNKNOWN_SKILL or UNMEETABLE."""
 
 class UnknownSkillPolicy(_UnknownSkillPolicy, metaclass=_UnknownSkillPolicyEnumTypeWrapper):
     """UnknownSkillPolicy says what to do when no registered agent has a required skill."""
@@ -44,7 +81,7 @@ UNKNOWN_SKILL_POLICY_UNSPECIFIED: UnknownSkillPolicy.ValueType  # 0
 UNKNOWN_SKILL_POLICY_WAIT: UnknownSkillPolicy.ValueType  # 1
 """The task waits; the task's waiting_for and the submit answer's warnings say so."""
 UNKNOWN_SKILL_POLICY_FAIL: UnknownSkillPolicy.ValueType  # 2
-"""The submission is refused with UNKNOWN_SKILL."""
+"""The submission is refused with UNKNOWN_SKILL or UNMEETABLE."""
 Global___UnknownSkillPolicy: _TypeAlias = UnknownSkillPolicy  # noqa: Y015
 
 class _CollaborationState:
@@ -91,6 +128,8 @@ class CollaborationSpec(_message.Message):
     UNKNOWN_SKILL_POLICY_FIELD_NUMBER: _builtins.int
     COORDINATOR_AGENT_FIELD_NUMBER: _builtins.int
     SHARED_CONTEXT_FIELD_NUMBER: _builtins.int
+    SCHEDULING_POLICY_FIELD_NUMBER: _builtins.int
+    POLICY_WEIGHTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """For people, at most 256 bytes."""
     collaboration_type: _builtins.str
@@ -98,9 +137,11 @@ class CollaborationSpec(_message.Message):
     priority: _priority_pb2.Priority.ValueType
     """Unspecified means NORMAL."""
     unknown_skill_policy: Global___UnknownSkillPolicy.ValueType
-    """Whether a skill that no known agent has is refused or waited for."""
+    """Whether what no known agent can do is refused or waited for: a skill, a need, a gang's size."""
     coordinator_agent: _builtins.str
     """Preferred local coordinator (局部协调器); empty lets the scheduler choose an agent."""
+    scheduling_policy: Global___SchedulingPolicy.ValueType
+    """How an agent is chosen for each of its tasks; unspecified means what the scheduler's configuration says."""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.TaskSpec]:
         """1 to 10,000 tasks."""
@@ -113,6 +154,10 @@ class CollaborationSpec(_message.Message):
     def shared_context(self) -> _payload_pb2.Payload:
         """Facts that every task gets, at most 65,536 bytes (initial_context of the story)."""
 
+    @_builtins.property
+    def policy_weights(self) -> Global___PolicyWeights:
+        """What MULTI_OBJECTIVE weighs; unset means all four alike. Other policies pass it over."""
+
     def __init__(
         self,
         *,
@@ -124,14 +169,50 @@ class CollaborationSpec(_message.Message):
         unknown_skill_policy: Global___UnknownSkillPolicy.ValueType = ...,
         coordinator_agent: _builtins.str = ...,
         shared_context: _payload_pb2.Payload | None = ...,
+        scheduling_policy: Global___SchedulingPolicy.ValueType = ...,
+        policy_weights: Global___PolicyWeights | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "shared_context", b"shared_context"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "policy_weights", b"policy_weights", "shared_context", b"shared_context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collaboration_type", b"collaboration_type", "coordinator_agent", b"coordinator_agent", "deadline", b"deadline", "name", b"name", "priority", b"priority", "shared_context", b"shared_context", "tasks", b"tasks", "unknown_skill_policy", b"unknown_skill_policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collaboration_type", b"collaboration_type", "coordinator_agent", b"coordinator_agent", "deadline", b"deadline", "name", b"name", "policy_weights", b"policy_weights", "priority", b"priority", "scheduling_policy", b"scheduling_policy", "shared_context", b"shared_context", "tasks", b"tasks", "unknown_skill_policy", b"unknown_skill_policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CollaborationSpec: _TypeAlias = CollaborationSpec  # noqa: Y015
+
+@_typing.final
+class PolicyWeights(_message.Message):
+    """PolicyWeights are the weights of MULTI_OBJECTIVE, each 0 to 1,000; only their ratios matter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINISH_TIME_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    FAIRNESS_FIELD_NUMBER: _builtins.int
+    finish_time: _builtins.float
+    """Early predicted end."""
+    quality: _builtins.float
+    """Skill level."""
+    cost: _builtins.float
+    """Low cost, as agents declare it by the label "cost"."""
+    fairness: _builtins.float
+    """Even load over the agents."""
+    def __init__(
+        self,
+        *,
+        finish_time: _builtins.float = ...,
+        quality: _builtins.float = ...,
+        cost: _builtins.float = ...,
+        fairness: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "fairness", b"fairness", "finish_time", b"finish_time", "quality", b"quality"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyWeights: _TypeAlias = PolicyWeights  # noqa: Y015
 
 @_typing.final
 class Collaboration(_message.Message):
@@ -327,6 +408,7 @@ class CollaborationEvent(_message.Message):
     TASK_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     GAP_FIELD_NUMBER: _builtins.int
+    DEADLINE_WARNING_FIELD_NUMBER: _builtins.int
     collaboration_id: _builtins.str
     generation: _builtins.int
     """The collaboration's generation after the change; 0 for progress, which is not durable."""
@@ -348,6 +430,10 @@ class CollaborationEvent(_message.Message):
     def gap(self) -> Global___WatchGap:
         """Events up to this event's generation are no longer kept; a snapshot follows as events."""
 
+    @_builtins.property
+    def deadline_warning(self) -> Global___DeadlineWarning:
+        """A task is going to miss its deadline, as far as can be predicted; told once per task."""
+
     def __init__(
         self,
         *,
@@ -358,12 +444,13 @@ class CollaborationEvent(_message.Message):
         task: _task_pb2.Task | None = ...,
         progress: Global___TaskProgress | None = ...,
         gap: Global___WatchGap | None = ...,
+        deadline_warning: Global___DeadlineWarning | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "collaboration", b"collaboration", "event_time", b"event_time", "gap", b"gap", "progress", b"progress", "task", b"task"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "collaboration", b"collaboration", "deadline_warning", b"deadline_warning", "event_time", b"event_time", "gap", b"gap", "progress", b"progress", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "collaboration", b"collaboration", "collaboration_id", b"collaboration_id", "event_time", b"event_time", "gap", b"gap", "generation", b"generation", "progress", b"progress", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "collaboration", b"collaboration", "collaboration_id", b"collaboration_id", "deadline_warning", b"deadline_warning", "event_time", b"event_time", "gap", b"gap", "generation", b"generation", "progress", b"progress", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["collaboration", "task", "progress", "gap"]  # noqa: Y015
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["collaboration", "task", "progress", "gap", "deadline_warning"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
 
@@ -400,6 +487,37 @@ class TaskProgress(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TaskProgress: _TypeAlias = TaskProgress  # noqa: Y015
+
+@_typing.final
+class DeadlineWarning(_message.Message):
+    """DeadlineWarning says that a task will probably be late. Not durable; the audit log has it as well."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    PREDICTED_END_TIME_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def predicted_end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it will end as far as can be predicted, at the earliest."""
+
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+        predicted_end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "predicted_end_time", b"predicted_end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "predicted_end_time", b"predicted_end_time", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeadlineWarning: _TypeAlias = DeadlineWarning  # noqa: Y015
 
 @_typing.final
 class WatchGap(_message.Message):

@@ -78,6 +78,11 @@ class SchedulerServiceStub:
                 request_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListLocksRequest.SerializeToString,
                 response_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListLocksResponse.FromString,
                 _registered_method=True)
+        self.ExplainTask = channel.unary_unary(
+                '/muster.scheduler.v1.SchedulerService/ExplainTask',
+                request_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ExplainTaskRequest.SerializeToString,
+                response_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ExplainTaskResponse.FromString,
+                _registered_method=True)
 
 
 class SchedulerServiceServicer:
@@ -142,6 +147,13 @@ class SchedulerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainTask(self, request, context):
+        """ExplainTask says why a task has the place, the agent or the wait that it has.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SchedulerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -184,6 +196,11 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.ListLocks,
                     request_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListLocksRequest.FromString,
                     response_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListLocksResponse.SerializeToString,
+            ),
+            'ExplainTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainTask,
+                    request_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ExplainTaskRequest.FromString,
+                    response_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ExplainTaskResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -405,6 +422,33 @@ class SchedulerService:
             '/muster.scheduler.v1.SchedulerService/ListLocks',
             muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListLocksRequest.SerializeToString,
             muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListLocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/muster.scheduler.v1.SchedulerService/ExplainTask',
+            muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ExplainTaskRequest.SerializeToString,
+            muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ExplainTaskResponse.FromString,
             options,
             channel_credentials,
             insecure,

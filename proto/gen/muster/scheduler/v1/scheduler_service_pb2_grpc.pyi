@@ -53,6 +53,8 @@ class SchedulerServiceStub:
     """Work is an agent's stream: assignments out; starts, progress, results and locks in."""
     ListLocks: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListLocksRequest, _scheduler_service_pb2.ListLocksResponse]
     """ListLocks returns who holds and who waits for each resource, and since when."""
+    ExplainTask: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.ExplainTaskRequest, _scheduler_service_pb2.ExplainTaskResponse]
+    """ExplainTask says why a task has the place, the agent or the wait that it has."""
 
 @_typing.type_check_only
 class SchedulerServiceAsyncStub(SchedulerServiceStub):
@@ -78,6 +80,8 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     """Work is an agent's stream: assignments out; starts, progress, results and locks in."""
     ListLocks: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListLocksRequest, _scheduler_service_pb2.ListLocksResponse]  # type: ignore[assignment]
     """ListLocks returns who holds and who waits for each resource, and since when."""
+    ExplainTask: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ExplainTaskRequest, _scheduler_service_pb2.ExplainTaskResponse]  # type: ignore[assignment]
+    """ExplainTask says why a task has the place, the agent or the wait that it has."""
 
 class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
     """SchedulerService decides which agent gets which task, and who holds which resource.
@@ -148,5 +152,13 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_service_pb2.ListLocksResponse, _abc.Awaitable[_scheduler_service_pb2.ListLocksResponse]]:
         """ListLocks returns who holds and who waits for each resource, and since when."""
+
+    @_abc_1.abstractmethod
+    def ExplainTask(
+        self,
+        request: _scheduler_service_pb2.ExplainTaskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_service_pb2.ExplainTaskResponse, _abc.Awaitable[_scheduler_service_pb2.ExplainTaskResponse]]:
+        """ExplainTask says why a task has the place, the agent or the wait that it has."""
 
 def add_SchedulerServiceServicer_to_server(servicer: SchedulerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

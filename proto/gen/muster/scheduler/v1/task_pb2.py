@@ -29,37 +29,45 @@ from muster.common.v1 import payload_pb2 as muster_dot_common_dot_v1_dot_payload
 from muster.common.v1 import priority_pb2 as muster_dot_common_dot_v1_dot_priority__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emuster/scheduler/v1/task.proto\x12\x13muster.scheduler.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1emuster/common/v1/fencing.proto\x1a\x1emuster/common/v1/payload.proto\x1a\x1fmuster/common/v1/priority.proto\"\xb7\x04\n\x08TaskSpec\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x11\n\ttask_name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12,\n\x08priority\x18\x04 \x01(\x0e\x32\x1a.muster.common.v1.Priority\x12\x11\n\ttask_type\x18\x05 \x01(\t\x12\x17\n\x0frequired_skills\x18\x06 \x03(\t\x12\x17\n\x0frequired_agents\x18\x07 \x03(\t\x12\x35\n\x12\x65stimated_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x64\x65pendencies\x18\t \x03(\t\x12,\n\x08\x64\x65\x61\x64line\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\tresources\x18\x0b \x03(\x0b\x32\".muster.scheduler.v1.ResourceClaim\x12\x36\n\x0cretry_policy\x18\x0c \x01(\x0b\x32 .muster.scheduler.v1.RetryPolicy\x12*\n\x07payload\x18\r \x01(\x0b\x32\x19.muster.common.v1.Payload\x12\x32\n\x0f\x61ttempt_timeout\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x0bspeculation\x18\x0f \x01(\x0e\x32 .muster.scheduler.v1.Speculation\"N\n\rResourceClaim\x12\x10\n\x08resource\x18\x01 \x01(\t\x12+\n\x04mode\x18\x02 \x01(\x0e\x32\x1d.muster.scheduler.v1.LockMode\"~\n\x0bRetryPolicy\x12\x13\n\x0b\x61ttempt_max\x18\x01 \x01(\r\x12*\n\x07\x62\x61\x63koff\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0b\x62\x61\x63koff_max\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xcd\x03\n\x07\x41ttempt\x12-\n\x05token\x18\x01 \x01(\x0b\x32\x1e.muster.common.v1.FencingToken\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\x30\n\x05state\x18\x05 \x01(\x0e\x32!.muster.scheduler.v1.AttemptState\x12/\n\x0b\x61ssign_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x07\x66\x61ilure\x18\t \x01(\x0b\x32 .muster.scheduler.v1.TaskFailure\x12\x13\n\x0b\x65xplanation\x18\n \x01(\t\x12\x13\n\x0bspeculative\x18\x0b \x01(\x08\x12\x39\n\tpredicted\x18\x10 \x01(\x0b\x32&.muster.scheduler.v1.PredictedDuration\"a\n\tSavepoint\x12\x16\n\x0e\x61ttempt_number\x18\x01 \x01(\r\x12-\n\tsave_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x62ytes\x18\x03 \x01(\r\"\xa3\x01\n\x11PredictedDuration\x12\'\n\x04mean\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03low\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04high\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cobservations\x18\x04 \x01(\x01\"^\n\x0bTaskFailure\x12.\n\x04kind\x18\x01 \x01(\x0e\x32 .muster.scheduler.v1.FailureKind\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xe5\x03\n\x04Task\x12\x18\n\x10\x63ollaboration_id\x18\x01 \x01(\t\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.muster.scheduler.v1.TaskSpec\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.muster.scheduler.v1.TaskState\x12.\n\x08\x61ttempts\x18\x04 \x03(\x0b\x32\x1c.muster.scheduler.v1.Attempt\x12\x10\n\x08progress\x18\x05 \x01(\x01\x12\r\n\x05stage\x18\x06 \x01(\t\x12)\n\x06result\x18\x07 \x01(\x0b\x32\x19.muster.common.v1.Payload\x12\x31\n\x07\x66\x61ilure\x18\x08 \x01(\x0b\x32 .muster.scheduler.v1.TaskFailure\x12\x12\n\ngeneration\x18\t \x01(\x04\x12.\n\nready_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bwaiting_for\x18\x0c \x01(\t\x12\x31\n\tsavepoint\x18\r \x01(\x0b\x32\x1e.muster.scheduler.v1.Savepoint*Z\n\x0bSpeculation\x12\x1b\n\x17SPECULATION_UNSPECIFIED\x10\x00\x12\x17\n\x13SPECULATION_ALLOWED\x10\x01\x12\x15\n\x11SPECULATION_NEVER\x10\x02*T\n\x08LockMode\x12\x19\n\x15LOCK_MODE_UNSPECIFIED\x10\x00\x12\x17\n\x13LOCK_MODE_EXCLUSIVE\x10\x01\x12\x14\n\x10LOCK_MODE_SHARED\x10\x02*\xeb\x01\n\tTaskState\x12\x1a\n\x16TASK_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12TASK_STATE_PENDING\x10\x01\x12\x14\n\x10TASK_STATE_READY\x10\x02\x12\x17\n\x13TASK_STATE_ASSIGNED\x10\x03\x12\x16\n\x12TASK_STATE_RUNNING\x10\x04\x12\x18\n\x14TASK_STATE_SUCCEEDED\x10\x05\x12\x15\n\x11TASK_STATE_FAILED\x10\x06\x12\x18\n\x14TASK_STATE_CANCELLED\x10\x07\x12\x18\n\x14TASK_STATE_SUSPENDED\x10\x08*\xa8\x02\n\x0c\x41ttemptState\x12\x1d\n\x19\x41TTEMPT_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41TTEMPT_STATE_ASSIGNED\x10\x01\x12\x19\n\x15\x41TTEMPT_STATE_RUNNING\x10\x02\x12\x1b\n\x17\x41TTEMPT_STATE_SUCCEEDED\x10\x03\x12\x18\n\x14\x41TTEMPT_STATE_FAILED\x10\x04\x12\x16\n\x12\x41TTEMPT_STATE_LOST\x10\x05\x12\x1b\n\x17\x41TTEMPT_STATE_CANCELLED\x10\x06\x12\x1b\n\x17\x41TTEMPT_STATE_TIMED_OUT\x10\x07\x12\x1c\n\x18\x41TTEMPT_STATE_SUSPENDING\x10\x08\x12\x1b\n\x17\x41TTEMPT_STATE_SUSPENDED\x10\t*c\n\x0b\x46\x61ilureKind\x12\x1c\n\x18\x46\x41ILURE_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x46\x41ILURE_KIND_TRANSIENT\x10\x01\x12\x1a\n\x16\x46\x41ILURE_KIND_PERMANENT\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emuster/scheduler/v1/task.proto\x12\x13muster.scheduler.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1emuster/common/v1/fencing.proto\x1a\x1emuster/common/v1/payload.proto\x1a\x1fmuster/common/v1/priority.proto\"\xc7\x05\n\x08TaskSpec\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x11\n\ttask_name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12,\n\x08priority\x18\x04 \x01(\x0e\x32\x1a.muster.common.v1.Priority\x12\x11\n\ttask_type\x18\x05 \x01(\t\x12\x17\n\x0frequired_skills\x18\x06 \x03(\t\x12\x17\n\x0frequired_agents\x18\x07 \x03(\t\x12\x35\n\x12\x65stimated_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x64\x65pendencies\x18\t \x03(\t\x12,\n\x08\x64\x65\x61\x64line\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\tresources\x18\x0b \x03(\x0b\x32\".muster.scheduler.v1.ResourceClaim\x12\x36\n\x0cretry_policy\x18\x0c \x01(\x0b\x32 .muster.scheduler.v1.RetryPolicy\x12*\n\x07payload\x18\r \x01(\x0b\x32\x19.muster.common.v1.Payload\x12\x32\n\x0f\x61ttempt_timeout\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x0bspeculation\x18\x0f \x01(\x0e\x32 .muster.scheduler.v1.Speculation\x12\x37\n\x05needs\x18\x14 \x03(\x0b\x32(.muster.scheduler.v1.TaskSpec.NeedsEntry\x12\'\n\x04gang\x18\x15 \x01(\x0b\x32\x19.muster.scheduler.v1.Gang\x1a,\n\nNeedsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"e\n\x04Gang\x12\x0c\n\x04size\x18\x01 \x01(\r\x12\x30\n\x07members\x18\x02 \x03(\x0b\x32\x1f.muster.scheduler.v1.GangMember\x12\x0f\n\x07gang_id\x18\x03 \x01(\t\x12\x0c\n\x04rank\x18\x04 \x01(\r\"%\n\nGangMember\x12\x17\n\x0frequired_skills\x18\x01 \x03(\t\"N\n\rResourceClaim\x12\x10\n\x08resource\x18\x01 \x01(\t\x12+\n\x04mode\x18\x02 \x01(\x0e\x32\x1d.muster.scheduler.v1.LockMode\"~\n\x0bRetryPolicy\x12\x13\n\x0b\x61ttempt_max\x18\x01 \x01(\r\x12*\n\x07\x62\x61\x63koff\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0b\x62\x61\x63koff_max\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xcd\x03\n\x07\x41ttempt\x12-\n\x05token\x18\x01 \x01(\x0b\x32\x1e.muster.common.v1.FencingToken\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\x30\n\x05state\x18\x05 \x01(\x0e\x32!.muster.scheduler.v1.AttemptState\x12/\n\x0b\x61ssign_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x07\x66\x61ilure\x18\t \x01(\x0b\x32 .muster.scheduler.v1.TaskFailure\x12\x13\n\x0b\x65xplanation\x18\n \x01(\t\x12\x13\n\x0bspeculative\x18\x0b \x01(\x08\x12\x39\n\tpredicted\x18\x10 \x01(\x0b\x32&.muster.scheduler.v1.PredictedDuration\"a\n\tSavepoint\x12\x16\n\x0e\x61ttempt_number\x18\x01 \x01(\r\x12-\n\tsave_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x62ytes\x18\x03 \x01(\r\"\xa3\x01\n\x11PredictedDuration\x12\'\n\x04mean\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03low\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04high\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cobservations\x18\x04 \x01(\x01\"^\n\x0bTaskFailure\x12.\n\x04kind\x18\x01 \x01(\x0e\x32 .muster.scheduler.v1.FailureKind\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xe5\x03\n\x04Task\x12\x18\n\x10\x63ollaboration_id\x18\x01 \x01(\t\x12+\n\x04spec\x18\x02 \x01(\x0b\x32\x1d.muster.scheduler.v1.TaskSpec\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.muster.scheduler.v1.TaskState\x12.\n\x08\x61ttempts\x18\x04 \x03(\x0b\x32\x1c.muster.scheduler.v1.Attempt\x12\x10\n\x08progress\x18\x05 \x01(\x01\x12\r\n\x05stage\x18\x06 \x01(\t\x12)\n\x06result\x18\x07 \x01(\x0b\x32\x19.muster.common.v1.Payload\x12\x31\n\x07\x66\x61ilure\x18\x08 \x01(\x0b\x32 .muster.scheduler.v1.TaskFailure\x12\x12\n\ngeneration\x18\t \x01(\x04\x12.\n\nready_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bwaiting_for\x18\x0c \x01(\t\x12\x31\n\tsavepoint\x18\r \x01(\x0b\x32\x1e.muster.scheduler.v1.Savepoint*Z\n\x0bSpeculation\x12\x1b\n\x17SPECULATION_UNSPECIFIED\x10\x00\x12\x17\n\x13SPECULATION_ALLOWED\x10\x01\x12\x15\n\x11SPECULATION_NEVER\x10\x02*T\n\x08LockMode\x12\x19\n\x15LOCK_MODE_UNSPECIFIED\x10\x00\x12\x17\n\x13LOCK_MODE_EXCLUSIVE\x10\x01\x12\x14\n\x10LOCK_MODE_SHARED\x10\x02*\xeb\x01\n\tTaskState\x12\x1a\n\x16TASK_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12TASK_STATE_PENDING\x10\x01\x12\x14\n\x10TASK_STATE_READY\x10\x02\x12\x17\n\x13TASK_STATE_ASSIGNED\x10\x03\x12\x16\n\x12TASK_STATE_RUNNING\x10\x04\x12\x18\n\x14TASK_STATE_SUCCEEDED\x10\x05\x12\x15\n\x11TASK_STATE_FAILED\x10\x06\x12\x18\n\x14TASK_STATE_CANCELLED\x10\x07\x12\x18\n\x14TASK_STATE_SUSPENDED\x10\x08*\xa8\x02\n\x0c\x41ttemptState\x12\x1d\n\x19\x41TTEMPT_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41TTEMPT_STATE_ASSIGNED\x10\x01\x12\x19\n\x15\x41TTEMPT_STATE_RUNNING\x10\x02\x12\x1b\n\x17\x41TTEMPT_STATE_SUCCEEDED\x10\x03\x12\x18\n\x14\x41TTEMPT_STATE_FAILED\x10\x04\x12\x16\n\x12\x41TTEMPT_STATE_LOST\x10\x05\x12\x1b\n\x17\x41TTEMPT_STATE_CANCELLED\x10\x06\x12\x1b\n\x17\x41TTEMPT_STATE_TIMED_OUT\x10\x07\x12\x1c\n\x18\x41TTEMPT_STATE_SUSPENDING\x10\x08\x12\x1b\n\x17\x41TTEMPT_STATE_SUSPENDED\x10\t*c\n\x0b\x46\x61ilureKind\x12\x1c\n\x18\x46\x41ILURE_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x46\x41ILURE_KIND_TRANSIENT\x10\x01\x12\x1a\n\x16\x46\x41ILURE_KIND_PERMANENT\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'muster.scheduler.v1.task_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SPECULATION']._serialized_start=2308
-  _globals['_SPECULATION']._serialized_end=2398
-  _globals['_LOCKMODE']._serialized_start=2400
-  _globals['_LOCKMODE']._serialized_end=2484
-  _globals['_TASKSTATE']._serialized_start=2487
-  _globals['_TASKSTATE']._serialized_end=2722
-  _globals['_ATTEMPTSTATE']._serialized_start=2725
-  _globals['_ATTEMPTSTATE']._serialized_end=3021
-  _globals['_FAILUREKIND']._serialized_start=3023
-  _globals['_FAILUREKIND']._serialized_end=3122
+  _globals['_TASKSPEC_NEEDSENTRY']._loaded_options = None
+  _globals['_TASKSPEC_NEEDSENTRY']._serialized_options = b'8\001'
+  _globals['_SPECULATION']._serialized_start=2594
+  _globals['_SPECULATION']._serialized_end=2684
+  _globals['_LOCKMODE']._serialized_start=2686
+  _globals['_LOCKMODE']._serialized_end=2770
+  _globals['_TASKSTATE']._serialized_start=2773
+  _globals['_TASKSTATE']._serialized_end=3008
+  _globals['_ATTEMPTSTATE']._serialized_start=3011
+  _globals['_ATTEMPTSTATE']._serialized_end=3307
+  _globals['_FAILUREKIND']._serialized_start=3309
+  _globals['_FAILUREKIND']._serialized_end=3408
   _globals['_TASKSPEC']._serialized_start=218
-  _globals['_TASKSPEC']._serialized_end=785
-  _globals['_RESOURCECLAIM']._serialized_start=787
-  _globals['_RESOURCECLAIM']._serialized_end=865
-  _globals['_RETRYPOLICY']._serialized_start=867
-  _globals['_RETRYPOLICY']._serialized_end=993
-  _globals['_ATTEMPT']._serialized_start=996
-  _globals['_ATTEMPT']._serialized_end=1457
-  _globals['_SAVEPOINT']._serialized_start=1459
-  _globals['_SAVEPOINT']._serialized_end=1556
-  _globals['_PREDICTEDDURATION']._serialized_start=1559
-  _globals['_PREDICTEDDURATION']._serialized_end=1722
-  _globals['_TASKFAILURE']._serialized_start=1724
-  _globals['_TASKFAILURE']._serialized_end=1818
-  _globals['_TASK']._serialized_start=1821
-  _globals['_TASK']._serialized_end=2306
+  _globals['_TASKSPEC']._serialized_end=929
+  _globals['_TASKSPEC_NEEDSENTRY']._serialized_start=885
+  _globals['_TASKSPEC_NEEDSENTRY']._serialized_end=929
+  _globals['_GANG']._serialized_start=931
+  _globals['_GANG']._serialized_end=1032
+  _globals['_GANGMEMBER']._serialized_start=1034
+  _globals['_GANGMEMBER']._serialized_end=1071
+  _globals['_RESOURCECLAIM']._serialized_start=1073
+  _globals['_RESOURCECLAIM']._serialized_end=1151
+  _globals['_RETRYPOLICY']._serialized_start=1153
+  _globals['_RETRYPOLICY']._serialized_end=1279
+  _globals['_ATTEMPT']._serialized_start=1282
+  _globals['_ATTEMPT']._serialized_end=1743
+  _globals['_SAVEPOINT']._serialized_start=1745
+  _globals['_SAVEPOINT']._serialized_end=1842
+  _globals['_PREDICTEDDURATION']._serialized_start=1845
+  _globals['_PREDICTEDDURATION']._serialized_end=2008
+  _globals['_TASKFAILURE']._serialized_start=2010
+  _globals['_TASKFAILURE']._serialized_end=2104
+  _globals['_TASK']._serialized_start=2107
+  _globals['_TASK']._serialized_end=2592
 # @@protoc_insertion_point(module_scope)

@@ -176,6 +176,26 @@ class TaskSpec(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class NeedsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TASK_ID_FIELD_NUMBER: _builtins.int
     TASK_NAME_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
@@ -191,6 +211,8 @@ class TaskSpec(_message.Message):
     PAYLOAD_FIELD_NUMBER: _builtins.int
     ATTEMPT_TIMEOUT_FIELD_NUMBER: _builtins.int
     SPECULATION_FIELD_NUMBER: _builtins.int
+    NEEDS_FIELD_NUMBER: _builtins.int
+    GANG_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """Unique in its collaboration, 1 to 64 bytes of [A-Za-z0-9._-]. Set by the requester."""
     task_name: _builtins.str
@@ -237,6 +259,17 @@ class TaskSpec(_message.Message):
     def attempt_timeout(self) -> _duration_pb2.Duration:
         """An attempt that runs longer is given up as transient failure; unset means 10 minutes; 1 ms to 30 days."""
 
+    @_builtins.property
+    def needs(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """What an attempt takes of its agent's capacities while it runs (resource_requirements of the story), for
+        example {"gpu_milli": 500}; at most 8, names as of skills, amounts of 1 to 2^53. Agents declare capacities
+        by labels: "capacity.gpu_milli" = "8000".
+        """
+
+    @_builtins.property
+    def gang(self) -> Global___Gang:
+        """Set when several agents must do it together."""
+
     def __init__(
         self,
         *,
@@ -255,14 +288,82 @@ class TaskSpec(_message.Message):
         payload: _payload_pb2.Payload | None = ...,
         attempt_timeout: _duration_pb2.Duration | None = ...,
         speculation: Global___Speculation.ValueType = ...,
+        needs: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        gang: Global___Gang | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_timeout", b"attempt_timeout", "deadline", b"deadline", "estimated_duration", b"estimated_duration", "payload", b"payload", "retry_policy", b"retry_policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_timeout", b"attempt_timeout", "deadline", b"deadline", "estimated_duration", b"estimated_duration", "gang", b"gang", "payload", b"payload", "retry_policy", b"retry_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_timeout", b"attempt_timeout", "deadline", b"deadline", "dependencies", b"dependencies", "description", b"description", "estimated_duration", b"estimated_duration", "payload", b"payload", "priority", b"priority", "required_agents", b"required_agents", "required_skills", b"required_skills", "resources", b"resources", "retry_policy", b"retry_policy", "speculation", b"speculation", "task_id", b"task_id", "task_name", b"task_name", "task_type", b"task_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_timeout", b"attempt_timeout", "deadline", b"deadline", "dependencies", b"dependencies", "description", b"description", "estimated_duration", b"estimated_duration", "gang", b"gang", "needs", b"needs", "payload", b"payload", "priority", b"priority", "required_agents", b"required_agents", "required_skills", b"required_skills", "resources", b"resources", "retry_policy", b"retry_policy", "speculation", b"speculation", "task_id", b"task_id", "task_name", b"task_name", "task_type", b"task_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TaskSpec: _TypeAlias = TaskSpec  # noqa: Y015
+
+@_typing.final
+class Gang(_message.Message):
+    """Gang makes a task one of several agents at once: all start together or none does.
+
+    The scheduler makes one task of each member: rank 0 keeps the task_id, rank r gets "<task_id>.<r>". Whoever
+    depends on the task depends on all members and gets all their results; locks are rank 0's. A member that is
+    lost or fails stops the others that still run, and they start again together; one that has its result keeps
+    it. When a member fails for good, so does the gang.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    GANG_ID_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    size: _builtins.int
+    """Agents, 2 to 64; all different. Set by the requester."""
+    gang_id: _builtins.str
+    """The task_id of rank 0. Set by the scheduler."""
+    rank: _builtins.int
+    """0 to size - 1. Set by the scheduler."""
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___GangMember]:
+        """Skills by rank; empty means the task's for every member, else one for each. Set by the requester."""
+
+    def __init__(
+        self,
+        *,
+        size: _builtins.int = ...,
+        members: _abc.Iterable[Global___GangMember] | None = ...,
+        gang_id: _builtins.str = ...,
+        rank: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gang_id", b"gang_id", "members", b"members", "rank", b"rank", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Gang: _TypeAlias = Gang  # noqa: Y015
+
+@_typing.final
+class GangMember(_message.Message):
+    """GangMember is what one member must be able to do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUIRED_SKILLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def required_skills(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 16."""
+
+    def __init__(
+        self,
+        *,
+        required_skills: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["required_skills", b"required_skills"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GangMember: _TypeAlias = GangMember  # noqa: Y015
 
 @_typing.final
 class ResourceClaim(_message.Message):

@@ -543,6 +543,7 @@ class Assignment(_message.Message):
     DEADLINE_FIELD_NUMBER: _builtins.int
     REQUESTER_FIELD_NUMBER: _builtins.int
     SAVEPOINT_FIELD_NUMBER: _builtins.int
+    GANG_PEERS_FIELD_NUMBER: _builtins.int
     collaboration_name: _builtins.str
     coordinator_agent: _builtins.str
     requester: _builtins.str
@@ -575,6 +576,10 @@ class Assignment(_message.Message):
     def savepoint(self) -> _payload_pb2.Payload:
         """From where to go on; unset for the beginning."""
 
+    @_builtins.property
+    def gang_peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___GangPeer]:
+        """Set for a member of a gang, whose own rank is in spec.gang: everybody who starts together, by rank."""
+
     def __init__(
         self,
         *,
@@ -589,14 +594,45 @@ class Assignment(_message.Message):
         deadline: _timestamp_pb2.Timestamp | None = ...,
         requester: _builtins.str = ...,
         savepoint: _payload_pb2.Payload | None = ...,
+        gang_peers: _abc.Iterable[Global___GangPeer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deadline", b"deadline", "savepoint", b"savepoint", "shared_context", b"shared_context", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "collaboration_name", b"collaboration_name", "coordinator_agent", b"coordinator_agent", "deadline", b"deadline", "inputs", b"inputs", "locks", b"locks", "members", b"members", "requester", b"requester", "savepoint", b"savepoint", "shared_context", b"shared_context", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "collaboration_name", b"collaboration_name", "coordinator_agent", b"coordinator_agent", "deadline", b"deadline", "gang_peers", b"gang_peers", "inputs", b"inputs", "locks", b"locks", "members", b"members", "requester", b"requester", "savepoint", b"savepoint", "shared_context", b"shared_context", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Assignment: _TypeAlias = Assignment  # noqa: Y015
+
+@_typing.final
+class GangPeer(_message.Message):
+    """GangPeer is one member of a gang that starts now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    task_id: _builtins.str
+    agent_id: _builtins.str
+    instance_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        task_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "instance_id", b"instance_id", "rank", b"rank", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GangPeer: _TypeAlias = GangPeer  # noqa: Y015
 
 @_typing.final
 class AttemptSuspend(_message.Message):

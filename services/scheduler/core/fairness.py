@@ -1,0 +1,76 @@
+"""Fair shares between requesters: dominant resource fairness over slots and declared needs.
+
+A requester's dominant share is the largest of its shares: of all slots, and of each capacity that its tasks
+need, divided by its weight. Inside a priority class the next task is that of the requester with the smallest
+dominant share (progressive filling). Method: Ghodsi et al., "Dominant Resource Fairness: Fair Allocation of
+Multiple Resource Types" (NSDI 2011), section 4.1; weights as in its section 4.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class Account:
+    """What one requester's tasks hold of the fleet."""
+
+    __slots__ = ("aged_turn", "held", "name", "needs", "open_count", "weight")
+
+    def __init__(self, name: str, weight: float = 1.0) -> None:
+        self.name = name
+        self.weight = weight
+        #: Slots with an open attempt, and what these take of each capacity.
+        self.held = 0
+        self.needs: dict[str, int] = {}
+        #: Collaborations that have not ended.
+        self.open_count = 0
+        #: When a task of it was last served for its age, as a number that only grows.
+        self.aged_turn = 0
+
+    def __repr__(self) -> str:
+        return f"<Account {self.name} weight {self.weight:g}: {self.held} held>"
+
+
+class Accounts:
+    """Every requester with open work. Owned by `SchedulerState`."""
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self._weights = weights
+        self._accounts: dict[str, Account] = {}
+
+    def __len__(self) -> int:
+        return len(self._accounts)
+
+    def open(self, requester: str) -> Account:
+        """Return a requester's account, with one more collaboration open."""
+        account = self._accounts.get(requester)
+        if account is None:
+            account = self._accounts[requester] = Account(requester, self._weights.get(requester, 1.0))
+        account.open_count += 1
+        return account
+
+    def close(self, account: Account) -> None:
+        """Note the end of a collaboration; an account without any is forgotten."""
+        account.open_count -= 1
+        if account.open_count == 0:
+            del self._accounts[account.name]
+
+
+class Totals:
+    """What there is to share: slots, and each capacity by name."""
+
+    __slots__ = ("capacities", "slots")
+
+    def __init__(self) -> None:
+        self.slots = 0
+        self.capacities: dict[str, int] = {}
+
+
+def dominant_share(held: int, needs: Mapping[str, int], weight: float, totals: Totals) -> float:
+    """Return the largest share that `held` slots and `needs` are of the totals, divided by the weight."""
+    share = held / totals.slots if totals.slots else 0.0
+    for name, amount in needs.items():
+        total = totals.capacities.get(name, 0)
+        if total:
+            share = max(share, amount / total)
+    return share / weight

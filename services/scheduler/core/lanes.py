@@ -1,0 +1,247 @@
+"""The order in which ready tasks are served.
+
+By class first; inside a class by the requester's dominant share (see `core.fairness`); inside one requester's
+tasks by the instant until which they must have ended (earliest first: Liu and Layland, JACM 20:1, 1973; the
+instant takes in what depends on the task: Blazewicz, "Scheduling dependent tasks with different arrival
+times to meet deadlines", 1976), then the longest chain of work behind them, then arrival.
+
+A lane holds the tasks of one demand, class and requester, twice: in a heap by that order, and in a line by
+age. What has waited longer than `ageing_ms` and is not EMERGENCY is *aged*: an instance that gave its last
+`ageing_share - 1` starts to others (EMERGENCY not counted) owes the next one to the oldest aged task that it
+can do, requesters with aged tasks taking turns. So with R requesters that have aged tasks, the k-th aged
+task of one of them in a lane is started at the latest with the R * k * `ageing_share`-th such start of any
+agent that can do it; no aged task ever comes before an emergency.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from services.common.core.instants import Instant
+from services.scheduler.core.course import Task
+from services.scheduler.core.fairness import Account, Totals, dominant_share
+from services.scheduler.core.model import Priority
+
+#: Below this size a rebuild costs more than it frees.
+_REBUILD_SIZE_MIN = 64
+_RANK_MAX = 2**40 - 1
+
+#: (order, number, task): the order as one integer, and the task's number in the index.
+Entry = tuple[int, int, Task]
+E = TypeVar("E", bound=tuple[Any, ...])
+
+
+def order_of(task: Task) -> int:
+    """Return a task's place among the tasks of its class and requester: smallest first."""
+    rank = task.rank_ms if task.rank_ms < _RANK_MAX else _RANK_MAX
+    return (task.due << 40 | (_RANK_MAX - rank)) << 40 | task.arrival
+
+
+class Lane:
+    """The waiting tasks of one demand, class and requester."""
+
+    __slots__ = ("account", "heap", "line", "live", "priority")
+
+    def __init__(self, priority: Priority, account: Account) -> None:
+        self.priority = priority
+        self.account = account
+        self.heap: list[Entry] = []
+        #: The same entries by the instant at which they became ready, nearly: who comes back from the lock
+        #: table goes to the front.
+        self.line: deque[Entry] = deque()
+        self.live = 0
+
+    def add(self, task: Task, number: int) -> None:
+        """Take in a task under its new number."""
+        entry = (order_of(task), number, task)
+        heapq.heappush(self.heap, entry)
+        line = self.line
+        if self.priority is not Priority.EMERGENCY:
+            if line and (task.ready_time or 0) < (line[-1][2].ready_time or 0):
+                line.appendleft(entry)
+            else:
+                line.append(entry)
+        self.live += 1
+
+    def remove(self) -> None:
+        """Note that one task's number is no longer current."""
+        self.live -= 1
+        if self.live == 0:
+            self.heap.clear()
+            self.line.clear()
+        elif len(self.heap) > max(_REBUILD_SIZE_MIN, 2 * self.live):
+            self.heap = [entry for entry in self.heap if is_live(entry)]
+            heapq.heapify(self.heap)
+        if len(self.line) > max(_REBUILD_SIZE_MIN, 2 * self.live):
+            self.line = deque(entry for entry in self.line if is_live(entry))
+
+    def aged(self, now: Instant, ageing_ms: int) -> Iterator[Task]:
+        """Yield the tasks that have waited for `ageing_ms` or longer, the oldest first."""
+        line = self.line
+        while line and not is_live(line[0]):
+            line.popleft()
+        for entry in line:
+            if (entry[2].ready_time or 0) + ageing_ms > now:
+                return
+            if is_live(entry):
+                yield entry[2]
+
+
+def is_live(entry: Entry) -> bool:
+    """Return whether an entry is its task's newest."""
+    return entry[1] == entry[2].queue_number
+
+
+class Offer(NamedTuple):
+    """A lane, and the free agents for its demand: a `Pool`, of which only the bound matters here."""
+
+    lane: Lane
+    pool: Any
+
+
+#: (task, pool, whether it is served for its age).
+Turn = tuple[Task, Any, bool]
+
+
+def serve(
+    offers: Sequence[Offer], totals: Totals, most: int, skip: frozenset[int] = frozenset()
+) -> list[Turn]:
+    """Return up to `most` tasks in serving order, from each pool no more than it has slots.
+
+    `skip` are numbers of tasks that are served already.
+    """
+    classes: dict[int, dict[Account, _Bid]] = {}
+    for offer in offers:
+        rest = smallest(offer.lane.heap, offer.lane.live, is_live)
+        entry = next(rest, None)
+        if entry is None:
+            continue
+        bids = classes.setdefault(offer.lane.priority, {})
+        bid = bids.get(offer.lane.account)
+        if bid is None:
+            bid = bids[offer.lane.account] = _Bid(offer.lane.account)
+        bid.heads.append((entry[0], entry[1], entry[2], rest, offer.pool))
+    turns: list[Turn] = []
+    for priority in sorted(classes):
+        bids = classes[priority]
+        if len(bids) == 1:
+            [bid] = bids.values()
+            heapq.heapify(bid.heads)
+            while bid.heads and len(turns) < most:
+                bid.take(turns, skip)
+        else:
+            _share_out([*bids.values()], turns, totals, most, skip)
+        if len(turns) >= most:
+            break
+    return turns
+
+
+class _Bid:
+    """What one requester wants to have served in one class, with what it would hold then."""
+
+    __slots__ = ("account", "heads", "held", "needs")
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.heads: list[tuple[int, int, Task, Iterator[Entry], Any]] = []
+        self.held = account.held
+        self.needs = account.needs
+
+    def share(self, totals: Totals) -> float:
+        return dominant_share(self.held, self.needs, self.account.weight, totals)
+
+    def take(self, turns: list[Turn], skip: frozenset[int]) -> bool:
+        """Serve the first task, and return whether there was one to serve."""
+        heads = self.heads
+        _, number, task, rest, pool = heads[0]
+        if pool.wanted >= pool.slots:
+            heapq.heappop(heads)
+            return False
+        entry = next(rest, None)
+        if entry is None:
+            heapq.heappop(heads)
+        else:
+            heapq.heapreplace(heads, (entry[0], entry[1], entry[2], rest, pool))
+        if number in skip:
+            return False
+        pool.wanted += 1
+        turns.append((task, pool, False))
+        return True
+
+    def add(self, task: Task) -> None:
+        """Count a task as held."""
+        self.held += 1
+        if task.spec.needs:
+            self.needs = dict(self.needs)
+            for name, amount in task.spec.needs:
+                self.needs[name] = self.needs.get(name, 0) + amount
+
+
+def _share_out(bids: list[_Bid], turns: list[Turn], totals: Totals, most: int, skip: frozenset[int]) -> None:
+    """Serve the requester with the smallest dominant share, again and again; of equals the first in order."""
+    for bid in bids:
+        heapq.heapify(bid.heads)
+    line = [(bid.share(totals), bid.heads[0][0], number, bid) for number, bid in enumerate(bids)]
+    heapq.heapify(line)
+    while line and len(turns) < most:
+        _, _, number, bid = line[0]
+        served = False
+        while bid.heads and not served:
+            served = bid.take(turns, skip)
+        if served:
+            bid.add(turns[-1][0])
+        if bid.heads:
+            heapq.heapreplace(line, (bid.share(totals), bid.heads[0][0], number, bid))
+        else:
+            heapq.heappop(line)
+
+
+def serve_aged(
+    offers: Sequence[Offer], now: Instant, ageing_ms: int, most: int, turn: Callable[[], int]
+) -> list[Turn]:
+    """Return up to `most` aged tasks that a slot is owed to, requesters taking turns."""
+    line: list[tuple[int, int, int, Task, Iterator[Task], Offer]] = []
+    for number, offer in enumerate(offers):
+        if offer.lane.priority is Priority.EMERGENCY:
+            continue
+        rest = offer.lane.aged(now, ageing_ms)
+        task = next(rest, None)
+        if task is not None and offer.pool.owes():
+            account = offer.lane.account
+            line.append((account.aged_turn, task.ready_time or 0, number, task, rest, offer))
+    heapq.heapify(line)
+    turns: list[Turn] = []
+    while line and len(turns) < most:
+        aged_turn, _, number, task, rest, offer = heapq.heappop(line)
+        account = offer.lane.account
+        if aged_turn == account.aged_turn:
+            turns.append((task, offer.pool, True))
+            account.aged_turn = turn()
+            following = next(rest, None)
+            if following is None:
+                continue
+            task = following
+        heapq.heappush(line, (account.aged_turn, task.ready_time or 0, number, task, rest, offer))
+    return turns
+
+
+def smallest(heap: list[E], count: int, live: Callable[[E], bool]) -> Iterator[E]:
+    """Yield the `count` smallest live entries in order; dead ones at the top are dropped for good.
+
+    Method: best-first search of the heap's tree, O(count log count) whatever the heap's length; a simple form
+    of Frederickson, "An optimal algorithm for selection in a min-heap" (1993).
+    """
+    while heap and not live(heap[0]):
+        heapq.heappop(heap)
+    frontier = [(heap[0], 0)] if heap else []
+    while frontier and count > 0:
+        entry, position = heapq.heappop(frontier)
+        if live(entry):
+            count -= 1
+            yield entry
+        for child in (2 * position + 1, 2 * position + 2):
+            if child < len(heap):
+                heapq.heappush(frontier, (heap[child], child))
