@@ -49,9 +49,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_WRONG_STATE: _ErrorReason.ValueType  # 16
     """FAILED_PRECONDITION: the thing is in a state that does not allow this; metadata "state"."""
     ERROR_REASON_UNMEETABLE: _ErrorReason.ValueType  # 19
-    """FAILED_PRECONDITION: what the request needs does not exist: a capacity, enough agents for a gang, a
-    resource that is not among the known ones; metadata "missing" says what and how much there is.
-    """
+    """FAILED_PRECONDITION: a capacity, enough agents for a gang or a resource does not exist; metadata "missing"."""
     ERROR_REASON_RESOURCE_HELD: _ErrorReason.ValueType  # 20
     """ABORTED: the resource is held; metadata "resource", "holder", "until" (RFC 3339, empty when unknown)."""
     ERROR_REASON_LOCK_LOST: _ErrorReason.ValueType  # 21
@@ -141,9 +139,7 @@ ERROR_REASON_UNSUPPORTED_VERSION: ErrorReason.ValueType  # 15
 ERROR_REASON_WRONG_STATE: ErrorReason.ValueType  # 16
 """FAILED_PRECONDITION: the thing is in a state that does not allow this; metadata "state"."""
 ERROR_REASON_UNMEETABLE: ErrorReason.ValueType  # 19
-"""FAILED_PRECONDITION: what the request needs does not exist: a capacity, enough agents for a gang, a
-resource that is not among the known ones; metadata "missing" says what and how much there is.
-"""
+"""FAILED_PRECONDITION: a capacity, enough agents for a gang or a resource does not exist; metadata "missing"."""
 ERROR_REASON_RESOURCE_HELD: ErrorReason.ValueType  # 20
 """ABORTED: the resource is held; metadata "resource", "holder", "until" (RFC 3339, empty when unknown)."""
 ERROR_REASON_LOCK_LOST: ErrorReason.ValueType  # 21
