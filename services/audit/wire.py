@@ -17,7 +17,7 @@ from services.common.core.entries import EntryDraft, Outcome
 from services.common.core.errors import FieldViolation, Reason, ServiceError, invalid
 from services.common.core.ids import NAME_64
 from services.common.core.instants import Instant
-from services.common.outbox import to_entry
+from services.common.outbox import encode_entry
 
 FRAME_ENTRIES_MAX = 1_024
 # Of the entries; the frame's own fields come on top.
@@ -79,9 +79,7 @@ def decode_append(request: pb.AppendRequest, service: str, replica_id: str) -> A
 
 def encode_own(draft: EntryDraft, entry_id: str, replica_id: str) -> bytes:
     """Return the leaf of an entry of the audit service itself."""
-    entry = to_entry(draft, entry_id, replica_id)
-    entry.service = "audit"
-    return entry.SerializeToString(deterministic=True)
+    return encode_entry(draft, entry_id, replica_id, "audit")
 
 
 def index_row(leaf: bytes) -> IndexRow:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -197,7 +196,8 @@ def _dead_entry(letter: DeadLetter, at: Instant) -> EntryDraft:
     actor = _actor(letter.envelope.key.receiver) if rejected else ACTOR
     entry = _envelope_entry(letter.envelope, at, actor, operation)
     more = {"deliveries": str(letter.delivery_count), "message": letter.message[:256]}
-    return replace(entry, outcome=outcome, reason=letter.reason.name, attributes={**entry.attributes, **more})
+    attributes = {**entry.attributes, **more}
+    return entry._replace(outcome=outcome, reason=letter.reason.name, attributes=attributes)
 
 
 def _envelope_entry(envelope: Envelope, at: Instant, actor: str, operation: str) -> EntryDraft:

@@ -8,6 +8,7 @@ and that many bytes.
 from __future__ import annotations
 
 _SMALL = 1 << 14
+_U64 = (1 << 64) - 1
 
 
 def _slow_varint(number: int) -> bytes:
@@ -51,7 +52,24 @@ def block(field: int, content: bytes) -> bytes:
     return varint(field << 3 | 2) + varint(len(content)) + content
 
 
+def text(field: int, content: str) -> bytes:
+    """Return a field of text, nothing when it is empty."""
+    return block(field, content.encode()) if content else b""
+
+
+def number(field: int, value: int) -> bytes:
+    """Return a varint field, nothing when it is 0."""
+    return varint(field << 3) + varint(value) if value else b""
+
+
 def timestamp(field: int, instant: int) -> bytes:
     """Return a google.protobuf.Timestamp of `instant` milliseconds, both of its fields written out."""
     seconds, milliseconds = divmod(instant, 1_000)
     return block(field, scalar(1, seconds) + scalar(2, milliseconds * 1_000_000))
+
+
+def plain_timestamp(field: int, instant: int) -> bytes:
+    """Return what generated code writes for a Timestamp of `instant` milliseconds since 1970."""
+    seconds, milliseconds = divmod(instant, 1_000)
+    # A negative number is written as its complement, in 64 bits.
+    return block(field, number(1, seconds & _U64) + number(2, milliseconds * 1_000_000))

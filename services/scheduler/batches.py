@@ -14,6 +14,7 @@ from services.scheduler.core.effects import (
     EndLease,
     Forget,
     GrantLocks,
+    Publish,
     PutLock,
     SaveCollaboration,
     SaveLearned,
@@ -40,7 +41,10 @@ def sort(effects: Iterable[Effect]) -> Sorted:
     """Return effects in groups; values are taken as they are now, once for each subject."""
     found = Sorted()
     for effect in effects:
-        if isinstance(effect, EntryDraft):
+        # The most frequent kinds first.
+        if isinstance(effect, Publish):
+            found.sends.append(effect)
+        elif isinstance(effect, EntryDraft):
             found.entries.append(effect)
         elif isinstance(effect, Answer):
             found.answers.append(effect)

@@ -154,9 +154,9 @@ class SchedulerServicer(SchedulerServiceServicer):
 
         return pb.CancelCollaborationResponse(collaboration=await driver.query(ask))
 
-    async def WatchCollaborations(
+    async def WatchCollaborations(  # type: ignore[override]  # frames are put together as bytes
         self, request: pb.WatchCollaborationsRequest, context: Any
-    ) -> AsyncGenerator[pb.WatchCollaborationsResponse, None]:
+    ) -> AsyncGenerator[bytes, None]:
         """Send changes in frames of many events."""
         del context
         driver = await self._replica.driver()

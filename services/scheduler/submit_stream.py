@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from muster.scheduler.v1 import scheduler_service_pb2 as pb
@@ -44,7 +44,7 @@ class SubmitStream:
     def __init__(self, driver: Driver, call: LiveCall, context: Any, unanswered_max: int) -> None:
         self._driver, self._requester = driver, str(call.principal)
         self._unanswered_max = unanswered_max
-        self._duplex: Duplex[pb.SubmitOutcome, pb.SubmitResponse] = Duplex(context, _pack)
+        self._duplex: Duplex[bytes, bytes] = Duplex(context, answers.submit_frame)
         self._unanswered = 0
         self._answered = asyncio.Event()
 
@@ -83,7 +83,7 @@ class SubmitStream:
         def answer(reply: Reply) -> None:
             self._unanswered -= 1
             self._answered.set()
-            self._duplex.send(answers.outcome(request_id, reply))
+            self._duplex.send(answers.encode_outcome(request_id, reply))
 
         self._driver.request(submission_event(request, self._requester), answer)
 
@@ -94,7 +94,3 @@ class SubmitStream:
     async def _wait_all_answered(self) -> None:
         while self._unanswered:
             await self._wait_answered()
-
-
-def _pack(outcomes: Sequence[pb.SubmitOutcome]) -> pb.SubmitResponse:
-    return pb.SubmitResponse(outcomes=outcomes)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from muster.scheduler.v1 import collaboration_pb2 as collaboration_pb
-
 from services.common.core.errors import ServiceError
 from services.common.core.ids import CollaborationId
 from services.scheduler.core.book import Book
@@ -21,8 +19,8 @@ class Watcher(Protocol):
         """Return whether this watcher asked for changes of this kind."""
         ...
 
-    def offer(self, event: collaboration_pb.CollaborationEvent) -> None:
-        """Take an event; never blocks and never fails. The message is shared: do not change it."""
+    def offer(self, event: bytes) -> None:
+        """Take a CollaborationEvent on the wire; never blocks and never fails."""
         ...
 
     def end(self, error: ServiceError) -> None:
@@ -54,12 +52,13 @@ class WatchHub:
         _remove(self._by_requester, watcher)
 
     def publish(self, book: Book, change: Change | Progress) -> None:
-        """Tell everybody who wants to know; the message is made once, and only if somebody does."""
-        event = None
-        for watcher in self._interested(book, change):
-            if watcher.wants(change):
-                event = event or views.event_message(book, change)
-                watcher.offer(event)
+        """Tell everybody who wants to know; the event is encoded once, and only if somebody does."""
+        event = b""
+        for watchers in self._interested(book, change):
+            for watcher in watchers:
+                if watcher.wants(change):
+                    event = event or views.encode_event(book, change)
+                    watcher.offer(event)
 
     def end_all(self, error: ServiceError) -> None:
         """End every watch."""
@@ -69,13 +68,15 @@ class WatchHub:
         self._by_collaboration.clear()
         self._by_requester.clear()
 
-    def _interested(self, book: Book, change: Change | Progress) -> Iterable[Watcher]:
+    def _interested(self, book: Book, change: Change | Progress) -> list[Iterable[Watcher]]:
+        found: list[Iterable[Watcher]] = []
         if self._by_collaboration:
-            yield from self._by_collaboration.get(change.collaboration_id, ())
+            found.append(self._by_collaboration.get(change.collaboration_id, ()))
         if self._by_requester:
             collaboration = book.collaborations.get(change.collaboration_id)
             if collaboration is not None:
-                yield from self._by_requester.get(collaboration.requester, ())
+                found.append(self._by_requester.get(collaboration.requester, ()))
+        return found
 
 
 def _remove(

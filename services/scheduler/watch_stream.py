@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 
-from muster.scheduler.v1 import collaboration_pb2 as collaboration_pb
 from muster.scheduler.v1 import scheduler_service_pb2 as pb
 
 from services.common.core.errors import ServiceError
@@ -18,7 +17,8 @@ from services.scheduler.wire import views
 #: Events and bytes in one frame.
 _FRAME_EVENTS_MAX = 512
 _FRAME_BYTES_MAX = 1024 * 1024
-Event = collaboration_pb.CollaborationEvent
+#: A CollaborationEvent on the wire.
+Event = bytes
 #: Returns a collaboration that the caller may see, or raises.
 Permit = Callable[[Book, CollaborationId], Collaboration]
 
@@ -70,8 +70,11 @@ class WatchStream:
 
     # The caller's side.
 
-    async def frames(self, permit: Permit) -> AsyncGenerator[pb.WatchCollaborationsResponse, None]:
-        """Yield frames until the caller leaves; raises the error that the stream ended with."""
+    async def frames(self, permit: Permit) -> AsyncGenerator[bytes, None]:
+        """Yield WatchCollaborationsResponses on the wire until the caller leaves.
+
+        Raises the error that the stream ended with.
+        """
         hub = self._driver.hub
         try:
             await self._driver.query(lambda book: self._begin(book, permit), self._subscribe)
@@ -98,8 +101,8 @@ class WatchStream:
             return self._snapshot(book)
         changes = collaboration.history.since(self._from_generation)
         if changes is None or self._from_generation > collaboration.generation:
-            return [views.gap_message(collaboration, self._from_generation), *self._snapshot(book)]
-        return [views.event_message(book, change) for change in changes if self.wants(change)]
+            return [views.encode_gap(collaboration, self._from_generation), *self._snapshot(book)]
+        return [views.encode_event(book, change) for change in changes if self.wants(change)]
 
     def _subscribe(self, first: list[Event]) -> None:
         self._waiting = first
@@ -110,7 +113,7 @@ class WatchStream:
 
     def _catch_up(self, book: Book) -> list[Event]:
         """Return a gap for each collaboration that is watched, and what they are now."""
-        gaps = [views.gap_message(collaboration, 0) for collaboration in self._watched(book)]
+        gaps = [views.encode_gap(collaboration, 0) for collaboration in self._watched(book)]
         return gaps + self._snapshot(book)
 
     def _resume(self, events: list[Event]) -> None:
@@ -121,7 +124,7 @@ class WatchStream:
     def _snapshot(self, book: Book) -> list[Event]:
         with_tasks = self._collaboration_id is not None and not self._collaborations_only
         return [
-            views.event_message(book, change)
+            views.encode_event(book, change)
             for collaboration in self._watched(book)
             for change in views.snapshot_changes(collaboration, with_tasks=with_tasks)
         ]

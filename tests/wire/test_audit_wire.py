@@ -15,7 +15,7 @@ from services.audit.core.query import EntryFilter, IndexRow
 from services.common.core.entries import EntryDraft, Outcome
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.instants import Instant
-from services.common.outbox import to_entry
+from services.common.outbox import encode_entry
 
 # What a leaf looks like; it must never change, or logs that were written before could not be checked.
 GOLDEN_ENTRY = entry_pb2.Entry(
@@ -88,6 +88,11 @@ def test_the_facts_of_a_leaf() -> None:
         "c-1",
         "rpc-1",
     )
+
+
+def entry_of(draft: EntryDraft) -> entry_pb2.Entry:
+    """Return what the broker's outbox makes of a draft."""
+    return entry_pb2.Entry.FromString(encode_entry(draft, "broker/broker-1/0123456789abcdef.7", "broker-1"))
 
 
 def test_own_entries_are_like_all_others() -> None:
@@ -169,7 +174,7 @@ texts = st.one_of(
 )
 def test_whatever_an_outbox_has_to_record_is_taken(draft: EntryDraft) -> None:
     # One entry that is refused would stop all that its outbox holds behind it.
-    entry = to_entry(draft, "broker/broker-1/0123456789abcdef.7", "broker-1")
+    entry = entry_of(draft)
     assert len(wire.decode_append(frame(entry), "broker", "").leaves) == 1
 
 
@@ -177,7 +182,7 @@ def test_the_largest_entry_of_an_outbox_fits_a_leaf() -> None:
     full = "x" * 2_000
     attributes = {f"{n:03}{full}": full for n in range(32)}
     draft = EntryDraft(Instant(1), full, full, full, Outcome.OK, full, full, full, attributes, full)
-    entry = to_entry(draft, "broker/broker-1/0123456789abcdef.7", "broker-1")
+    entry = entry_of(draft)
     (leaf,) = wire.decode_append(frame(entry), "broker", "").leaves
     assert 40_000 < len(leaf) < 65_535
 

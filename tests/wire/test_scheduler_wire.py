@@ -32,6 +32,7 @@ from services.common.core.instants import Instant
 from services.common.rpc.status import from_status
 from services.scheduler.core.course import Attempt, Predicted
 from services.scheduler.core.effects import (
+    Accepted,
     AckResult,
     Assign,
     CancelAttempt,
@@ -71,7 +72,7 @@ from services.scheduler.core.model import (
     UnknownSkillPolicy,
 )
 from services.scheduler.core.records import CollaborationRecord, SpecRecord, StoredLock, TaskRecord
-from services.scheduler.wire import records, specs, values, views, work
+from services.scheduler.wire import answers, records, specs, values, views, work
 from tests.unit.scheduler.scheduler_stage import Stage, only, task
 
 NAMES = st.text("abcXYZ019._-", min_size=1, max_size=20)
@@ -502,14 +503,59 @@ def test_results_beyond_the_bound_are_left_to_the_tasks() -> None:
     assert len(message.result.contributions) == 50
 
 
+def test_a_collaboration_written_by_hand_is_what_generated_code_writes() -> None:
+    stage = Stage()
+    stream = stage.agent("a")
+    stage.submit(task("x"), task("y", "x"), name="n", shared_context=Payload("t/x", b"ctx"))
+    for _ in range(2):
+        for change in stage.collaboration().history.since(0) or []:
+            raw = views.encode_event(stage.state.book, change)
+            event = collaboration_pb.CollaborationEvent.FromString(raw)
+            assert event.SerializeToString(deterministic=True) == raw
+            assert event.collaboration_id == stage.collaboration().collaboration_id
+            assert event.generation == change.generation
+        stage.finish(stream, "x")
+        stage.finish(stream, "y")
+    shown = views.collaboration_message(stage.collaboration().view())
+    assert (shown.name, shown.request_id) == ("n", stage.collaboration().submission.request_id)
+    assert shown.shared_context.data == b"ctx"
+    assert [row.task_id for row in shown.result.contributions] == ["x", "y"]
+    assert shown.members == ["a"]
+
+
+def test_a_failed_collaboration_says_why() -> None:
+    stage = Stage()
+    stream = stage.agent("a")
+    stage.submit(task("x"))
+    why = Failure(FailureKind.PERMANENT, "NO", "it can not be done")
+    stage.frame(stream, results=(ResultReport(stage.ref("x"), why),))
+    shown = views.collaboration_message(stage.collaboration().view())
+    assert (shown.failure.reason, shown.state) == ("NO", collaboration_pb.COLLABORATION_STATE_FAILED)
+    assert not shown.HasField("result")
+
+
+def test_outcomes_of_a_submit_stream_are_messages() -> None:
+    accepted = Accepted(CollaborationId("c-1"), 3, already_accepted=True, warnings=("w",))
+    refused = ServiceError(Reason.QUOTA_EXCEEDED, "later")
+    raw = answers.submit_frame(
+        [answers.encode_outcome("r1", accepted), answers.encode_outcome("r2", refused)]
+    )
+    first, second = service_pb.SubmitResponse.FromString(raw).outcomes
+    assert (first.request_id, first.accepted.generation, first.accepted.already_accepted) == ("r1", 3, True)
+    assert second.request_id == "r2"
+    assert from_status(second.error).reason is Reason.QUOTA_EXCEEDED
+
+
 def test_frames_of_events_are_bounded_by_count_and_bytes() -> None:
-    events = [collaboration_pb.CollaborationEvent(collaboration_id="c" * 100) for _ in range(10)]
-    by_count = views.watch_frames(events, 4, 10**6)
-    assert [len(frame.events) for frame in by_count] == [4, 4, 2]
-    by_bytes = views.watch_frames(events, 100, 250)
-    assert [len(frame.events) for frame in by_bytes] == [2, 2, 2, 2, 2]
-    assert len(views.watch_frames(events[:1], 100, 1)) == 1
-    assert views.watch_frames([], 1, 1) == []
+    def sizes(count: int, events_max: int, bytes_max: int) -> list[int]:
+        frames = views.watch_frames([event] * count, events_max, bytes_max)
+        return [len(service_pb.WatchCollaborationsResponse.FromString(frame).events) for frame in frames]
+
+    event = collaboration_pb.CollaborationEvent(collaboration_id="c" * 100).SerializeToString()
+    assert sizes(10, 4, 10**6) == [4, 4, 2]
+    assert sizes(10, 100, 250) == [2, 2, 2, 2, 2]
+    assert sizes(1, 100, 1) == [1]
+    assert sizes(0, 1, 1) == []
 
 
 @given(st.binary(max_size=200))

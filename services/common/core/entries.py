@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import IntEnum
+from types import MappingProxyType
+from typing import NamedTuple
 
 from services.common.core.instants import Instant
 
@@ -19,8 +20,10 @@ class Outcome(IntEnum):
     TIMED_OUT = 5
 
 
-@dataclass(frozen=True, slots=True)
-class EntryDraft:
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+class EntryDraft(NamedTuple):
     """Who did what, on what, with which outcome, and why; see `muster.audit.v1.Entry` for the fields.
 
     `attributes`: at most 32 small facts, values at most 1,024 bytes; never a secret or a payload.
@@ -35,5 +38,5 @@ class EntryDraft:
     reason: str = ""
     cause_id: str = ""
     collaboration_id: str = ""
-    attributes: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, str] = _NOTHING
     traceparent: str = ""

@@ -6,10 +6,10 @@ Method: Kleppmann, "How to do distributed locking" (2016); Chubby calls it a seq
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, order=True, slots=True)
-class FencingToken:
+class FencingToken(NamedTuple):
     """Ordered by epoch, then by number; see `muster.common.v1.FencingToken`."""
 
     epoch: int
@@ -19,11 +19,14 @@ class FencingToken:
         return f"{self.epoch}.{self.number}"
 
 
+_NONE = FencingToken(0, 0)
+
+
 @dataclass(slots=True)
 class Fence:
     """Remembers the newest token seen for one thing."""
 
-    newest: FencingToken = FencingToken(0, 0)
+    newest: FencingToken = _NONE
 
     def admits(self, token: FencingToken) -> bool:
         """Return whether `token` may act, and remember it when it is the newest."""

@@ -144,7 +144,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def _wrap(self, method: str, handler: Any) -> Any:
         coders = {
             "request_deserializer": _guarded(handler.request_deserializer, raises=handler.request_streaming),
-            "response_serializer": handler.response_serializer,
+            "response_serializer": _as_written(handler.response_serializer),
         }
         if handler.request_streaming and handler.response_streaming:
             body = self._around(method, _as_writer(handler.stream_stream), streaming=True)
@@ -275,6 +275,13 @@ class _Unreadable:
     """Stands for a unary request whose bytes are no message."""
 
     error: ServiceError
+
+
+def _as_written(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes] | None:
+    """Return a serializer that lets a frame pass which its handler put together itself, as bytes."""
+    if serialize is None:
+        return None
+    return lambda frame: frame if type(frame) is bytes else serialize(frame)
 
 
 def _guarded(deserialize: Callable[[bytes], Any] | None, *, raises: bool) -> Callable[[bytes], Any] | None:

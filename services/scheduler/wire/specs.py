@@ -34,7 +34,8 @@ _ATTEMPT_TIMEOUT_MS = 600_000
 def collaboration_id(requester: str, request_id: str) -> CollaborationId:
     """Return the id that a request's collaboration has: the same request, the same id, without a table."""
     digest = hashlib.sha256(f"{requester}\0{request_id}".encode()).digest()
-    return CollaborationId("c-" + base64.b32encode(digest)[:16].decode().lower())
+    # Ten bytes are sixteen letters.
+    return CollaborationId("c-" + base64.b32encode(digest[:10]).decode().lower())
 
 
 def submission(request: service_pb.SubmitCollaborationRequest, requester: str) -> Submission:

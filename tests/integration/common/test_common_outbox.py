@@ -26,7 +26,7 @@ from services.common.core.entries import EntryDraft, Outcome
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.instants import Instant
 from services.common.metrics import Metrics
-from services.common.outbox import SpooledOutbox, SpoolLimits, open_outbox, to_entry
+from services.common.outbox import SpooledOutbox, SpoolLimits, encode_entry, open_outbox
 from services.common.rpc.channel import connector
 from services.common.rpc.status import status_proto
 from services.common.spool import Spool
@@ -377,7 +377,7 @@ async def test_a_defect_answers_everybody_who_waits(rig: Open, monkeypatch: pyte
         raise KeyError("defect")
 
     with monkeypatch.context() as broken:
-        broken.setattr(outbox_module, "to_entry", defect)
+        broken.setattr(outbox_module, "encode_entry", defect)
         flushing = asyncio.ensure_future(here.outbox.record([draft("a")]))
         others = asyncio.ensure_future(here.outbox.record([draft("b")], privileged=True))
         await asyncio.sleep(0)
@@ -394,8 +394,11 @@ async def test_a_defect_answers_everybody_who_waits(rig: Open, monkeypatch: pyte
     st.text(max_size=3_000), st.dictionaries(st.text(max_size=1_500), st.text(max_size=1_500), max_size=40)
 )
 def test_every_draft_becomes_an_entry_that_audit_takes(text: str, attributes: dict[str, str]) -> None:
-    entry = to_entry(EntryDraft(Instant(1), text, text, text, attributes=attributes), "id", "r")
-    assert len(entry.SerializeToString()) < 100_000
+    raw = encode_entry(EntryDraft(Instant(1), text, text, text, attributes=attributes), "id", "r")
+    entry = entry_pb2.Entry.FromString(raw)
+    # The same fields; generated code has an order of its own for attributes.
+    assert len(raw) == len(entry.SerializeToString()) < 100_000
+    assert entry.event_time.ToMilliseconds() == 1
     assert len(entry.attributes) <= 32
     for value in [entry.actor, entry.subject, *entry.attributes.keys(), *entry.attributes.values()]:
         assert len(value.encode()) <= 1_024
@@ -404,8 +407,9 @@ def test_every_draft_becomes_an_entry_that_audit_takes(text: str, attributes: di
 
 
 def test_a_frame_of_stored_bytes_is_the_message() -> None:
-    entries = [to_entry(draft(f"op.{n}", 1_000 * (n % 20)), f"id{n}", "r") for n in range(40)]
-    raw = shipper._frame("spool", 300, [entry.SerializeToString() for entry in entries])
+    records = [encode_entry(draft(f"op.{n}", 1_000 * (n % 20)), f"id{n}", "r") for n in range(40)]
+    raw = shipper._frame("spool", 300, records)
+    entries = [entry_pb2.Entry.FromString(record) for record in records]
     assert pb.AppendRequest.FromString(raw) == pb.AppendRequest(
         first_sequence_number=300, spool_id="spool", entries=entries
     )
