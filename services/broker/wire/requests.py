@@ -16,6 +16,8 @@ from services.common.core.ids import AGENT_ID, NAME_64
 
 VERSION = 1
 INSTANCE_DEFAULT = "0"
+# What a store's signed 64 bits hold.
+INCARNATION_MAX = 2**63 - 1
 SENDS_MAX = 1_024
 # All of them may be refused: the answers must fit into what may wait for one stream.
 SETTLINGS_MAX = 16_384
@@ -58,6 +60,8 @@ def read_hello(request: pb.MailboxRequest) -> pb.MailboxHello:
         )
     if hello.instance_id and NAME_64.match(hello.instance_id) is None:
         raise invalid("hello.instance_id", "1 to 64 bytes of [A-Za-z0-9._-], or empty")
+    if hello.incarnation > INCARNATION_MAX:
+        raise invalid("hello.incarnation", f"at most {INCARNATION_MAX}: take it from the registry's welcome")
     return hello
 
 

@@ -7,8 +7,9 @@ import contextlib
 import os
 import random
 import ssl
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import psutil
 import pytest
@@ -107,7 +108,10 @@ async def _storm(address: str, certificates: Certificates, seeds: range) -> Coun
         caller = Caller(address, tls)
         for seed in wanted:
             ending, what = _call(caller, number, seed)
-            assert not ending.complaint(), f"{what}, MUSTER_FUZZ_SEED={seed}: {ending.complaint()}"
+            if ending.complaint():
+                # Nothing is left for the others: they end with the calls that they make now.
+                deque(wanted, maxlen=0)
+                pytest.fail(f"{what}, MUSTER_FUZZ_SEED={seed}: {ending.complaint()}")
             seen[ending.error.reason if ending.error else "OK"] += 1
             seen["envelopes answered"] += len(ending.outcomes)
         caller.close()
@@ -194,6 +198,43 @@ def test_each_frame_of_the_corpus_is_refused_for_its_own_reason(caller: Caller, 
     assert (ending.error.reason if ending.error else None) is reason
     if ending.error is not None:
         assert words in " ".join([ending.error.message, *(one.field for one in ending.error.violations)])
+
+
+def first_frame(**fields: Any) -> bytes:
+    told = pb.MailboxHello(**{"versions": [1], "incarnation": 1} | fields)
+    return pb.MailboxRequest(hello=told).SerializeToString()
+
+
+# First frames; the same columns.
+HELLOS: dict[str, tuple[bytes, Reason | None, str]] = {
+    "no hello": (
+        pb.MailboxRequest(credits=1).SerializeToString(),
+        Reason.MALFORMED_FRAME,
+        "must hold a hello",
+    ),
+    "a hello and more": (first_frame() + b"\x38\x01", Reason.MALFORMED_FRAME, "and nothing else"),
+    "no bytes": (b"", Reason.MALFORMED_FRAME, "must hold a hello"),
+    "no version": (first_frame(versions=[]), Reason.UNSUPPORTED_VERSION, "version 1"),
+    "many versions": (first_frame(versions=range(2, 100_000)), Reason.UNSUPPORTED_VERSION, "version 1"),
+    "an instance with a space": (first_frame(instance_id="a b"), Reason.INVALID_FIELD, "hello.instance_id"),
+    "a long instance": (first_frame(instance_id="a" * 65), Reason.INVALID_FIELD, "hello.instance_id"),
+    # Once it reached the store, and ended the broker.
+    "an incarnation of 64 bits": (first_frame(incarnation=2**63), Reason.INVALID_FIELD, "hello.incarnation"),
+    "the greatest incarnation": (first_frame(instance_id="last", incarnation=2**63 - 1), None, ""),
+    "a token of 64 bits": (first_frame(instance_id="token", resume_ack_token=2**64 - 1), None, ""),
+}
+
+
+@pytest.mark.parametrize("name", HELLOS)
+def test_each_first_frame_is_answered_for_what_it_is(caller: Caller, name: str) -> None:
+    raw, reason, words = HELLOS[name]
+    ending = caller.converse([raw])
+    assert not ending.complaint()
+    assert (ending.error.reason if ending.error else None) is reason
+    if ending.error is not None:
+        assert words in " ".join([ending.error.message, *(one.field for one in ending.error.violations)])
+    # Its commit, if it had one, is over when the next stream is welcomed and answered.
+    assert caller.converse([hello(), b""]).code == "OK"
 
 
 @pytest.mark.parametrize("method", UNARY)
