@@ -201,7 +201,8 @@ def test_each_frame_of_the_corpus_is_refused_for_its_own_reason(caller: Caller, 
 
 
 def first_frame(**fields: Any) -> bytes:
-    told = pb.MailboxHello(**{"versions": [1], "incarnation": 1} | fields)
+    values: dict[str, Any] = {"versions": [1], "incarnation": 1} | fields
+    told = pb.MailboxHello(**values)
     return pb.MailboxRequest(hello=told).SerializeToString()
 
 
