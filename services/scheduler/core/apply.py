@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from services.common.core.instants import NEVER, rfc3339
-from services.scheduler.core import attempts, claims
+from services.scheduler.core import attempts, claims, gangs
 from services.scheduler.core.book import Step
 from services.scheduler.core.course import Place, Task
 from services.scheduler.core.index import level_for
@@ -22,13 +22,33 @@ def place(step: Step) -> None:
     """Assign every ready task for which an agent is free and whose claims are granted."""
     book = step.book
     while True:
-        snapshot = book.index.snapshot(book.settings.wave_max, step.now)
-        moved = snapshot is not None and apply(step, plan(snapshot))
+        moved = bool(book.index.gangs) and _place_gangs(step)
+        moved = _wave(step) or moved
         # What a task gives back may go to one that has an agent: look again. This ends: every round assigns a
         # task, or moves one from the index to the lock table for want of a lock or back for want of an agent,
         # and none of them makes a lock or an agent free that was not.
         if not moved and not claims.give_back(step):
             return
+
+
+def _place_gangs(step: Step) -> bool:
+    """Start the gangs that can start, each after the single tasks of more urgent classes."""
+    index = step.book.index
+    index.withheld.clear()
+    moved = False
+    for priority in index.gang_classes():
+        while _wave(step, priority):
+            moved = True
+        while gangs.start_next(step, priority):
+            moved = True
+    return moved
+
+
+def _wave(step: Step, above: Priority | None = None) -> bool:
+    """Place one wave of single tasks; return whether anything changed."""
+    book = step.book
+    snapshot = book.index.snapshot(book.settings.wave_max, step.now, above)
+    return snapshot is not None and apply(step, plan(snapshot))
 
 
 def apply(step: Step, placements: list[Placement]) -> bool:

@@ -8,6 +8,7 @@ when an instance that could serve it may have a free slot; it leaves when a plac
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from services.scheduler.core.course import Task
 from services.scheduler.core.fairness import Account
 from services.scheduler.core.fleet import Fleet
 from services.scheduler.core.instances import Instance, Levels
-from services.scheduler.core.lanes import Lane, Offer, serve, serve_aged
-from services.scheduler.core.model import InstanceKey, Priority
+from services.scheduler.core.lanes import Lane, Offer, order_of, serve, serve_aged
+from services.scheduler.core.model import GangPlace, InstanceKey, Priority, TaskKey
 from services.scheduler.core.placement import Demand, Pool, Snapshot
 from services.scheduler.core.policies.base import Columns
 from services.scheduler.core.policies.registry import POLICIES
@@ -73,11 +74,20 @@ class PlacementIndex:
         self.estimate: Estimate | None = None
         #: Ready tasks that wait for an agent.
         self.waiting_count = 0
+        #: Members that wait, by their gang; they are in no queue. See `core.gangs`.
+        self.gangs: dict[TaskKey, dict[int, Task]] = {}
+        #: Rows that an aged gang keeps from everything but EMERGENCY, in this placement.
+        self.withheld: set[int] = set()
 
     # Tasks.
 
     def add_task(self, task: Task) -> None:
         """Let a ready task wait for an agent."""
+        if (gang := task.spec.gang) is not None:
+            task.queue_number = self._next()
+            self.gangs.setdefault(_gang_key(task, gang), {})[gang.rank] = task
+            self.waiting_count += 1
+            return
         queue = self._queues.get(task.demand)
         if queue is None:
             queue = self._new_queue(task.demand)
@@ -97,6 +107,14 @@ class PlacementIndex:
 
     def remove_task(self, task: Task) -> None:
         """Take out a task that waits."""
+        if (gang := task.spec.gang) is not None:
+            task.queue_number = 0
+            self.waiting_count -= 1
+            waiting = self.gangs[_gang_key(task, gang)]
+            del waiting[gang.rank]
+            if not waiting:
+                del self.gangs[_gang_key(task, gang)]
+            return
         queue, lane = self._queues[task.demand], task.lane
         task.queue_number = 0
         task.lane = None
@@ -149,10 +167,19 @@ class PlacementIndex:
 
     # Reading.
 
-    def snapshot(self, task_max: int, now: Instant) -> Snapshot | None:
+    def gang_classes(self) -> list[Priority]:
+        """Return the classes in which a gang waits, the most urgent first."""
+        return sorted({next(iter(waiting.values())).priority for waiting in self.gangs.values()})
+
+    def gangs_of(self, priority: Priority) -> list[Task]:
+        """Return one member of each gang of a class of which somebody waits, in serving order."""
+        found = [next(iter(waiting.values())) for waiting in self.gangs.values()]
+        return sorted((each for each in found if each.priority is priority), key=order_of)
+
+    def snapshot(self, task_max: int, now: Instant, above: Priority | None = None) -> Snapshot | None:
         """Return up to `task_max` ready tasks in serving order, with the agents that are free for them.
 
-        None when no ready task has a free agent.
+        None when no ready task has a free agent. With `above`, only tasks of more urgent classes than it.
         """
         self.settle()
         offers: list[Offer] = []
@@ -161,7 +188,7 @@ class PlacementIndex:
             if pool is None:
                 del self._runnable[queue]
             else:
-                offers += [Offer(lane, pool) for lane in queue.lanes.values()]
+                offers += self._offers(queue, pool, above)
         if not offers:
             return None
         fleet = self.fleet
@@ -178,7 +205,17 @@ class PlacementIndex:
         rest = serve(others, fleet.totals, most, served)
         return Snapshot([*urgent, *aged, *rest], self.key_of)
 
-    def pool(self, demand: Demand) -> Pool | None:
+    def _offers(self, queue: _Queue, pool: Pool, above: Priority | None) -> Iterator[Offer]:
+        """Yield a queue's lanes with the slots that they may have."""
+        kept = self.pool(queue.demand, spare_withheld=True) if self.withheld else pool
+        for lane in queue.lanes.values():
+            if above is None or lane.priority < above:
+                if lane.priority is Priority.EMERGENCY:
+                    yield Offer(lane, pool)
+                elif kept is not None:
+                    yield Offer(lane, kept)
+
+    def pool(self, demand: Demand, *, spare_withheld: bool = False) -> Pool | None:
         """Return the free slots for a demand, None when there is none."""
         fleet = self.fleet
         if len(fleet.live) <= _FEW_ROWS:
@@ -191,6 +228,9 @@ class PlacementIndex:
             rows, level = fleet.eligible(demand.skills, demand.agents)
             open_rows = fleet.free[rows] > 0
             rows, level = rows[open_rows], level[open_rows]
+        if spare_withheld:
+            mine = np.array([row not in self.withheld for row in rows.tolist()], bool)
+            rows, level = rows[mine], level[mine]
         left = []
         for name, amount in demand.needs:
             column = fleet.left(name)
@@ -278,6 +318,10 @@ class PlacementIndex:
     def _next(self) -> int:
         self._number += 1
         return self._number
+
+
+def _gang_key(task: Task, gang: GangPlace) -> TaskKey:
+    return TaskKey(task.key.collaboration_id, gang.gang_id)
 
 
 def _discard(table: dict[Any, dict[_Queue, None]], key: Any, queue: _Queue) -> None:

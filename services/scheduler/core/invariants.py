@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from services.scheduler.core import gangs
 from services.scheduler.core.book import Book
 from services.scheduler.core.course import Collaboration, Place, Task
 from services.scheduler.core.instances import Instance
@@ -41,6 +42,9 @@ def _check_collaboration(book: Book, collaboration: Collaboration) -> None:
     assert newest == collaboration.generation, f"{collaboration}: history ends at {newest}"
     for task in tasks:
         _check_task(book, task)
+        if task.spec.gang is not None and not task.ended:
+            together = {mate.state in TASK_HELD for mate in gangs.members(task) if not mate.ended}
+            assert len(together) == 1, f"{task} is not where its gang is"
 
 
 def _check_task(book: Book, task: Task) -> None:

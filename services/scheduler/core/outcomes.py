@@ -5,7 +5,7 @@ from __future__ import annotations
 from services.common.core.backoff import backoff_ms
 from services.common.core.entries import Outcome
 from services.common.core.instants import after
-from services.scheduler.core import attempts, claims, learning, places
+from services.scheduler.core import attempts, claims, gangs, learning, places
 from services.scheduler.core.book import Step
 from services.scheduler.core.course import Attempt, Collaboration, Task
 from services.scheduler.core.machine import COLLABORATION, TASK, AttemptInput, CollaborationInput, TaskInput
@@ -107,7 +107,21 @@ def fail_task(step: Step, task: Task, failure: Failure, cause_id: str) -> None:
     _end_task(step, task, TaskInput.FAIL)
     _entry(step, task, "task.fail", SELF, Outcome.FAILED, cause_id=cause_id)
     cancel_dependents(step, task)
+    if task.spec.gang is not None:
+        _fail_gang(step, task, cause_id)
     end_if_done(step, task.collaboration, cause_id)
+
+
+def _fail_gang(step: Step, task: Task, cause_id: str) -> None:
+    """A gang without one of its members can not be done: the others that are open fail with it."""
+    story = f"member {task.key.task_id} of its gang failed"
+    failure = Failure(FailureKind.PERMANENT, "GANG_FAILED", story)
+    for mate in [*gangs.members(task)]:
+        if not mate.ended:
+            if mate.current is not None:
+                attempts.close(step, mate, AttemptInput.CANCEL, failure, story)
+            _leave(step, mate)
+            fail_task(step, mate, failure, cause_id)
 
 
 def cancel_dependents(step: Step, task: Task) -> None:
@@ -203,6 +217,7 @@ def _try_again(step: Step, task: Task, operation: str, cause_id: str, delay_ms: 
         places.enter_queue(step, task)
     step.task_changed(task)
     _entry(step, task, operation, SELF, Outcome.FAILED, cause_id=cause_id)
+    gangs.regroup(step, task, cause_id)
 
 
 def _cancel_task(step: Step, task: Task, failure: Failure, actor: str) -> None:

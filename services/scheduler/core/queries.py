@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.ids import CollaborationId
+from services.scheduler.core import gangs
 from services.scheduler.core.book import Book
 from services.scheduler.core.course import Collaboration, Place, Task
 from services.scheduler.core.model import CollaborationState, TaskState
@@ -64,6 +65,12 @@ def waiting_for(book: Book, task: Task) -> str:
 
 def _agents(book: Book, task: Task) -> str:
     demand = task.demand
+    if (gang := task.spec.gang) is not None:
+        mates = [mate for mate in gangs.members(task) if not mate.ended]
+        away = [mate.key.task_id for mate in mates if mate.place is not Place.QUEUE]
+        if away:
+            return f"its gang: {_some(away)} {'is' if len(away) == 1 else 'are'} not ready yet"
+        return f"{len(mates)} free agents at once for its gang {gang.gang_id}, with the skills of its members"
     wanted = " + ".join(sorted(demand.skills))
     unknown = book.directory.unknown_skills(demand)
     if unknown:

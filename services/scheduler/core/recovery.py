@@ -12,10 +12,10 @@ from __future__ import annotations
 from services.common.core.fencing import FencingToken
 from services.common.core.ids import ResourceName
 from services.common.core.instants import after
-from services.scheduler.core import attempts, claims, collaborations, outcomes, places
+from services.scheduler.core import attempts, claims, collaborations, gangs, outcomes, places
 from services.scheduler.core.agents import give_up, is_over, note_instance
 from services.scheduler.core.book import LockUse, Step
-from services.scheduler.core.course import Collaboration, Task
+from services.scheduler.core.course import Collaboration, Place, Task
 from services.scheduler.core.effects import DeleteLock
 from services.scheduler.core.events import Recovered
 from services.scheduler.core.history import History
@@ -128,6 +128,10 @@ def _resume(step: Step, collaboration: Collaboration) -> None:
             outcomes.cancel_dependents(step, task)
         elif task.current is not None and task.spec.resources and task.lock_id is None:
             outcomes.lose(step, task, "its locks are not in the store")
+    for task in collaboration.tasks.values():
+        if task.spec.gang is not None and task.place is not Place.NOWHERE:
+            # The leader before may have written the end, or the start, of some members only.
+            gangs.regroup(step, task, step.cause_id)
     cancelled = [task for task in collaboration.tasks.values() if task.state is TaskState.CANCELLED]
     if cancelled and not collaboration.failed:
         failure = cancelled[0].failure

@@ -15,6 +15,7 @@ from services.common.core.ids import NAME_64, AgentId, CollaborationId, RequestI
 from services.scheduler.core.model import (
     ALIKE,
     CollaborationSpec,
+    GangPlace,
     PolicyWeights,
     Priority,
     RetryPolicy,
@@ -25,6 +26,7 @@ from services.scheduler.core.model import (
     UnknownSkillPolicy,
 )
 from services.scheduler.wire import values
+from services.scheduler.wire.gangs import expand
 
 _DEFAULT_RETRY = RetryPolicy()
 _ESTIMATED_DURATION_MS = 1_000
@@ -48,7 +50,7 @@ def submission(request: service_pb.SubmitCollaborationRequest, requester: str) -
     return Submission(
         requester,
         RequestId(request.request_id),
-        collaboration_spec(request.collaboration, request.collaboration.tasks),
+        collaboration_spec(request.collaboration, expand(request.collaboration.tasks)),
         hashlib.sha256(content).digest(),
     )
 
@@ -116,7 +118,9 @@ def task_spec(message: task_pb.TaskSpec, path: str) -> TaskSpec:
         else _ATTEMPT_TIMEOUT_MS,
         values.enum_value(Speculation, message.speculation, Speculation.ALLOWED, f"{path}.speculation"),
         tuple(sorted(message.needs.items())),
-        None,
+        GangPlace(TaskId(message.gang.gang_id), message.gang.rank, message.gang.size)
+        if message.HasField("gang")
+        else None,
         message.SerializeToString(deterministic=True),
     )
 

@@ -11,6 +11,8 @@ from muster.scheduler.v1 import work_pb2 as work_pb
 from services.common.core.errors import Reason, ServiceError, invalid
 from services.common.core.ids import NAME_64, AgentId, InstanceId
 from services.common.rpc.status import status_proto
+from services.scheduler.core import gangs
+from services.scheduler.core.course import Task
 from services.scheduler.core.effects import (
     AckResult,
     Assign,
@@ -183,6 +185,21 @@ def _put_assignment(message: work_pb.Assignment, item: Assign) -> None:
     message.members.extend(collaboration.members)
     values.put_time(message.deadline, task.deadline)
     message.requester = submission.requester
+    if task.spec.gang is not None:
+        _put_peers(message, task)
+
+
+def _put_peers(message: work_pb.Assignment, task: Task) -> None:
+    """Say who starts together: all have their attempts by the time that the first of them is told."""
+    for mate in gangs.members(task):
+        current = mate.current
+        if current is not None and mate.spec.gang is not None:
+            message.gang_peers.add(
+                rank=mate.spec.gang.rank,
+                task_id=mate.key.task_id,
+                agent_id=current.instance.agent_id,
+                instance_id=current.instance.instance_id,
+            )
 
 
 def _outcome(message: work_pb.AttemptResult, limits: Limits) -> Payload | Failure | Cancelled:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from services.common.core.entries import EntryDraft
@@ -60,6 +60,7 @@ from services.scheduler.core.events import (
 from services.scheduler.core.model import (
     AttemptRef,
     CollaborationSpec,
+    GangPlace,
     InstanceKey,
     Payload,
     Priority,
@@ -94,6 +95,16 @@ def task(task_id: str, *dependencies: str, skill: str = "work", **more: Any) -> 
         resources=more.pop("resources", resources),
         **more,
     )
+
+
+def gang(task_id: str, *dependencies: str, size: int, **more: Any) -> list[TaskSpec]:
+    """Return the members of a gang, as the edge makes them."""
+    found = []
+    for rank in range(size):
+        member = task(task_id if rank == 0 else f"{task_id}.{rank}", *dependencies, **more)
+        found.append(replace(member, gang=GangPlace(TaskId(task_id), rank, size)))
+        more.pop("locks", None)
+    return found
 
 
 def key(agent: str, instance: str = "0") -> InstanceKey:

@@ -52,10 +52,11 @@ from services.scheduler.core.model import (
     Payload,
     ResourceClaim,
     RetryPolicy,
+    SchedulingPolicy,
     TaskKey,
     TaskSpec,
 )
-from tests.unit.scheduler.scheduler_stage import EMERGENCY, HIGH, LOW, NORMAL, Stage, key, task
+from tests.unit.scheduler.scheduler_stage import EMERGENCY, HIGH, LOW, NORMAL, Stage, gang, key, task
 
 AGENTS = ("a", "b", "c")
 SKILLS = ("dig", "fly", "see")
@@ -72,6 +73,8 @@ SETTINGS = Settings(
     open_collaboration_max=6,
     history_max=8,
     loss_max=30,
+    ageing_ms=3_000,
+    ageing_share=2,
 )
 
 
@@ -412,7 +415,17 @@ class World:
                     deadline=Instant(self.stage.now + 20_000) if self.choose.number(0, 9) == 0 else None,
                 )
             )
-        self.run_batch(self.stage.submission(*tasks, request_id=f"r{self.submissions}"))
+        if self.choose.number(0, 4) == 0:
+            wanted = {"skills": self.choose.some(SKILLS, 1, 1), "retry": RetryPolicy(2, 200, 1_000)}
+            tasks += gang("g", size=self.choose.number(2, 3), locks=self.choose.some(RESOURCES), **wanted)
+        self.run_batch(
+            self.stage.submission(
+                *tasks,
+                request_id=f"r{self.submissions}",
+                requester=self.choose.one(["operator/admin", "agent/x", "agent/y"]),
+                policy=self.choose.one([None, *SchedulingPolicy]),
+            )
+        )
 
     def requester_cancels(self) -> None:
         if self.submissions:
