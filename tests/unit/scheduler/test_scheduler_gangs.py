@@ -116,9 +116,9 @@ def test_a_gang_comes_after_more_urgent_single_tasks_and_before_others() -> None
         streams.append(stage.link(name, slots=0))
     stage.submit(*gang("g", size=2), task("plain"))
     stage.submit(task("urgent", priority=HIGH), request_id="r2")
-    credits = [2, 1]
+    offered = [2, 1]
     frames = [
-        WorkFrame("f", stream, 0.5, credits=more) for stream, more in zip(streams, credits, strict=True)
+        WorkFrame("f", stream, 0.5, credits=more) for stream, more in zip(streams, offered, strict=True)
     ]
     order = assigned(stage.batch(*frames))
     assert order[0] == "urgent"
