@@ -88,7 +88,7 @@ $(BENCH)/.installed: benchmarks/peers-constraints.txt
 	@echo "installing the peers into $(BENCH) (once; a minute or two)"
 	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< --upgrade pip
 	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< \
-	  nats-py 'redis[hiredis]' celery 'dask[distributed]' ray
+	  nats-py 'redis[hiredis]' celery 'dask[distributed]' ray ortools
 	@sh benchmarks/peers/unpack_debian.sh $(BENCH)/debian nats-server redis-server
 	@touch $@
 

@@ -51,6 +51,10 @@ def main(arguments: Sequence[str]) -> int:
         "--data", type=Path, default=DATA_DEFAULT, help="folder of the data sets (default: %(default)s)"
     )
     parser.add_argument("--quick", action="store_true", help="a sample of each figure, said in its params")
+    parser.add_argument("--draws", type=int, help="fleets drawn for each cell (default: each figure's own)")
+    parser.add_argument(
+        "--seconds", type=float, help="budget of a plan, for 100 tasks in S1 (default: each figure's own)"
+    )
     parser.add_argument("--directory", type=Path, help="where data goes while it runs (default: $TMPDIR)")
     parsed = parser.parse_args(arguments)
     wanted = parsed.only or list(known)
@@ -59,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     if not parsed.data.is_dir():
         parser.error(f"{parsed.data} is not a folder; --data names the one with wfinstances/ in it")
     with tempfile.TemporaryDirectory(prefix="muster-bench-", dir=parsed.directory) as folder:
-        options = Options(data=parsed.data, quick=parsed.quick, directory=Path(folder))
+        options = Options(parsed.data, parsed.quick, Path(folder), parsed.draws, parsed.seconds)
         where, what = machine(options.directory), commit()
         for name in wanted:
             say(f"{name}: {(known[name].__doc__ or '').splitlines()[0]}")

@@ -16,3 +16,6 @@ class Options:
     quick: bool
     #: An empty folder for what a figure keeps while it runs.
     directory: Path
+    #: Fleets drawn for each cell, and the budget in seconds of the figures that have one; None: their own.
+    draws: int | None = None
+    seconds: float | None = None
