@@ -14,8 +14,9 @@ from services.broker.config import BrokerConfig
 from services.broker.core.events import AgentsSeen
 from services.broker.driver import Driver, DriverSettings
 from services.broker.mailbox_stream import StreamHost, StreamTerms
+from services.broker.members import Memberships, MembershipSource
 from services.broker.metrics import BrokerMetrics
-from services.broker.peers import AgentDirectory, RegistryAgents
+from services.broker.peers import AgentDirectory, RegistryAgents, SchedulerMembers
 from services.broker.recorder import AuditRecorder
 from services.broker.servicer import ACCESS, SERVICE_NAME, BrokerServicer, add_to_server
 from services.broker.store import MailboxStore
@@ -44,7 +45,11 @@ _log = logs.get("broker.app")
 
 
 class BrokerApp:
-    """The broker of one process. Without `etcd` it is alone: nobody finds it, `agents` tells who exists."""
+    """The broker of one process.
+
+    Without `etcd` it is alone: nobody finds it, `agents` tells who exists, `collaborations` who belongs
+    together.
+    """
 
     def __init__(
         self,
@@ -56,6 +61,7 @@ class BrokerApp:
         metrics: Metrics | None = None,
         etcd: EtcdClient | None = None,
         agents: AgentDirectory | None = None,
+        collaborations: MembershipSource | None = None,
     ) -> None:
         self.supervisor = TaskSupervisor()
         self._config, self._store, self._outbox = config, store, outbox
@@ -66,6 +72,7 @@ class BrokerApp:
         if agents is None and self._directory is not None:
             agents = RegistryAgents(self._directory, self._tls)
         self._agents = agents
+        self._scheduler = None if self._directory is None else SchedulerMembers(self._directory, self._tls)
         own = BrokerMetrics(self._metrics)
         self._recorder = AuditRecorder(
             outbox, self._clock, own, messages=config.audit_messages, backlog_max=config.audit_backlog_max
@@ -83,7 +90,10 @@ class BrokerApp:
             ),
         )
         terms = StreamTerms(config.ack_deadline_ms, config.payload_bytes_max, config.hello_timeout_ms)
-        servicer = BrokerServicer(StreamHost(self.driver, self._recorder, own, terms))
+        memberships = Memberships(
+            collaborations or self._scheduler, self._clock, self.driver.submit, config.membership_timeout_ms
+        )
+        servicer = BrokerServicer(StreamHost(self.driver, self._recorder, own, terms, memberships))
         self._server = GrpcServer(
             self._tls, config.listen, ACCESS, self._metrics, logs.get("broker.rpc"), outbox=outbox
         )
@@ -124,6 +134,8 @@ class BrokerApp:
         await self.driver.close()
         if isinstance(self._outbox, SpooledOutbox):
             await self._outbox.close()
+        if self._scheduler is not None:
+            await self._scheduler.close()
         if self._exposition is not None:
             await self._exposition.stop()
         if self._etcd is not None:
@@ -132,7 +144,7 @@ class BrokerApp:
     async def _follow(self, agents: AgentDirectory) -> None:
         async with contextlib.aclosing(agents.watch()) as views:
             async for view in views:
-                self.driver.see_agents(AgentsSeen(view.names, view.complete))
+                self.driver.see_agents(AgentsSeen(view.names, view.complete, view.profiles))
 
     async def _reach_audit(self) -> grpc.aio.Channel:
         addresses = () if self._directory is None else self._directory.addresses("audit")

@@ -92,6 +92,19 @@ class BrokerConfig(ServiceConfig):
     domains_max: int = knob(
         _L.domains_max, "Order domains (sender, receiver, lane); about 1 KiB of memory each."
     )
+    fanout_max: int = knob(
+        _L.fanout_max, "Mailboxes that may get a copy of one envelope to a collaboration or topic."
+    )
+    subscriptions_max_per_agent: int = knob(
+        _L.subscriptions_max_per_agent, "Patterns that one agent or operator may be subscribed to."
+    )
+    subscriptions_max: int = knob(_L.subscriptions_max, "The same for all together.")
+    memberships_max: int = knob(
+        _L.memberships_max, "Collaborations whose members are remembered for when the scheduler is away."
+    )
+    membership_timeout_ms: int = knob(
+        1_000, "How long the scheduler may take to say who belongs to a collaboration.", unit="ms"
+    )
     tombstones_max_per_domain: int = knob(
         _L.tombstones_max_per_domain, "Beyond it the oldest tombstones become one that stands for a range."
     )

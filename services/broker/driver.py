@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from services.broker.core import effects as fx
 from services.broker.core import events as ev
 from services.broker.core.machine import Machine
-from services.broker.core.model import Batch, LetterOutcome, Limits, StoredDeadLetter
+from services.broker.core.model import Batch, LetterOutcome, Limits, StoredDeadLetter, Subscription
 from services.broker.metrics import BrokerMetrics
 from services.broker.recorder import AuditRecorder, DeadLettersDropped
 from services.broker.store import MailboxStore, Retention
@@ -78,10 +78,10 @@ class Driver:
         self._agents: ev.AgentsSeen | None = None
         self._outlets: dict[int, Outlet] = {}
         self._stream_count = 0
-        # Requests about dead letters that wait for their answer.
+        # Requests about dead letters and subscriptions that wait for their answer.
         self._letters_lock = asyncio.Lock()
         self._request_count = 0
-        self._requests: dict[int, asyncio.Future[list[LetterOutcome]]] = {}
+        self._requests: dict[int, asyncio.Future[Any]] = {}
         self._events: deque[ev.Event] = deque()
         self._wake: asyncio.Future[None] | None = None
         # Set when the loop has found nothing to do.
@@ -139,7 +139,8 @@ class Driver:
         if known is None or seen.complete:
             self._agents = seen
         else:
-            self._agents = ev.AgentsSeen(known.names | seen.names, known.complete)
+            profiles = {**known.profiles, **seen.profiles}
+            self._agents = ev.AgentsSeen(known.names | seen.names, known.complete, profiles)
         self.submit(seen)
 
     async def wait_room(self) -> None:
@@ -162,19 +163,26 @@ class Driver:
         # One request after the other: what is read here is still there when the core decides.
         async with self._letters_lock:
             found = await self._store.find_dead_letters(receiver, numbers)
-            return await self._ask(lambda request_id: ev.ReplayAsked(request_id, found))
+            told: list[LetterOutcome] = await self._ask(lambda number: ev.ReplayAsked(number, found))
+            return told
 
     async def drop(self, receiver: str, numbers: Sequence[int]) -> list[LetterOutcome]:
         """Forget dead letters of a mailbox; returns when that is durable."""
         async with self._letters_lock:
             found = await self._store.find_dead_letters(receiver, numbers)
             mine = [stored.number for stored in found]
-            return await self._ask(lambda request_id: ev.DropAsked(request_id, mine))
+            told: list[LetterOutcome] = await self._ask(lambda number: ev.DropAsked(number, mine))
+            return told
 
-    async def _ask(self, make: Callable[[int], ev.Event]) -> list[LetterOutcome]:
+    async def subscribe(self, subscription: Subscription, *, wanted: bool, own: bool) -> None:
+        """Add or end a subscription; returns when that is durable."""
+        await self._ask(lambda request_id: ev.SubscriptionAsked(request_id, subscription, wanted, own))
+
+    async def _ask(self, make: Callable[[int], ev.Event]) -> Any:
+        """Return what the core answers to a request."""
         self._request_count += 1
         request_id = self._request_count
-        answer: asyncio.Future[list[LetterOutcome]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._requests[request_id] = answer
         try:
             self.submit(make(request_id))
@@ -252,15 +260,31 @@ class Driver:
                 case fx.Finish(stream_id=stream_id):
                     self._end(stream_id, None)
                 case fx.TellLetters(request_id=request_id, outcomes=outcomes):
-                    answer = self._requests.get(request_id)
-                    if answer is not None and not answer.done():
-                        answer.set_result(list(outcomes))
-                case fx.NoteAccepted() | fx.NoteDone() | fx.NoteDead() | fx.NoteOpened() | fx.NoteFenced():
+                    self._answer(request_id, list(outcomes), None)
+                case fx.TellSubscription(request_id=request_id, error=error):
+                    self._answer(request_id, None, error)
+                case (
+                    fx.NoteAccepted()
+                    | fx.NoteUnheard()
+                    | fx.NoteDone()
+                    | fx.NoteDead()
+                    | fx.NoteOpened()
+                    | fx.NoteFenced()
+                ):
                     recorder.note(effect)
                 case _:
                     outlet = outlets.get(effect.stream_id)
                     if outlet is not None:
                         outlet.carry(effect)
+
+    def _answer(self, request_id: int, told: object, error: ServiceError | None) -> None:
+        answer = self._requests.get(request_id)
+        if answer is None or answer.done():
+            return
+        if error is None:
+            answer.set_result(told)
+        else:
+            answer.set_exception(error)
 
     def _end(self, stream_id: int, error: ServiceError | None) -> None:
         outlet = self._outlets.pop(stream_id, None)

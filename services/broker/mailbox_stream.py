@@ -11,11 +11,13 @@ from muster.broker.v1 import broker_service_pb2 as pb
 
 from services.broker.core import effects as fx
 from services.broker.core import events as ev
-from services.broker.core.model import SendOutcome
+from services.broker.core.model import Draft, RefusedDraft, RoutedDraft, RouteKind, SendOutcome
 from services.broker.driver import Driver
+from services.broker.members import Memberships
 from services.broker.metrics import BrokerMetrics
 from services.broker.recorder import AuditRecorder, SendsRefused
 from services.broker.wire import requests, responses
+from services.broker.wire.handshake import NOTHING_AGREED, read_hello
 from services.common.core.errors import ServiceError
 from services.common.identity import Principal
 from services.common.rpc.duplex import Duplex, read_first
@@ -46,6 +48,12 @@ def address_of(principal: Principal) -> str:
     return principal.name if principal.kind == "agent" else str(principal)
 
 
+def collaborations_of(drafts: Sequence[Draft | RoutedDraft | RefusedDraft]) -> set[str]:
+    """Return the ids of the collaborations to which a frame writes."""
+    routes = [draft.route for draft in drafts if isinstance(draft, RoutedDraft)]
+    return {route.name for route in routes if route.kind is RouteKind.COLLABORATION}
+
+
 @dataclass(frozen=True, slots=True)
 class StreamHost:
     """What all streams share."""
@@ -54,6 +62,7 @@ class StreamHost:
     recorder: AuditRecorder
     metrics: BrokerMetrics
     terms: StreamTerms
+    memberships: Memberships
 
 
 class MailboxStream:
@@ -62,8 +71,9 @@ class MailboxStream:
     def __init__(self, context: Any, principal: Principal, host: StreamHost) -> None:
         self._context, self._actor, self._address = context, str(principal), address_of(principal)
         self._driver, self._recorder = host.driver, host.recorder
-        self._metrics, self._terms = host.metrics, host.terms
+        self._metrics, self._terms, self._memberships = host.metrics, host.terms, host.memberships
         self._duplex: Duplex[_Piece, bytes] = Duplex(context, self._pack)
+        self._agreed = NOTHING_AGREED
         self._stream_id = 0
         self._receives = True
         # Set when the core has let the stream go.
@@ -72,7 +82,7 @@ class MailboxStream:
     async def run(self) -> None:
         """Serve the stream to its end; raises the error that it ends with."""
         first: pb.MailboxRequest = await read_first(self._context, self._terms.hello_timeout_ms)
-        hello = requests.read_hello(first)
+        hello, self._agreed = read_hello(first)
         self._receives = not hello.send_only
         self._stream_id = self._driver.attach(self)
         try:
@@ -115,7 +125,7 @@ class MailboxStream:
                 self._say(_Piece(responses.tombstones(key, stones)))
             case fx.Welcome(waiting_count=waiting_count, send_credits=credits_):
                 welcome = responses.welcome(
-                    requests.VERSION,
+                    self._agreed,
                     waiting_count,
                     ack_deadline_ms=self._terms.ack_deadline_ms,
                     payload_bytes_max=self._terms.payload_bytes_max,
@@ -131,8 +141,11 @@ class MailboxStream:
 
     async def _take(self, request: pb.MailboxRequest) -> None:
         frame, size = requests.read_frame(
-            request, self._stream_id, self._address, self._terms.payload_bytes_max
+            request, self._stream_id, self._address, self._terms.payload_bytes_max, self._agreed
         )
+        if meant := collaborations_of(frame.drafts):
+            # Frames come one after the other: what follows keeps its place behind this one.
+            await self._memberships.learn(meant)
         self._driver.submit(frame, size)
         await self._driver.wait_room()
 

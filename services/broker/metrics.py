@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from prometheus_client import Gauge
 
+from services.broker.core.model import RouteKind
 from services.broker.core.state import State
 from services.broker.core.table import DeliveryInput
 from services.common.metrics import SIZE_BUCKETS, Metrics
@@ -29,6 +30,10 @@ class BrokerMetrics:
         self.mailboxes = metrics.gauge("mailboxes", "Mailboxes in memory.")
         self.domains = metrics.gauge("domains", "Order domains in memory.")
         self.streams = metrics.gauge("streams", "Open Mailbox streams.")
+        self.subscriptions = metrics.gauge("subscriptions", "Subscriptions to topics.")
+        self.routed = metrics.gauge(
+            "routed_envelopes", "Envelopes accepted for receivers that were looked for.", ("kind",)
+        )
         self.stored_bytes = metrics.gauge("stored_bytes", "Bytes of blocks that hold unsettled envelopes.")
         self.dead_letters_dropped = metrics.counter(
             "dead_letters_dropped", "Dead letters beyond their retention."
@@ -43,6 +48,9 @@ class BrokerMetrics:
         self._read(self.mailboxes, lambda state: len(state.mailboxes))
         self._read(self.domains, lambda state: len(state.domains))
         self._read(self.streams, lambda state: len(state.streams))
+        self._read(self.subscriptions, lambda state: len(state.topics))
+        for kind in RouteKind:
+            self._read(self.routed.labels(kind.value), _routed(kind))
         for given in DeliveryInput:
             self._read(self.transitions.labels(given.name.lower()), _count_of(given))
 
@@ -52,6 +60,10 @@ class BrokerMetrics:
 
     def _read(self, gauge: Gauge, read: Callable[[State], int]) -> None:
         gauge.set_function(lambda: 0 if self._state is None else read(self._state))
+
+
+def _routed(kind: RouteKind) -> Callable[[State], int]:
+    return lambda state: state.routed[kind]
 
 
 def _count_of(given: DeliveryInput) -> Callable[[State], int]:

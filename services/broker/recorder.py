@@ -56,8 +56,18 @@ class DeadLettersDropped(NamedTuple):
     counts: Mapping[str, int]
 
 
+class SubscriptionChanged(NamedTuple):
+    """Somebody added or ended a subscription of its own."""
+
+    actor: str
+    pattern: str
+    wanted: bool
+
+
 Note = (
     fx.NoteAccepted
+    | fx.NoteUnheard
+    | SubscriptionChanged
     | fx.NoteDone
     | fx.NoteDead
     | fx.NoteOpened
@@ -89,6 +99,8 @@ class AuditRecorder:
         match note:
             case fx.NoteAccepted(envelopes=envelopes):
                 count, limit = len(envelopes) if self._accepts else 0, self._backlog_max
+            case fx.NoteUnheard(routed=routed):
+                count, limit = len(routed) if self._accepts else 0, self._backlog_max
             case fx.NoteDone(envelopes=envelopes):
                 count, limit = len(envelopes) if self._terminals else 0, self._backlog_max
             case fx.NoteDead(dead_letters=letters):
@@ -108,13 +120,17 @@ class AuditRecorder:
         self._idle.clear()
         self._noted.set()
 
-    async def record_request(self, actor: str, operation: str, owner: str, numbers: Sequence[int]) -> None:
-        """Record what somebody is about to do with dead letters; AUDIT_UNAVAILABLE when that is impossible.
-
-        Before it is done: a change by hand that the log can not show does not happen (guarantee A3).
-        """
+    async def record_letters(self, actor: str, operation: str, owner: str, numbers: Sequence[int]) -> None:
+        """Record what somebody is about to do with dead letters; see `record_request`."""
         some = ",".join(str(number) for number in numbers[:50])
         facts = {"count": str(len(numbers)), "dead_letter_ids": some}
+        await self.record_request(actor, operation, owner, facts)
+
+    async def record_request(self, actor: str, operation: str, owner: str, facts: Mapping[str, str]) -> None:
+        """Record a change by hand of a mailbox; AUDIT_UNAVAILABLE when that is impossible.
+
+        Before it is done: what the log can not show does not happen (guarantee A3).
+        """
         entry = EntryDraft(self._clock.now(), actor, operation, f"mailbox/{owner}", attributes=facts)
         await self._outbox.record([entry], privileged=True)
 
@@ -168,6 +184,20 @@ def _entries_of(note: Note, at: Instant) -> Iterator[EntryDraft]:
         case fx.NoteDead(dead_letters=letters):
             for letter in letters:
                 yield _dead_entry(letter, at)
+        case _:
+            yield from _rare_entries(note, at)
+
+
+def _rare_entries(note: Note, at: Instant) -> Iterator[EntryDraft]:
+    match note:
+        case fx.NoteUnheard(routed=routed):
+            for one in routed:
+                subject = f"envelope/{one.sender}/{one.message_id}"
+                facts = {"receivers": "0"}
+                yield EntryDraft(at, _actor(one.sender), "envelope.accept", subject, attributes=facts)
+        case SubscriptionChanged(actor=actor, pattern=pattern, wanted=wanted):
+            operation = "topic.subscribe" if wanted else "topic.unsubscribe"
+            yield EntryDraft(at, actor, operation, f"topic/{pattern}")
         case fx.NoteOpened(actor=actor, instance=instance, incarnation=incarnation, resumed=resumed):
             facts = {"incarnation": str(incarnation), "resumed": str(resumed).lower()}
             yield EntryDraft(at, actor, "mailbox.open", f"{actor}/{instance}", attributes=facts)

@@ -8,9 +8,13 @@ import grpc
 from muster.broker.v1 import broker_service_pb2 as pb
 from muster.broker.v1.broker_service_pb2_grpc import BrokerServiceServicer
 
+from services.broker.core.addresses import is_mailbox
+from services.broker.core.model import Subscription
+from services.broker.core.topics import is_pattern
 from services.broker.core.views import view_mailbox
 from services.broker.mailbox_stream import MailboxStream, StreamHost, address_of
-from services.broker.wire import requests, responses
+from services.broker.recorder import SubscriptionChanged
+from services.broker.wire import responses
 from services.common.core.errors import Reason, ServiceError, invalid
 from services.common.identity import Principal
 from services.common.rpc.interceptors import current_call
@@ -24,6 +28,9 @@ ACCESS = {
     f"{SERVICE_NAME}/ListDeadLetters": _PEOPLE,
     f"{SERVICE_NAME}/ReplayDeadLetters": _PEOPLE,
     f"{SERVICE_NAME}/DropDeadLetters": _PEOPLE,
+    f"{SERVICE_NAME}/Subscribe": _PEOPLE,
+    f"{SERVICE_NAME}/Unsubscribe": _PEOPLE,
+    f"{SERVICE_NAME}/ListSubscriptions": _PEOPLE,
 }
 PAGE_SIZE_DEFAULT = 100
 PAGE_SIZE_MAX = 1_000
@@ -92,6 +99,45 @@ class BrokerServicer(BrokerServiceServicer):
         outcomes = await self._driver.drop(owner, numbers)
         return pb.DropDeadLettersResponse(outcomes=responses.letter_outcomes(numbers, outcomes))
 
+    async def Subscribe(self, request: pb.SubscribeRequest, context: Any) -> pb.SubscribeResponse:
+        """Have a mailbox get what is published to matching topics."""
+        del context
+        await self._subscribe(request, wanted=True)
+        return pb.SubscribeResponse()
+
+    async def Unsubscribe(self, request: pb.UnsubscribeRequest, context: Any) -> pb.UnsubscribeResponse:
+        """End a subscription."""
+        del context
+        await self._subscribe(request, wanted=False)
+        return pb.UnsubscribeResponse()
+
+    async def ListSubscriptions(
+        self, request: pb.ListSubscriptionsRequest, context: Any
+    ) -> pb.ListSubscriptionsResponse:
+        """Return the patterns of a mailbox."""
+        del context
+        owner = _owner(request.agent_id, current_call.get().principal)
+        return pb.ListSubscriptionsResponse(patterns=self._driver.machine.state.topics.patterns(owner))
+
+    async def _subscribe(self, request: pb.SubscribeRequest | pb.UnsubscribeRequest, *, wanted: bool) -> None:
+        principal = current_call.get().principal
+        owner, pattern = _owner(request.agent_id, principal), request.pattern
+        if not is_pattern(pattern):
+            raise invalid(
+                "pattern",
+                'segments of [A-Za-z0-9_-] with dots between, at most 8 and 128 bytes; "*" for one segment,'
+                ' "**" at the end for one or more',
+            )
+        own = owner == address_of(principal)
+        if not own:
+            # Somebody else's mailbox: recorded before it is done, or not done.
+            operation = "mailbox.subscribe" if wanted else "mailbox.unsubscribe"
+            facts = {"pattern": pattern}
+            await self._host.recorder.record_request(str(principal), operation, owner, facts)
+        await self._driver.subscribe(Subscription(owner, pattern), wanted=wanted, own=own)
+        if own:
+            self._host.recorder.note(SubscriptionChanged(str(principal), pattern, wanted))
+
     async def _letters_asked(
         self, request: pb.ReplayDeadLettersRequest | pb.DropDeadLettersRequest, operation: str
     ) -> tuple[str, list[int]]:
@@ -103,7 +149,7 @@ class BrokerServicer(BrokerServiceServicer):
             raise invalid("dead_letter_ids", f"1 to {PAGE_SIZE_MAX} ids of dead letters")
         if owner not in self._driver.machine.state.known:
             raise _unknown(owner)
-        await self._host.recorder.record_request(str(principal), operation, owner, numbers)
+        await self._host.recorder.record_letters(str(principal), operation, owner, numbers)
         return owner, numbers
 
 
@@ -133,6 +179,21 @@ def add_to_server(servicer: BrokerServicer, server: grpc.aio.Server) -> None:
             request_deserializer=pb.DropDeadLettersRequest.FromString,
             response_serializer=pb.DropDeadLettersResponse.SerializeToString,
         ),
+        "Subscribe": grpc.unary_unary_rpc_method_handler(
+            servicer.Subscribe,
+            request_deserializer=pb.SubscribeRequest.FromString,
+            response_serializer=pb.SubscribeResponse.SerializeToString,
+        ),
+        "Unsubscribe": grpc.unary_unary_rpc_method_handler(
+            servicer.Unsubscribe,
+            request_deserializer=pb.UnsubscribeRequest.FromString,
+            response_serializer=pb.UnsubscribeResponse.SerializeToString,
+        ),
+        "ListSubscriptions": grpc.unary_unary_rpc_method_handler(
+            servicer.ListSubscriptions,
+            request_deserializer=pb.ListSubscriptionsRequest.FromString,
+            response_serializer=pb.ListSubscriptionsResponse.SerializeToString,
+        ),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
 
@@ -142,7 +203,7 @@ def _owner(agent_id: str, principal: Principal) -> str:
     own = address_of(principal)
     if not agent_id or agent_id == own:
         return own
-    if not requests.is_address(agent_id):
+    if not is_mailbox(agent_id):
         raise invalid("agent_id", "an agent's name, operator/<name>, or empty for your own mailbox")
     if principal.kind != "operator":
         raise ServiceError(

@@ -46,6 +46,7 @@ ACCESS = {
     f"{SERVICE_NAME}/Submit": _REQUESTERS,
     f"{SERVICE_NAME}/GetCollaboration": _READERS,
     f"{SERVICE_NAME}/ListCollaborations": _READERS,
+    f"{SERVICE_NAME}/GetMembers": frozenset({"service/broker"}),
     f"{SERVICE_NAME}/CancelCollaboration": _REQUESTERS,
     f"{SERVICE_NAME}/WatchCollaborations": _READERS,
     f"{SERVICE_NAME}/Work": frozenset({"agent"}),
@@ -106,6 +107,13 @@ class SchedulerServicer(SchedulerServiceServicer):
             return views.whole_collaboration(book, _permit(book, request.collaboration_id, caller))
 
         return pb.GetCollaborationResponse(collaboration=await driver.query(ask))
+
+    async def GetMembers(self, request: pb.GetMembersRequest, context: Any) -> pb.GetMembersResponse:
+        """Return who belongs to a collaboration."""
+        del context
+        driver = await self._replica.driver()
+        wanted = CollaborationId(request.collaboration_id)
+        return await driver.query(lambda book: views.members_message(find(book, wanted)))
 
     async def ListCollaborations(
         self, request: pb.ListCollaborationsRequest, context: Any

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from hypothesis import given
@@ -9,8 +11,10 @@ from hypothesis import strategies as st
 from muster.broker.v1 import broker_service_pb2 as pb
 from muster.common.v1 import envelope_pb2, priority_pb2
 
+from services.broker.core.addresses import address_text, is_mailbox
 from services.broker.core.events import Extend, Nack, Reject
 from services.broker.core.model import (
+    Chosen,
     DeadLetter,
     DeadReason,
     Delivery,
@@ -19,17 +23,22 @@ from services.broker.core.model import (
     Envelope,
     Lane,
     RefusedDraft,
+    Route,
+    RoutedDraft,
+    RouteKind,
     SendOutcome,
     StoredDeadLetter,
     Tombstone,
 )
 from services.broker.wire import requests, responses
 from services.broker.wire.facts import envelope_facts
+from services.broker.wire.handshake import FEATURES, Terms, read_hello
 from services.common import protobuf
 from services.common.core.errors import Reason, ServiceError, invalid
 from services.common.core.instants import Instant
 from services.common.rpc.status import from_status
 
+ALL = Terms(1, FEATURES)
 U64 = st.integers(0, 2**64 - 1)
 TEXT = st.text("abcdefghijklmnopqrstuvwxyz0123456789._-", min_size=1, max_size=64)
 
@@ -131,7 +140,9 @@ def test_pieces_add_up_to_one_frame() -> None:
     key = DomainKey("alpha", "beta", Lane.LOW)
     stones = [Tombstone(3, 3, "m-3", DeadReason.EXPIRED), Tombstone(4, 9, "", DeadReason.REJECTED)]
     raw = (
-        responses.welcome(1, 12, ack_deadline_ms=30_000, payload_bytes_max=65_536)
+        responses.welcome(
+            Terms(1, frozenset({"routes"})), 12, ack_deadline_ms=30_000, payload_bytes_max=65_536
+        )
         + responses.settled([1])
         + responses.settled([2])
         + b"".join(responses.refusals([5, 2**50], ServiceError(Reason.STALE_ACK_TOKEN, "late")))
@@ -141,6 +152,7 @@ def test_pieces_add_up_to_one_frame() -> None:
     )
     frame = pb.MailboxResponse.FromString(raw)
     assert (frame.welcome.version, frame.welcome.waiting_count, frame.send_credits) == (1, 12, 300)
+    assert frame.welcome.features == ["routes"]
     assert frame.welcome.ack_deadline.ToMilliseconds() == 30_000
     assert list(frame.settled) == [1, 2]
     assert from_status(frame.refusals[0].error).reason is Reason.STALE_ACK_TOKEN
@@ -182,8 +194,8 @@ def good(**fields: object) -> envelope_pb2.Envelope:
     return made
 
 
-def read(envelope: envelope_pb2.Envelope) -> Draft | RefusedDraft:
-    return requests.read_envelope(envelope, 0, "alpha", 1_000)
+def read(envelope: envelope_pb2.Envelope, terms: Terms = ALL) -> Draft | RoutedDraft | RefusedDraft:
+    return requests.read_envelope(envelope, 0, "alpha", 1_000, terms)
 
 
 def test_what_is_unset_has_its_default() -> None:
@@ -210,6 +222,7 @@ def test_any_duration_is_read_or_refused(seconds: int, nanos: int) -> None:
     if isinstance(draft, Draft):
         assert requests.TTL_MS_MIN <= draft.ttl_ms <= requests.TTL_MS_MAX
     else:
+        assert isinstance(draft, RefusedDraft)
         assert draft.error.violations[0].field == "sends[0].ttl"
 
 
@@ -228,14 +241,14 @@ def test_what_is_too_large_says_how_large_it_may_be() -> None:
 
 @pytest.mark.parametrize("address", ["alpha", "a", "field-1", "operator/admin"])
 def test_good_addresses(address: str) -> None:
-    assert requests.is_address(address)
+    assert is_mailbox(address)
 
 
 @pytest.mark.parametrize(
     "address", ["", "Alpha", "-a", "a-", "a b", "operator/", "operator/A", "service/x", "a" * 65]
 )
 def test_bad_addresses(address: str) -> None:
-    assert not requests.is_address(address)
+    assert not is_mailbox(address)
 
 
 def test_a_frame_is_read_whole() -> None:
@@ -245,7 +258,7 @@ def test_a_frame_is_read_whole() -> None:
     request.nacks.add(ack_token=3).delay.FromMilliseconds(250)
     request.extends.add(ack_token=4).extension.FromMilliseconds(5_000)
     request.rejects.add(ack_token=5, reason="no")
-    frame, size = requests.read_frame(request, 9, "alpha", 1_000)
+    frame, size = requests.read_frame(request, 9, "alpha", 1_000, ALL)
     assert (frame.stream_id, frame.acks, frame.credits, frame.emergency_credits) == (9, [1], 3, 4)
     assert frame.settlings == [Nack(2, None), Nack(3, 250), Extend(4, 5_000), Reject(5, "no")]
     accepted, refused = frame.drafts
@@ -254,12 +267,136 @@ def test_a_frame_is_read_whole() -> None:
     assert size == len(accepted.body)
 
 
+@pytest.mark.parametrize(
+    ("address", "route"),
+    [
+        ("skill/shelter-planning", Route(RouteKind.SKILL, "shelter-planning")),
+        ("collaboration/c-1A", Route(RouteKind.COLLABORATION, "c-1A")),
+        ("topic/roads.closed", Route(RouteKind.TOPIC, "roads.closed")),
+    ],
+)
+def test_an_address_of_many_is_kept_beside_the_receiver(address: str, route: Route) -> None:
+    routed = read(good(receiver_id=address, requires_receiver=True))
+    assert isinstance(routed, RoutedDraft)
+    assert (routed.route, routed.requires_receiver, routed.message_id) == (route, True, "m-1")
+    assert address_text(route) == address
+    copy = Envelope(DomainKey("alpha", "beta", Lane.NORMAL), 4, Instant(5), routed.draft)
+    (delivery,) = delivered(Delivery(3, copy, 1, Instant(6_000)))
+    assert (delivery.envelope.receiver_id, delivery.envelope.address) == ("beta", address)
+    # A repeat reads as the same.
+    again = read(good(receiver_id=address, requires_receiver=True))
+    assert isinstance(again, RoutedDraft)
+    assert again.draft.fingerprint == routed.draft.fingerprint
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "skill/",
+        "skill/A B",
+        "topic/",
+        "topic/a..b",
+        "topic/a.*",
+        "collaboration/",
+        "team/x",
+        "topic/" + "a" * 200,
+    ],
+)
+def test_what_names_nothing_is_refused(address: str) -> None:
+    refused = read(good(receiver_id=address))
+    assert isinstance(refused, RefusedDraft)
+    assert refused.error.violations[0].field == "sends[0].receiver_id"
+
+
+def test_routes_are_for_streams_that_agreed_on_them() -> None:
+    refused = read(good(receiver_id="topic/roads"), Terms(1, frozenset()))
+    assert isinstance(refused, RefusedDraft)
+    assert "routes" in refused.error.violations[0].description
+
+
+def test_nobody_says_for_the_broker_what_was_written() -> None:
+    refused = read(good(address="topic/roads"))
+    assert isinstance(refused, RefusedDraft)
+    assert refused.error.violations[0].field == "sends[0].address"
+
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize(
+    ("traceparent", "tracestate", "field"),
+    [
+        ("", "", None),
+        (TRACE, "", None),
+        (TRACE, "vendor=1,other=2", None),
+        (TRACE.replace("00-4", "ff-4"), "", "traceparent"),
+        (TRACE.upper(), "", "traceparent"),
+        (TRACE.replace("4bf92f3577b34da6a3ce929d0e0e4736", "0" * 32), "", "traceparent"),
+        (TRACE.replace("00f067aa0ba902b7", "0" * 16), "", "traceparent"),
+        ("x" * 55, "", "traceparent"),
+        (TRACE, "a=" + "b" * 600, "tracestate"),
+        ("", "vendor=1", "tracestate"),
+    ],
+)
+def test_traces_are_w3cs(traceparent: str, tracestate: str, field: str | None) -> None:
+    got = read(good(traceparent=traceparent, tracestate=tracestate))
+    if field is None:
+        assert isinstance(got, Draft)
+    else:
+        assert isinstance(got, RefusedDraft)
+        assert got.error.violations[0].field == f"sends[0].{field}"
+
+
+def test_outcomes_say_who_was_chosen() -> None:
+    answered = [
+        SendOutcome("m-1", 7, None, Chosen("beta", 1)),
+        SendOutcome("m-2", 0, None, Chosen("", 3)),
+        SendOutcome("m-3", 0, None, Chosen("", 0)),
+    ]
+    read = pb.MailboxResponse.FromString(responses.outcomes(answered)).accepted
+    assert [(one.sequence_number, one.receiver_id, one.receiver_count) for one in read] == [
+        (7, "beta", 1),
+        (0, "", 3),
+        (0, "", 0),
+    ]
+
+
+def hello(**fields: Any) -> pb.MailboxRequest:
+    return pb.MailboxRequest(hello=pb.MailboxHello(**fields))
+
+
+def test_version_and_features_are_those_that_both_know() -> None:
+    _, terms = read_hello(hello(versions=[7, 1], features=["compression", "routes"]))
+    assert terms == Terms(1, frozenset({"routes"}))
+    _, terms = read_hello(hello(versions=[1]))
+    assert terms == Terms(1, frozenset())
+    with pytest.raises(ServiceError) as unknown:
+        read_hello(hello(versions=[2, 3]))
+    assert unknown.value.reason is Reason.UNSUPPORTED_VERSION
+    assert unknown.value.metadata == {"supported": "1"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"versions": [1], "features": ["f"] * 65},
+        {"versions": [1], "features": ["f" * 65]},
+        {"versions": list(range(1, 18))},
+        {"versions": [1], "instance_id": "a b"},
+    ],
+)
+def test_a_hello_has_bounds(fields: dict[str, Any]) -> None:
+    with pytest.raises(ServiceError) as refused:
+        read_hello(hello(**fields))
+    assert refused.value.reason is Reason.INVALID_FIELD
+
+
 def test_too_many_items_are_no_frame() -> None:
     request = pb.MailboxRequest()
     for _ in range(requests.SETTLINGS_MAX + 1):
         request.acks.add(ack_token=1)
     with pytest.raises(ServiceError, match="at most 16384"):
-        requests.read_frame(request, 1, "alpha", 1_000)
+        requests.read_frame(request, 1, "alpha", 1_000, ALL)
 
 
 def test_facts_hold_no_payload() -> None:

@@ -11,20 +11,38 @@ from collections.abc import Sequence
 
 from services.broker.core import flow
 from services.broker.core.desk import Answers, Desk
-from services.broker.core.model import DomainKey, Draft, Envelope, Lane, RefusedDraft, SendOutcome
+from services.broker.core.model import (
+    DomainKey,
+    Draft,
+    Envelope,
+    Lane,
+    RefusedDraft,
+    RoutedDraft,
+    SendOutcome,
+)
+from services.broker.core.refusals import (
+    RETRY_AFTER_MS,
+    over_limit,
+    over_window,
+    quota,
+    reused,
+    shutting_down,
+    unknown_agent,
+)
+from services.broker.core.routing import admit_routed
 from services.broker.core.state import Domain, Item, Sender, Stream
 from services.broker.core.table import DeliveryState
 from services.broker.core.timers import TimerKind
-from services.common.core.errors import Reason, ServiceError
+from services.common.core.errors import ServiceError
 from services.common.core.instants import Instant, after
 
-# After this a sender that met a full mailbox or quota may try again, in milliseconds.
-RETRY_AFTER_MS = 1_000
 # A dedupe window is looked at most this often.
 WINDOW_SCAN_MS = 10_000
 
 
-def admit(desk: Desk, stream: Stream, drafts: Sequence[Draft | RefusedDraft], now: Instant) -> None:
+def admit(
+    desk: Desk, stream: Stream, drafts: Sequence[Draft | RoutedDraft | RefusedDraft], now: Instant
+) -> None:
     """Accept or refuse what one frame brought; the answers go out when the commit is durable."""
     window, limits = stream.sender.window, desk.limits
     window_bytes = window.bytes_used
@@ -36,6 +54,13 @@ def admit(desk: Desk, stream: Stream, drafts: Sequence[Draft | RefusedDraft], no
         if isinstance(draft, RefusedDraft):
             outcomes.append(SendOutcome(draft.message_id, 0, draft.error))
             continue
+        if isinstance(draft, RoutedDraft):
+            if line is not None:
+                # It may go to the same order domain, behind what is counted now.
+                line.close()
+                line = None
+            outcomes.append(admit_routed(desk, stream.sender, draft, now))
+            continue
         if line is None or draft.lane is not line.lane or draft.receiver != line.receiver:
             if line is not None:
                 line.close()
@@ -44,7 +69,7 @@ def admit(desk: Desk, stream: Stream, drafts: Sequence[Draft | RefusedDraft], no
     if line is not None:
         line.close()
     if fits < len(drafts):
-        error = _over_window(limits.send_window)
+        error = over_window(limits.send_window)
         outcomes += [SendOutcome(draft.message_id, 0, error) for draft in drafts[fits:]]
     desk.state.dedup_bytes += window.bytes_used - window_bytes
     desk.open.answers.append(Answers(stream, outcomes))
@@ -100,7 +125,7 @@ class _Line:
         self._accepted.append(Item(domain, envelope, DeliveryState.ACCEPTING))
         self._count += 1
         self._size = size
-        return tuple.__new__(SendOutcome, (message_id, sequence, None))
+        return tuple.__new__(SendOutcome, (message_id, sequence, None, None))
 
     def close(self) -> None:
         """Count what was accepted."""
@@ -128,7 +153,7 @@ def _repeated(draft: Draft, known: tuple[bytes, int]) -> SendOutcome:
     fingerprint, sequence = known
     if fingerprint == draft.fingerprint:
         return SendOutcome(draft.message_id, sequence, None)
-    return SendOutcome(draft.message_id, 0, _reused(draft.message_id))
+    return SendOutcome(draft.message_id, 0, reused(draft.message_id))
 
 
 def watch_window(desk: Desk, sender: Sender, now: Instant) -> None:
@@ -151,63 +176,10 @@ def shrink_window(desk: Desk, sender: Sender, now: Instant) -> None:
 def _find_domain(desk: Desk, sender: Sender, receiver: str, lane: Lane) -> Domain | ServiceError:
     state = desk.state
     if state.draining:
-        return ServiceError(
-            Reason.SHUTTING_DOWN,
-            "this broker is leaving: send it again on a new stream",
-            retry_after_ms=RETRY_AFTER_MS,
-        )
+        return shutting_down()
     if receiver not in state.known:
         return unknown_agent(receiver)
     key = DomainKey(sender.name, receiver, lane)
     if key not in state.domains and len(state.domains) >= desk.limits.domains_max:
-        return _quota("domains_max", "the broker keeps as many order domains as it may", RETRY_AFTER_MS)
+        return quota("domains_max", "the broker keeps as many order domains as it may", RETRY_AFTER_MS)
     return state.domain(key)
-
-
-def unknown_agent(receiver: str) -> ServiceError:
-    """Return the error for a receiver that nobody has heard of."""
-    return ServiceError(
-        Reason.AGENT_NOT_FOUND,
-        f"no agent {receiver!r} is registered: check the name, or start that agent once",
-        metadata={"receiver": receiver},
-    )
-
-
-def over_limit(limit: str, domain: Domain, now: Instant) -> ServiceError:
-    """Return the error for a limit that `flow.limit_met` named."""
-    if limit in flow.MAILBOX_LIMITS:
-        receiver = domain.mailbox.owner
-        return ServiceError(
-            Reason.MAILBOX_FULL,
-            f"the mailbox of {receiver} is full ({limit}): send again when its owner has caught up",
-            metadata={"receiver": receiver, "limit": limit},
-            retry_after_ms=RETRY_AFTER_MS,
-        )
-    wait_ms = RETRY_AFTER_MS
-    end = domain.sender.window.next_expiry()
-    if limit in flow.WINDOW_LIMITS and end is not None:
-        wait_ms = max(wait_ms, end - now)
-    return _quota(limit, "the broker keeps as much for you, or in all, as it may", wait_ms)
-
-
-def _reused(message_id: str) -> ServiceError:
-    return ServiceError(
-        Reason.REQUEST_ID_REUSED,
-        f"message_id {message_id} was used for other content: give each envelope an id of its own",
-        metadata={"message_id": message_id},
-    )
-
-
-def _quota(limit: str, why: str, retry_after_ms: int) -> ServiceError:
-    return ServiceError(
-        Reason.QUOTA_EXCEEDED,
-        f"{why} ({limit}): send again later",
-        metadata={"limit": limit},
-        retry_after_ms=retry_after_ms,
-    )
-
-
-def _over_window(send_window: int) -> ServiceError:
-    return _quota(
-        "send_window", f"more than {send_window} envelopes unanswered: wait for send_credits", RETRY_AFTER_MS
-    )

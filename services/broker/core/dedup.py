@@ -14,12 +14,15 @@ from bisect import bisect_right
 from heapq import heappop, heappush
 from typing import NamedTuple
 
+from services.broker.core.model import Chosen
 from services.common.core.instants import Instant
 
 # What the parts cost, in bytes; measured with tracemalloc on CPython 3.11 and rounded up.
 RUN_ID_BYTES = 18
 RUN_BYTES = 700
 LOOSE_ID_BYTES = 400
+# An id whose receivers the broker chose; the longest receiver included.
+ROUTED_ID_BYTES = 700
 # The most that one more id may cost: a run of its own.
 ID_BYTES_MAX = RUN_BYTES + RUN_ID_BYTES
 FINGERPRINT_BYTES = 8
@@ -44,6 +47,11 @@ class _Loose(NamedTuple):
     fingerprint: bytes
     sequence: int
     keep_until: Instant
+    chosen: Chosen | None = None
+
+    @property
+    def size(self) -> int:
+        return LOOSE_ID_BYTES if self.chosen is None else ROUTED_ID_BYTES
 
 
 class DedupWindow:
@@ -105,11 +113,22 @@ class DedupWindow:
             self._add_slowly(message_id, _Loose(fingerprint, sequence, keep_until))
         return known
 
+    def add_routed(
+        self, message_id: str, fingerprint: bytes, sequence: int, keep_until: Instant, chosen: Chosen
+    ) -> None:
+        """Add an id that `find` does not know, with the receivers that the broker chose."""
+        self._add_loose(message_id, _Loose(fingerprint, sequence, keep_until, chosen))
+
+    def chosen(self, message_id: str) -> Chosen | None:
+        """Return for whom an id was accepted; None for one that named its receiver."""
+        kept = self._loose.get(message_id)
+        return None if kept is None else kept.chosen
+
     def take_back(self, message_id: str) -> None:
         """Remove the id that was remembered last of all that are still in: its commit failed."""
-        if message_id in self._loose:
-            del self._loose[message_id]
-            self.bytes_used -= LOOSE_ID_BYTES
+        kept = self._loose.pop(message_id, None)
+        if kept is not None:
+            self.bytes_used -= kept.size
             return
         run = self._runs[_counted(message_id)[0]][-1]
         run.sequences.pop()
@@ -131,7 +150,7 @@ class DedupWindow:
                 kept = self._loose.get(message_id)
                 if kept is not None and kept.keep_until <= now:
                     del self._loose[message_id]
-                    self.bytes_used -= LOOSE_ID_BYTES
+                    self.bytes_used -= kept.size
 
     def next_expiry(self) -> Instant | None:
         """Return when `expire` may have something to do, or None when the window is empty."""
@@ -171,7 +190,7 @@ class DedupWindow:
 
     def _add_loose(self, message_id: str, kept: _Loose) -> None:
         self._loose[message_id] = kept
-        self.bytes_used += LOOSE_ID_BYTES
+        self.bytes_used += kept.size
         span = kept.keep_until // SPAN_MS
         ids = self._loose_spans.get(span)
         if ids is None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from services.broker.core.effects import Effect, RefuseSettling
+from services.broker.core.events import SubscriptionAsked
 from services.broker.core.model import (
     Batch,
     DeadLetter,
     IncarnationRecord,
     LetterOutcome,
     Limits,
+    RoutedId,
     SendOutcome,
 )
 from services.broker.core.state import Domain, Item, Session, State, Stream
@@ -70,6 +72,13 @@ class LettersWork(NamedTuple):
     gone: list[int]
 
 
+class SubscriptionWork(NamedTuple):
+    """A request about a subscription; `changes` unless it was so before."""
+
+    event: SubscriptionAsked
+    changes: bool
+
+
 class Tentative:
     """What was decided since the last commit was cut."""
 
@@ -85,6 +94,8 @@ class Tentative:
         "nacks",
         "releases",
         "replayed",
+        "routed",
+        "subscriptions",
         "touched",
         "urgent",
     )
@@ -99,6 +110,9 @@ class Tentative:
         self.letters: list[LettersWork] = []
         # Those of `accepted` that are replayed dead letters: no sender waits for them.
         self.replayed: dict[Item, None] = {}
+        # Ids whose receivers were chosen; the copies are in `accepted`.
+        self.routed: list[RoutedId] = []
+        self.subscriptions: list[SubscriptionWork] = []
         self.agents_known: list[str] = []
         self.agents_forgotten: list[str] = []
         self.incarnations: list[IncarnationRecord] = []
@@ -115,6 +129,7 @@ class Tentative:
             or self.releases
             or self.burials
             or self.letters
+            or self.subscriptions
             or self.agents_known
             or self.agents_forgotten
             or self.incarnations
@@ -135,6 +150,12 @@ class Tentative:
         batch.agents_known = self.agents_known
         batch.agents_forgotten = self.agents_forgotten
         batch.incarnations = self.incarnations
+        # Kept as long as the ids of the copies, so that one is never known without the other.
+        batch.routed = [one._replace(keep_until=max(one.keep_until, batch.keep_until)) for one in self.routed]
+        # The last change of a subscription counts.
+        last = {work.event.subscription: work.event.wanted for work in self.subscriptions if work.changes}
+        batch.subscribed = [subscription for subscription, wanted in last.items() if wanted]
+        batch.unsubscribed = [subscription for subscription, wanted in last.items() if not wanted]
         return batch
 
 

@@ -17,7 +17,9 @@ from services.broker.core.effects import (
     NoteAccepted,
     NoteDead,
     NoteDone,
+    NoteUnheard,
     TellLetters,
+    TellSubscription,
     TellTombstones,
 )
 from services.broker.core.handover import (
@@ -67,6 +69,10 @@ def persisted(desk: Desk, now: Instant) -> None:
     fresh = [item.envelope for item in done.accepted if item not in done.replayed]
     if fresh:
         desk.effects.append(NoteAccepted(fresh))
+    unheard = [one for one in done.routed if not one.receiver_count]
+    if unheard:
+        desk.effects.append(NoteUnheard(unheard))
+    desk.effects += [TellSubscription(work.event.request_id, None) for work in done.subscriptions]
     desk.effects += [TellLetters(work.request_id, work.outcomes) for work in done.letters]
     for answers in done.answers:
         answer(desk, answers)

@@ -16,6 +16,7 @@ from services.broker.core.model import (
     DomainKey,
     Envelope,
     LetterOutcome,
+    RoutedId,
     SendOutcome,
     Tombstone,
 )
@@ -113,10 +114,25 @@ class TellLetters:
 
 
 @dataclass(frozen=True, slots=True)
+class TellSubscription:
+    """Answer a request about a subscription."""
+
+    request_id: int
+    error: ServiceError | None
+
+
+@dataclass(frozen=True, slots=True)
 class NoteAccepted:
     """These envelopes were accepted. For the audit log, like all effects whose name begins with Note."""
 
     envelopes: Sequence[Envelope]
+
+
+@dataclass(frozen=True, slots=True)
+class NoteUnheard:
+    """These envelopes were accepted for nobody: no copy of them exists."""
+
+    routed: Sequence[RoutedId]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +178,9 @@ Effect = (
     | End
     | Finish
     | TellLetters
+    | TellSubscription
     | NoteAccepted
+    | NoteUnheard
     | NoteDone
     | NoteDead
     | NoteOpened

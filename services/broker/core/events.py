@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from services.broker.core.model import Draft, RefusedDraft, StoredDeadLetter
+from services.broker.core.model import (
+    AgentProfile,
+    Draft,
+    RefusedDraft,
+    RoutedDraft,
+    StoredDeadLetter,
+    Subscription,
+)
 from services.common.core.errors import ServiceError
 
 
@@ -59,7 +66,7 @@ class FrameReceived:
     settlings: Sequence[Nack | Extend | Reject] = ()
     credits: int = 0
     emergency_credits: int = 0
-    drafts: Sequence[Draft | RefusedDraft] = ()
+    drafts: Sequence[Draft | RoutedDraft | RefusedDraft] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,28 @@ class AgentsSeen:
 
     names: frozenset[str]
     complete: bool
+    # What it says of some of them; of the others it says what it said before.
+    profiles: Mapping[str, AgentProfile] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class MembersSeen:
+    """The scheduler says who the members of a collaboration are; None: there is no such collaboration."""
+
+    collaboration_id: str
+    members: frozenset[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionAsked:
+    """Somebody wants a subscription, or wants to be without it."""
+
+    # New for each request of this process.
+    request_id: int
+    subscription: Subscription
+    wanted: bool
+    # Whether its owner asks.
+    own: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +175,8 @@ Event = (
     | StreamClosed
     | Flushed
     | AgentsSeen
+    | MembersSeen
+    | SubscriptionAsked
     | ReplayAsked
     | DropAsked
     | Ticked

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from services.broker.core.dedup import ID_BYTES_MAX
 from services.broker.core.model import Lane, Limits
-from services.broker.core.state import Domain, Session, State, Stream
+from services.broker.core.state import Domain, Sender, Session, State, Stream
 from services.common.core.errors import ServiceError, invalid
 
 
@@ -74,15 +74,39 @@ def limit_met(state: State, domain: Domain, size: int) -> str | None:
     return met[0] if met else None
 
 
+def window_limit_met(state: State, sender: Sender) -> str | None:
+    """Return the name of a limit of the dedupe windows that has no room for one more id; None if all have."""
+    return next((name for name, count in _window_rooms(state, sender).items() if count < 1), None)
+
+
+def copies_limit_met(state: State, sender: Sender, lane: Lane, count: int, size: int) -> str | None:
+    """Return the name of a limit that has no room for `count` copies of `size` bytes each.
+
+    Only limits that the copies share; `limit_met` knows those of each mailbox.
+    """
+    limits = state.limits
+    if state.pending_bytes + count * size > limits.pending_bytes_max:
+        return "pending_bytes_max"
+    if lane is Lane.EMERGENCY:
+        full = sender.emergency_pending + count > limits.sender_emergency_pending_max
+        return "sender_emergency_pending_max" if full else None
+    return "sender_pending_max" if sender.pending + count > limits.sender_pending_max else None
+
+
+def _window_rooms(state: State, sender: Sender) -> dict[str, int]:
+    """Return what each limit of the dedupe windows leaves, as if every id were of the dearest kind."""
+    limits = state.limits
+    return {
+        "dedup_bytes_max_per_sender": (limits.dedup_bytes_max_per_sender - sender.window.bytes_used)
+        // ID_BYTES_MAX,
+        "dedup_bytes_max": (limits.dedup_bytes_max - state.dedup_bytes) // ID_BYTES_MAX,
+    }
+
+
 def _rooms(state: State, domain: Domain) -> tuple[dict[str, int], dict[str, int]]:
     """Return what each limit leaves, in envelopes and in bytes."""
     limits, mailbox, sender = state.limits, domain.mailbox, domain.sender
-    window_bytes = sender.window.bytes_used
-    counts = {
-        # As if every id were of the dearest kind.
-        "dedup_bytes_max_per_sender": (limits.dedup_bytes_max_per_sender - window_bytes) // ID_BYTES_MAX,
-        "dedup_bytes_max": (limits.dedup_bytes_max - state.dedup_bytes) // ID_BYTES_MAX,
-    }
+    counts = _window_rooms(state, sender)
     sizes = {"pending_bytes_max": limits.pending_bytes_max - state.pending_bytes}
     if domain.key.lane is Lane.EMERGENCY:
         # An emergency overtakes a full mailbox: it has room of its own.

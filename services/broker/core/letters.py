@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from services.broker.core import flow
-from services.broker.core.admission import over_limit, unknown_agent
 from services.broker.core.desk import Desk, LettersWork
 from services.broker.core.events import DropAsked, ReplayAsked
 from services.broker.core.model import Envelope, LetterOutcome, StoredDeadLetter
+from services.broker.core.refusals import over_limit, unknown_agent
 from services.broker.core.state import Item
 from services.broker.core.table import DeliveryState
 from services.common.core.errors import ServiceError

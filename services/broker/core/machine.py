@@ -4,8 +4,9 @@
 
 The parts: `attachment` (streams, sessions, incarnations), `admission` (sends), `handover` (who gets what
 next), `settlement` (acks and what comes again), `burial` (dead letters and tombstones), `letters` (dead
-letters sent once more), `durability` (what a commit makes true), `withdrawal` (what a failed one takes
-back). The life of one envelope is the table in `table`.
+letters sent once more), `routing` (who gets what names no receiver), `subscribing` (to topics), `durability`
+(what a commit makes true), `withdrawal` (what a failed one takes back). The life of one envelope is the table
+in `table`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from services.broker.core import (
     handover,
     letters,
     settlement,
+    subscribing,
     withdrawal,
 )
 from services.broker.core.desk import Desk
@@ -29,6 +31,7 @@ from services.broker.core.events import (
     Event,
     Flushed,
     FrameReceived,
+    MembersSeen,
     Persisted,
     PersistFailed,
     ReplayAsked,
@@ -36,6 +39,7 @@ from services.broker.core.events import (
     StreamClosed,
     StreamLeaving,
     StreamOpened,
+    SubscriptionAsked,
     Ticked,
 )
 from services.broker.core.model import Limits, Recovered
@@ -78,14 +82,8 @@ class Machine:
                 self._end(stream_id, now, leaving=isinstance(event, StreamLeaving))
             case PersistFailed(error=error):
                 withdrawal.failed(desk, error, now)
-            case AgentsSeen(names=names, complete=complete):
-                self._agents(names, complete=complete)
-            case ReplayAsked():
-                letters.replay(desk, event, now)
-            case DropAsked():
-                letters.drop(desk, event)
-            case DrainBegan():
-                self.state.draining = True
+            case _:
+                self._rarely(event, now)
         effects, desk.effects = desk.effects, []
         return effects
 
@@ -97,6 +95,22 @@ class Machine:
     def has_work(self) -> bool:
         """Whether `StoreReady` would lead to a commit."""
         return bool(self._desk.open)
+
+    def _rarely(self, event: Event, now: Instant) -> None:
+        desk = self._desk
+        match event:
+            case AgentsSeen():
+                self._agents(event)
+            case MembersSeen(collaboration_id=collaboration_id, members=members):
+                self.state.see_members(collaboration_id, members)
+            case SubscriptionAsked():
+                subscribing.change(desk, event)
+            case ReplayAsked():
+                letters.replay(desk, event, now)
+            case DropAsked():
+                letters.drop(desk, event)
+            case DrainBegan():
+                self.state.draining = True
 
     def _frame(self, event: FrameReceived, now: Instant) -> None:
         desk = self._desk
@@ -148,8 +162,15 @@ class Machine:
         if mailbox is not None:
             handover.drain(self._desk, mailbox, now)
 
-    def _agents(self, names: frozenset[str], *, complete: bool) -> None:
+    def _agents(self, event: AgentsSeen) -> None:
         state, waiting = self.state, self._desk.open
+        names, complete = event.names, event.complete
+        if complete:
+            state.profiles_complete = True
+            for name in state.profiles.keys() - event.profiles.keys():
+                state.see_profile(name, None)
+        for name, profile in event.profiles.items():
+            state.see_profile(name, profile)
         new = names - state.known
         state.known |= new
         waiting.agents_known += sorted(new)

@@ -7,7 +7,7 @@ What exists once per envelope is a NamedTuple: it is made five times faster than
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
 from services.common.core.errors import ServiceError
@@ -55,6 +55,51 @@ class Draft(NamedTuple):
     body: bytes
 
 
+class RouteKind(StrEnum):
+    """How receivers are found; the values begin an address."""
+
+    SKILL = "skill"
+    COLLABORATION = "collaboration"
+    TOPIC = "topic"
+
+
+class Route(NamedTuple):
+    """An address that names no single receiver."""
+
+    kind: RouteKind
+    # The skill, the collaboration's id or the topic.
+    name: str
+
+
+class RoutedDraft(NamedTuple):
+    """A draft whose receivers the broker finds; its own `receiver` is empty."""
+
+    message_id: str
+    route: Route
+    # Refused rather than accepted for nobody.
+    requires_receiver: bool
+    draft: Draft
+
+
+class Reach(IntEnum):
+    """Whether work reaches an agent, best first."""
+
+    READY = 0
+    # Joining, or its heartbeats are late.
+    UNSURE = 1
+    AWAY = 2
+
+
+class AgentProfile(NamedTuple):
+    """What the registry says of an agent."""
+
+    skills: frozenset[str]
+    reach: Reach
+    # Of all its instances together.
+    slots: int
+    slots_used: int
+
+
 class Envelope(NamedTuple):
     """An envelope with the place that the broker gave it."""
 
@@ -76,12 +121,22 @@ class Delivery(NamedTuple):
     deadline: Instant
 
 
+class Chosen(NamedTuple):
+    """For whom a routed envelope was accepted."""
+
+    # The one agent with a skill; "" when every one of several got a copy.
+    receiver: str
+    receiver_count: int
+
+
 class SendOutcome(NamedTuple):
     """What became of one envelope that a stream sent: its sequence number, or why it was refused."""
 
     message_id: str
     sequence: int
     error: ServiceError | None
+    # Of a routed envelope that was accepted.
+    chosen: Chosen | None = None
 
 
 class RefusedDraft(NamedTuple):
@@ -261,6 +316,10 @@ class Limits:
     instances_max_per_agent: int = 64
     streams_max_per_agent: int = 64
     send_window: int = 8_192
+    fanout_max: int = 1_000
+    subscriptions_max_per_agent: int = 256
+    subscriptions_max: int = 100_000
+    memberships_max: int = 10_000
     credits_max: int = 65_536
     unflushed_bytes_max: int = 1024 * 1024
     lane_share_normal_percent: int = 10

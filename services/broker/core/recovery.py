@@ -10,7 +10,7 @@ from services.broker.core import flow
 from services.broker.core.admission import watch_window
 from services.broker.core.desk import Desk
 from services.broker.core.handover import enlist, watch_expiry
-from services.broker.core.model import Recovered
+from services.broker.core.model import Chosen, Recovered
 from services.broker.core.settled import SettledSet
 from services.broker.core.state import Item
 from services.broker.core.table import DeliveryState
@@ -36,6 +36,21 @@ def rebuild(desk: Desk, recovered: Recovered, now: Instant) -> None:
         flow.charge(state, domain, 1, len(envelope.draft.body))
     for agent, instance, incarnation in recovered.incarnations:
         state.mailbox(agent).incarnations[instance] = incarnation
+    for subscription in recovered.subscriptions:
+        state.topics.add(subscription)
+    # Before the ids of all envelopes, among which are those of the copies.
+    for one in recovered.routed:
+        window = state.sender(one.sender).window
+        if one.keep_until > now:
+            before = window.bytes_used
+            window.add_routed(
+                one.message_id,
+                one.fingerprint,
+                one.sequence,
+                one.keep_until,
+                Chosen(one.receiver, one.receiver_count),
+            )
+            state.dedup_bytes += window.bytes_used - before
     for known in recovered.remembered:
         window = state.sender(known.sender).window
         if known.keep_until > now:

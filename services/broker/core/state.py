@@ -8,9 +8,19 @@ from typing import TypeAlias
 
 from services.broker.core.dedup import DedupWindow
 from services.broker.core.lanes import LaneShares
-from services.broker.core.model import DomainKey, DomainRecord, Envelope, Lane, Limits, Tombstone
+from services.broker.core.model import (
+    AgentProfile,
+    DomainKey,
+    DomainRecord,
+    Envelope,
+    Lane,
+    Limits,
+    RouteKind,
+    Tombstone,
+)
 from services.broker.core.settled import SettledSet
 from services.broker.core.table import TABLE, DeliveryInput, DeliveryState
+from services.broker.core.topics import Topics
 from services.common.core.instants import NEVER, Instant
 from services.common.core.machine import InvalidTransitionError
 
@@ -290,7 +300,37 @@ class State:
         self.dedup_bytes = 0
         # How often each input of the table was applied; metrics.py shows it.
         self.transitions = [0] * len(DeliveryInput)
+        # How often receivers were chosen.
+        self.routed = dict.fromkeys(RouteKind, 0)
+        self.topics = Topics()
+        # What the registry says; nothing of it is durable here. Names by skill, in no order.
+        self.profiles: dict[str, AgentProfile] = {}
+        self.skilled: dict[str, set[str]] = {}
+        # Whether it has told of all agents since the start.
+        self.profiles_complete = False
+        # What the scheduler said of collaborations, oldest use first; None: there is none.
+        self.memberships: dict[str, frozenset[str] | None] = {}
         self.draining = False
+
+    def see_profile(self, name: str, profile: AgentProfile | None) -> None:
+        """Take what the registry says of an agent; None: it is gone."""
+        before = self.profiles.pop(name, None)
+        if before is not None:
+            for skill in before.skills:
+                self.skilled[skill].discard(name)
+                if not self.skilled[skill]:
+                    del self.skilled[skill]
+        if profile is not None:
+            self.profiles[name] = profile
+            for skill in profile.skills:
+                self.skilled.setdefault(skill, set()).add(name)
+
+    def see_members(self, collaboration_id: str, members: frozenset[str] | None) -> None:
+        """Take what the scheduler says of a collaboration; what was not used for longest is forgotten."""
+        self.memberships.pop(collaboration_id, None)
+        self.memberships[collaboration_id] = members
+        if len(self.memberships) > self.limits.memberships_max:
+            del self.memberships[next(iter(self.memberships))]
 
     def sender(self, name: str) -> Sender:
         """Return a sender, made on first use."""

@@ -9,11 +9,12 @@ from services.broker.core import letters
 from services.broker.core.burial import unbury
 from services.broker.core.desk import Acks, Answers, Desk, Release, Tentative
 from services.broker.core.durability import answer, discharge, finish_if_done
-from services.broker.core.effects import TellLetters
+from services.broker.core.effects import TellLetters, TellSubscription
 from services.broker.core.handover import drain, let_go, watch_deadlines, watch_expiry
 from services.broker.core.model import Lane, SendOutcome
 from services.broker.core.settlement import put_back, recall_from
 from services.broker.core.state import Domain, Item, Stream
+from services.broker.core.subscribing import take_back
 from services.broker.core.table import DeliveryInput
 from services.common.core.errors import ServiceError
 from services.common.core.instants import Instant
@@ -36,9 +37,12 @@ def failed(desk: Desk, error: ServiceError, now: Instant) -> None:
         taken_back += [len(release.items) for release in one.releases]
         desk.count(DeliveryInput.PERSIST_FAILED, sum(taken_back))
     for one in reversed(lost):
+        take_back(desk.state.topics, one.subscriptions)
         _withdraw(desk, one)
         _unsettle(desk, one, error)
     for one in lost:
+        for asked in one.subscriptions:
+            desk.effects.append(TellSubscription(asked.event.request_id, error))
         for work in one.letters:
             desk.effects.append(TellLetters(work.request_id, letters.failed(work.outcomes, error)))
         for answers in one.answers:
@@ -122,15 +126,24 @@ def _note_sequences(items: list[Item], unsettled: dict[Domain, list[int]]) -> No
 
 
 def _withdraw(desk: Desk, lost: Tentative) -> None:
+    # The copies of a routed envelope share one id.
+    routed = {(one.sender, one.message_id) for one in lost.routed}
+    for sender, message_id in routed:
+        _forget(desk, sender, message_id)
     for item in reversed(lost.accepted):
         item.advance(DeliveryInput.PERSIST_FAILED)
         item.domain.next_sequence -= 1
         discharge(desk, item.domain, [item])
-        if item not in lost.replayed:
-            window = item.domain.sender.window
-            before = window.bytes_used
-            window.take_back(item.envelope.draft.message_id)
-            desk.state.dedup_bytes += window.bytes_used - before
+        sender, message_id = item.domain.key.sender, item.envelope.draft.message_id
+        if item not in lost.replayed and (sender, message_id) not in routed:
+            _forget(desk, sender, message_id)
+
+
+def _forget(desk: Desk, sender: str, message_id: str) -> None:
+    window = desk.state.sender(sender).window
+    before = window.bytes_used
+    window.take_back(message_id)
+    desk.state.dedup_bytes += window.bytes_used - before
 
 
 def _refuse(desk: Desk, stream: Stream, token: int, error: ServiceError) -> None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import re
 from hashlib import blake2b
 
 from google.protobuf.duration_pb2 import Duration
 from muster.broker.v1 import broker_service_pb2 as pb
 from muster.common.v1 import envelope_pb2
 
+from services.broker.core.addresses import is_mailbox, read_route
 from services.broker.core.events import Extend, FrameReceived, Nack, Reject
-from services.broker.core.model import Draft, Lane, RefusedDraft
+from services.broker.core.model import Draft, Lane, RefusedDraft, Route, RoutedDraft
+from services.broker.wire.handshake import ROUTES, Terms
 from services.common.core.errors import Reason, ServiceError, invalid
-from services.common.core.ids import AGENT_ID, NAME_64
+from services.common.core.ids import NAME_64
 
-VERSION = 1
 INSTANCE_DEFAULT = "0"
-# What a store's signed 64 bits hold.
-INCARNATION_MAX = 2**63 - 1
 SENDS_MAX = 1_024
 # All of them may be refused: the answers must fit into what may wait for one stream.
 SETTLINGS_MAX = 16_384
@@ -28,45 +27,22 @@ RETRY_MAX_DEFAULT = 3
 RETRY_MAX_MAX = 100
 ID_BYTES_MAX = 64
 CONTENT_TYPE_BYTES_MAX = 127
-TRACEPARENT_BYTES = 55
+TRACESTATE_BYTES_MAX = 512
 MESSAGE_TYPES = frozenset(value for value in envelope_pb2.MessageType.values() if value)
 # What an envelope may have beyond its payload, fields that this version does not know included.
 ENVELOPE_OVERHEAD_BYTES_MAX = 4_096
-OPERATOR_PREFIX = "operator/"
 FINGERPRINT_BYTES = 8
 
 _is_name = NAME_64.match
-_TRACEPARENT_BYTES = frozenset({0, TRACEPARENT_BYTES})
+# https://www.w3.org/TR/trace-context/#traceparent-header: version ff and ids of zeros only are invalid.
+_is_traceparent = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z"
+).match
 _LANES = {0: Lane.NORMAL, **{int(lane): lane for lane in Lane}}
 
 
-# Receivers repeat; what is asked often is remembered.
-@lru_cache(maxsize=4_096)
-def is_address(text: str) -> bool:
-    """Return whether `text` names an agent ("field-1") or an operator ("operator/admin")."""
-    return AGENT_ID.match(text.removeprefix(OPERATOR_PREFIX)) is not None
-
-
-def read_hello(request: pb.MailboxRequest) -> pb.MailboxHello:
-    """Return a stream's first frame, or raise what is wrong with it."""
-    hello = request.hello
-    if not request.HasField("hello") or len(request.ListFields()) != 1:
-        raise ServiceError(Reason.MALFORMED_FRAME, "the first frame must hold a hello and nothing else")
-    if VERSION not in hello.versions:
-        raise ServiceError(
-            Reason.UNSUPPORTED_VERSION,
-            f"this broker speaks version {VERSION}: upgrade the client or the broker",
-            metadata={"supported": str(VERSION)},
-        )
-    if hello.instance_id and NAME_64.match(hello.instance_id) is None:
-        raise invalid("hello.instance_id", "1 to 64 bytes of [A-Za-z0-9._-], or empty")
-    if hello.incarnation > INCARNATION_MAX:
-        raise invalid("hello.incarnation", f"at most {INCARNATION_MAX}: take it from the registry's welcome")
-    return hello
-
-
 def read_frame(
-    request: pb.MailboxRequest, stream_id: int, address: str, payload_bytes_max: int
+    request: pb.MailboxRequest, stream_id: int, address: str, payload_bytes_max: int, terms: Terms
 ) -> tuple[FrameReceived, int]:
     """Return a later frame and the bytes that it brings to the disk; raises MALFORMED_FRAME.
 
@@ -74,7 +50,7 @@ def read_frame(
     """
     _check_shape(request)
     drafts = [
-        read_envelope(envelope, index, address, payload_bytes_max)
+        read_envelope(envelope, index, address, payload_bytes_max, terms)
         for index, envelope in enumerate(request.sends)
     ]
     frame = FrameReceived(
@@ -85,12 +61,13 @@ def read_frame(
         request.emergency_credits,
         drafts,
     )
-    return frame, sum(len(draft.body) for draft in drafts if isinstance(draft, Draft))
+    size = sum(len(draft.body) for draft in drafts if isinstance(draft, Draft))
+    return frame, size + sum(len(one.draft.body) for one in drafts if isinstance(one, RoutedDraft))
 
 
 def read_envelope(
-    envelope: envelope_pb2.Envelope, index: int, address: str, payload_bytes_max: int
-) -> Draft | RefusedDraft:
+    envelope: envelope_pb2.Envelope, index: int, address: str, payload_bytes_max: int, terms: Terms
+) -> Draft | RoutedDraft | RefusedDraft:
     """Return `sends[index]` as a draft, or why it is refused.
 
     Fields that the broker sets are left as they came: what it appends overrides them (see `responses`).
@@ -101,10 +78,13 @@ def read_envelope(
     payload, retry_max = envelope.payload, envelope.retry_max
     payload_bytes = len(payload.data)
     ttl_ms = _milliseconds(envelope.ttl) if envelope.HasField("ttl") else TTL_MS_DEFAULT
+    route: Route | None = None
+    if not is_mailbox(receiver) and ROUTES in terms.features:
+        route = read_route(receiver)
     if not (
         _is_name(message_id)
         and (not envelope.sender_id or envelope.sender_id == address)
-        and is_address(receiver)
+        and (route is not None or is_mailbox(receiver))
         and envelope.message_type in MESSAGE_TYPES
         and lane in _LANES
         and retry_max <= RETRY_MAX_MAX
@@ -112,10 +92,15 @@ def read_envelope(
         and len(envelope.correlation_id) <= ID_BYTES_MAX
         and len(envelope.causation_id) <= ID_BYTES_MAX
         and len(envelope.collaboration_id) <= ID_BYTES_MAX
-        and len(envelope.traceparent) in _TRACEPARENT_BYTES
+        and not envelope.address
+        and _is_trace(envelope.traceparent, envelope.tracestate)
         and len(payload.content_type) <= CONTENT_TYPE_BYTES_MAX
     ):
-        return RefusedDraft(message_id, _fault(envelope, index, address))
+        return RefusedDraft(message_id, _fault(envelope, index, address, terms))
+    if route is not None:
+        # Each copy is told who its receiver is on its way out, and all what the sender wrote.
+        envelope.address = receiver
+        envelope.receiver_id = receiver = ""
     body = envelope.SerializeToString()
     if payload_bytes > payload_bytes_max:
         return RefusedDraft(message_id, _too_large("payload", payload_bytes, payload_bytes_max))
@@ -125,13 +110,16 @@ def read_envelope(
     if not retry_max and not envelope.HasField("retry_max"):
         retry_max = RETRY_MAX_DEFAULT
     fingerprint = blake2b(body, digest_size=FINGERPRINT_BYTES).digest()
-    return tuple.__new__(
+    draft: Draft = tuple.__new__(
         Draft,
         (message_id, receiver, _LANES[lane], envelope.requires_ack, ttl_ms, retry_max, fingerprint, body),
     )
+    if route is None:
+        return draft
+    return RoutedDraft(message_id, route, envelope.requires_receiver, draft)
 
 
-def _fault(envelope: envelope_pb2.Envelope, index: int, address: str) -> ServiceError:
+def _fault(envelope: envelope_pb2.Envelope, index: int, address: str, terms: Terms) -> ServiceError:
     if envelope.sender_id not in {"", address}:
         return ServiceError(
             Reason.IDENTITY_MISMATCH,
@@ -140,7 +128,7 @@ def _fault(envelope: envelope_pb2.Envelope, index: int, address: str) -> Service
         )
     rules = (
         ("message_id", NAME_64.match(envelope.message_id), "1 to 64 bytes of [A-Za-z0-9._-]"),
-        ("receiver_id", is_address(envelope.receiver_id), "an agent's name, or operator/<name>"),
+        ("receiver_id", *_receiver_rule(envelope.receiver_id, terms)),
         ("message_type", envelope.message_type in MESSAGE_TYPES, "one of MessageType, not UNSPECIFIED"),
         ("priority", envelope.priority in _LANES, "one of Priority"),
         ("retry_max", envelope.retry_max <= RETRY_MAX_MAX, f"at most {RETRY_MAX_MAX}"),
@@ -148,12 +136,32 @@ def _fault(envelope: envelope_pb2.Envelope, index: int, address: str) -> Service
         ("correlation_id", len(envelope.correlation_id) <= ID_BYTES_MAX, "at most 64 bytes"),
         ("causation_id", len(envelope.causation_id) <= ID_BYTES_MAX, "at most 64 bytes"),
         ("collaboration_id", len(envelope.collaboration_id) <= ID_BYTES_MAX, "at most 64 bytes"),
-        ("traceparent", len(envelope.traceparent) in _TRACEPARENT_BYTES, "empty or 55 bytes"),
+        ("address", not envelope.address, "set by the broker: write it into receiver_id"),
+        ("traceparent", _is_trace(envelope.traceparent, ""), "empty, or as W3C Trace Context has it"),
+        (
+            "tracestate",
+            _is_trace(envelope.traceparent, envelope.tracestate),
+            f"at most {TRACESTATE_BYTES_MAX} bytes, and only with a traceparent",
+        ),
     )
     for name, is_good, rule in rules:
         if not is_good:
             return invalid(f"sends[{index}].{name}", rule)
     return invalid(f"sends[{index}].payload.content_type", f"at most {CONTENT_TYPE_BYTES_MAX} bytes")
+
+
+def _receiver_rule(receiver: str, terms: Terms) -> tuple[bool, str]:
+    if is_mailbox(receiver):
+        return True, ""
+    if read_route(receiver) is None:
+        return False, ("an agent's name, operator/<name>, skill/<skill>, collaboration/<id> or topic/<topic>")
+    return ROUTES in terms.features, f"name the feature {ROUTES!r} in the hello to use such addresses"
+
+
+def _is_trace(traceparent: str, tracestate: str) -> bool:
+    if not traceparent:
+        return not tracestate
+    return _is_traceparent(traceparent) is not None and len(tracestate) <= TRACESTATE_BYTES_MAX
 
 
 def _check_shape(request: pb.MailboxRequest) -> None:

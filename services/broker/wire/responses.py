@@ -25,6 +25,7 @@ from services.broker.core.model import (
     Tombstone,
 )
 from services.broker.core.views import MailboxView
+from services.broker.wire.handshake import Terms
 from services.common.core.errors import Reason, ServiceError
 from services.common.protobuf import MORE, block, scalar, timestamp, varint
 from services.common.rpc.status import status_proto
@@ -53,16 +54,19 @@ _OUTCOME_ID = bytes((pb.SendOutcome.MESSAGE_ID_FIELD_NUMBER << 3 | 2,))
 _OUTCOME_SEQUENCE = bytes((pb.SendOutcome.SEQUENCE_NUMBER_FIELD_NUMBER << 3,))
 
 
-def sender_suffix(sender: str) -> bytes:
-    """Return the sender_id field that overrides whatever the sender wrote."""
-    return block(_Envelope.SENDER_ID_FIELD_NUMBER, sender.encode())
+def parties_suffix(key: DomainKey) -> bytes:
+    """Return the sender_id and receiver_id fields that override whatever the sender wrote."""
+    return block(_Envelope.SENDER_ID_FIELD_NUMBER, key.sender.encode()) + block(
+        _Envelope.RECEIVER_ID_FIELD_NUMBER, key.receiver.encode()
+    )
 
 
 def deliveries(handed_over: Sequence[Delivery]) -> Iterator[bytes]:
     """Yield pieces of a frame with deliveries."""
     parts: list[bytes] = []
     size = 0
-    sender, from_sender = "", b""
+    # All of them are for one mailbox.
+    sender, parties = "", b""
     accepted_at, at_time = -1, b""
     deadline, by_deadline = -1, b""
     high, high_token = -1, b""
@@ -70,7 +74,7 @@ def deliveries(handed_over: Sequence[Delivery]) -> Iterator[bytes]:
         key, sequence, accepted, draft = envelope
         if key.sender != sender:
             sender = key.sender
-            from_sender = sender_suffix(sender)
+            parties = parties_suffix(key)
         if accepted != accepted_at:
             accepted_at = accepted
             at_time = timestamp(_Envelope.ACCEPTED_TIME_FIELD_NUMBER, accepted)
@@ -83,7 +87,7 @@ def deliveries(handed_over: Sequence[Delivery]) -> Iterator[bytes]:
             high_token = varint(high)
         head = _TOKEN + (MORE[token & 0x3FFF] + high_token if high else varint(token))
         body = draft.body
-        tail = from_sender + at_time + (_FIRST_TRY if number == 1 else _RETRY + varint(number - 1))
+        tail = parties + at_time + (_FIRST_TRY if number == 1 else _RETRY + varint(number - 1))
         tail += _SEQUENCE + varint(sequence)
         foot = (_FIRST if number == 1 else _NUMBER + varint(number)) + by_deadline
         inside = varint(len(body) + len(tail))
@@ -100,11 +104,14 @@ def deliveries(handed_over: Sequence[Delivery]) -> Iterator[bytes]:
 def outcomes(answered: Sequence[SendOutcome]) -> bytes:
     """Return a piece of a frame with outcomes of sends."""
     parts: list[bytes] = []
-    for message_id, sequence, error in answered:
+    for message_id, sequence, error, chosen in answered:
         raw = message_id.encode()
         body = _OUTCOME_ID + varint(len(raw)) + raw + _OUTCOME_SEQUENCE + varint(sequence)
         if error is not None:
             body += block(pb.SendOutcome.ERROR_FIELD_NUMBER, status_proto(error).SerializeToString())
+        if chosen is not None:
+            more = pb.SendOutcome(receiver_id=chosen.receiver, receiver_count=chosen.receiver_count)
+            body += more.SerializeToString()
         parts += (_OUTCOME, varint(len(body)), body)
     return b"".join(parts)
 
@@ -151,10 +158,13 @@ def tombstones(key: DomainKey, stones: Sequence[Tombstone]) -> bytes:
     ).SerializeToString()
 
 
-def welcome(version: int, waiting_count: int, *, ack_deadline_ms: int, payload_bytes_max: int) -> bytes:
+def welcome(terms: Terms, waiting_count: int, *, ack_deadline_ms: int, payload_bytes_max: int) -> bytes:
     """Return a piece of a frame with the welcome."""
     answer = pb.MailboxWelcome(
-        version=version, payload_bytes_max=payload_bytes_max, waiting_count=waiting_count
+        version=terms.version,
+        features=sorted(terms.features),
+        payload_bytes_max=payload_bytes_max,
+        waiting_count=waiting_count,
     )
     answer.ack_deadline.FromMilliseconds(ack_deadline_ms)
     return pb.MailboxResponse(welcome=answer).SerializeToString()
@@ -169,6 +179,7 @@ def envelope_proto(envelope: Envelope, delivery_count: int = 0) -> envelope_pb2.
     """Return an envelope as its receiver sees it, after `delivery_count` deliveries."""
     proto = _Envelope.FromString(envelope.draft.body)
     proto.sender_id = envelope.key.sender
+    proto.receiver_id = envelope.key.receiver
     proto.accepted_time.FromMilliseconds(envelope.accepted_at)
     proto.retry_count = delivery_count
     proto.sequence_number = envelope.sequence

@@ -41,6 +41,7 @@ class Reason(StrEnum):
     ENTRY_NOT_FOUND = auto()
     LOCK_NOT_FOUND = auto()
     MESSAGE_NOT_FOUND = auto()
+    RECEIVER_NOT_FOUND = auto()
     IDENTITY_MISSING = auto()
     ACCESS_DENIED = auto()
     IDENTITY_MISMATCH = auto()
@@ -53,6 +54,7 @@ class Reason(StrEnum):
     SHUTTING_DOWN = auto()
     PEER_SILENT = auto()
     HISTORY_GONE = auto()
+    ROUTE_UNAVAILABLE = auto()
     INTERNAL = auto()
     CALL_TIMED_OUT = auto()
     CALL_CANCELLED = auto()
@@ -98,6 +100,7 @@ TABLE: Mapping[Reason, ErrorRow] = MappingProxyType(
         Reason.ENTRY_NOT_FOUND: _NOT_FOUND,
         Reason.LOCK_NOT_FOUND: _NOT_FOUND,
         Reason.MESSAGE_NOT_FOUND: _NOT_FOUND,
+        Reason.RECEIVER_NOT_FOUND: _NOT_FOUND,
         Reason.IDENTITY_MISSING: ErrorRow("UNAUTHENTICATED", definite=True, retryable=False),
         Reason.ACCESS_DENIED: _DENIED,
         Reason.IDENTITY_MISMATCH: _DENIED,
@@ -110,6 +113,7 @@ TABLE: Mapping[Reason, ErrorRow] = MappingProxyType(
         Reason.SHUTTING_DOWN: _AWAY,
         Reason.PEER_SILENT: ErrorRow("UNAVAILABLE", definite=False, retryable=True),
         Reason.HISTORY_GONE: ErrorRow("OUT_OF_RANGE", definite=True, retryable=False),
+        Reason.ROUTE_UNAVAILABLE: _AWAY,
         Reason.INTERNAL: ErrorRow("INTERNAL", definite=False, retryable=False),
         Reason.CALL_TIMED_OUT: ErrorRow("DEADLINE_EXCEEDED", definite=False, retryable=True),
         Reason.CALL_CANCELLED: ErrorRow("CANCELLED", definite=False, retryable=True),

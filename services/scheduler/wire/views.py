@@ -34,6 +34,14 @@ def collaboration_message(view: CollaborationView) -> collaboration_pb.Collabora
     return collaboration_pb.Collaboration.FromString(encode_collaboration(view))
 
 
+def members_message(collaboration: Collaboration) -> service_pb.GetMembersResponse:
+    """Return the mailboxes of everybody who belongs to a collaboration."""
+    # An agent's mailbox is its bare name.
+    names = {*collaboration.members, collaboration.requester.removeprefix("agent/")}
+    names |= {collaboration.coordinator_agent} - {""}
+    return service_pb.GetMembersResponse(members=sorted(names), generation=collaboration.generation)
+
+
 def task_message(book: Book, view: TaskView) -> task_pb.Task:
     """Return a task as it was at one generation; if that is the newest, with what is not durable, too."""
     task = view.task

@@ -15,6 +15,7 @@ from services.broker.config import BrokerConfig
 from services.broker.peers import AgentsView
 from services.broker.store import MailboxStore
 from services.broker.stores.sqlite import SqliteStore
+from services.common.core.errors import Reason, ServiceError
 from services.common.testing.outbox import MemoryOutbox
 from tests.conftest import Certificates
 from tests.integration.broker.broker_client import MailboxClient
@@ -36,6 +37,23 @@ class KnownAgents:
             yield await self.news.get()
 
 
+class KnownMembers:
+    """A scheduler that knows a few collaborations, and can be away."""
+
+    def __init__(self) -> None:
+        self.teams: dict[str, frozenset[str]] = {}
+        self.away = False
+        self.asked = 0
+
+    async def members(self, collaboration_id: str, timeout_ms: int) -> frozenset[str] | None:
+        """See `members.MembershipSource`."""
+        del timeout_ms
+        self.asked += 1
+        if self.away:
+            raise ServiceError(Reason.NOT_COORDINATOR, "nobody leads")
+        return self.teams.get(collaboration_id)
+
+
 class House:
     """One broker's folder and whoever runs in it; can be stopped and started again."""
 
@@ -43,6 +61,7 @@ class House:
         self.folder, self.certificates = folder, certificates
         self.outbox = MemoryOutbox()
         self.agents = KnownAgents()
+        self.members = KnownMembers()
         self.app: BrokerApp | None = None
         self.clients: list[MailboxClient] = []
 
@@ -67,7 +86,9 @@ class House:
     async def start(self, store: MailboxStore | None = None, **changes: Any) -> BrokerApp:
         """Start a broker on what the folder holds."""
         store = store or SqliteStore.open(self.folder / "mailboxes.sqlite")
-        self.app = BrokerApp(self.config(**changes), store, self.outbox, agents=self.agents)
+        self.app = BrokerApp(
+            self.config(**changes), store, self.outbox, agents=self.agents, collaborations=self.members
+        )
         await self.app.start()
         return self.app
 

@@ -60,6 +60,21 @@ class BrokerServiceStub:
                 request_serializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.DropDeadLettersRequest.SerializeToString,
                 response_deserializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.DropDeadLettersResponse.FromString,
                 _registered_method=True)
+        self.Subscribe = channel.unary_unary(
+                '/muster.broker.v1.BrokerService/Subscribe',
+                request_serializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.SubscribeRequest.SerializeToString,
+                response_deserializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.SubscribeResponse.FromString,
+                _registered_method=True)
+        self.Unsubscribe = channel.unary_unary(
+                '/muster.broker.v1.BrokerService/Unsubscribe',
+                request_serializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.UnsubscribeRequest.SerializeToString,
+                response_deserializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.UnsubscribeResponse.FromString,
+                _registered_method=True)
+        self.ListSubscriptions = channel.unary_unary(
+                '/muster.broker.v1.BrokerService/ListSubscriptions',
+                request_serializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.ListSubscriptionsRequest.SerializeToString,
+                response_deserializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.ListSubscriptionsResponse.FromString,
+                _registered_method=True)
 
 
 class BrokerServiceServicer:
@@ -102,6 +117,28 @@ class BrokerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Subscribe(self, request, context):
+        """Subscribe has a mailbox get a copy of what is published to matching topics from now on, whether its owner
+        is there or not, until Unsubscribe. The answer follows its commit; again is the same as once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unsubscribe(self, request, context):
+        """Unsubscribe ends a subscription; what was accepted before still comes. NOT_FOUND is never said.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSubscriptions(self, request, context):
+        """ListSubscriptions returns the patterns of a mailbox.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BrokerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -129,6 +166,21 @@ def add_BrokerServiceServicer_to_server(servicer, server):
                     servicer.DropDeadLetters,
                     request_deserializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.DropDeadLettersRequest.FromString,
                     response_serializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.DropDeadLettersResponse.SerializeToString,
+            ),
+            'Subscribe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Subscribe,
+                    request_deserializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.SubscribeRequest.FromString,
+                    response_serializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.SubscribeResponse.SerializeToString,
+            ),
+            'Unsubscribe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unsubscribe,
+                    request_deserializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.UnsubscribeRequest.FromString,
+                    response_serializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.UnsubscribeResponse.SerializeToString,
+            ),
+            'ListSubscriptions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSubscriptions,
+                    request_deserializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.ListSubscriptionsRequest.FromString,
+                    response_serializer=muster_dot_broker_dot_v1_dot_broker__service__pb2.ListSubscriptionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -267,6 +319,87 @@ class BrokerService:
             '/muster.broker.v1.BrokerService/DropDeadLetters',
             muster_dot_broker_dot_v1_dot_broker__service__pb2.DropDeadLettersRequest.SerializeToString,
             muster_dot_broker_dot_v1_dot_broker__service__pb2.DropDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Subscribe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/muster.broker.v1.BrokerService/Subscribe',
+            muster_dot_broker_dot_v1_dot_broker__service__pb2.SubscribeRequest.SerializeToString,
+            muster_dot_broker_dot_v1_dot_broker__service__pb2.SubscribeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unsubscribe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/muster.broker.v1.BrokerService/Unsubscribe',
+            muster_dot_broker_dot_v1_dot_broker__service__pb2.UnsubscribeRequest.SerializeToString,
+            muster_dot_broker_dot_v1_dot_broker__service__pb2.UnsubscribeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSubscriptions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/muster.broker.v1.BrokerService/ListSubscriptions',
+            muster_dot_broker_dot_v1_dot_broker__service__pb2.ListSubscriptionsRequest.SerializeToString,
+            muster_dot_broker_dot_v1_dot_broker__service__pb2.ListSubscriptionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

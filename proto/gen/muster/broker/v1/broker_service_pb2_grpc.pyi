@@ -45,6 +45,14 @@ class BrokerServiceStub:
     """
     DropDeadLetters: _grpc.UnaryUnaryMultiCallable[_broker_service_pb2.DropDeadLettersRequest, _broker_service_pb2.DropDeadLettersResponse]
     """DropDeadLetters forgets dead letters."""
+    Subscribe: _grpc.UnaryUnaryMultiCallable[_broker_service_pb2.SubscribeRequest, _broker_service_pb2.SubscribeResponse]
+    """Subscribe has a mailbox get a copy of what is published to matching topics from now on, whether its owner
+    is there or not, until Unsubscribe. The answer follows its commit; again is the same as once.
+    """
+    Unsubscribe: _grpc.UnaryUnaryMultiCallable[_broker_service_pb2.UnsubscribeRequest, _broker_service_pb2.UnsubscribeResponse]
+    """Unsubscribe ends a subscription; what was accepted before still comes. NOT_FOUND is never said."""
+    ListSubscriptions: _grpc.UnaryUnaryMultiCallable[_broker_service_pb2.ListSubscriptionsRequest, _broker_service_pb2.ListSubscriptionsResponse]
+    """ListSubscriptions returns the patterns of a mailbox."""
 
 @_typing.type_check_only
 class BrokerServiceAsyncStub(BrokerServiceStub):
@@ -63,6 +71,14 @@ class BrokerServiceAsyncStub(BrokerServiceStub):
     """
     DropDeadLetters: _aio.UnaryUnaryMultiCallable[_broker_service_pb2.DropDeadLettersRequest, _broker_service_pb2.DropDeadLettersResponse]  # type: ignore[assignment]
     """DropDeadLetters forgets dead letters."""
+    Subscribe: _aio.UnaryUnaryMultiCallable[_broker_service_pb2.SubscribeRequest, _broker_service_pb2.SubscribeResponse]  # type: ignore[assignment]
+    """Subscribe has a mailbox get a copy of what is published to matching topics from now on, whether its owner
+    is there or not, until Unsubscribe. The answer follows its commit; again is the same as once.
+    """
+    Unsubscribe: _aio.UnaryUnaryMultiCallable[_broker_service_pb2.UnsubscribeRequest, _broker_service_pb2.UnsubscribeResponse]  # type: ignore[assignment]
+    """Unsubscribe ends a subscription; what was accepted before still comes. NOT_FOUND is never said."""
+    ListSubscriptions: _aio.UnaryUnaryMultiCallable[_broker_service_pb2.ListSubscriptionsRequest, _broker_service_pb2.ListSubscriptionsResponse]  # type: ignore[assignment]
+    """ListSubscriptions returns the patterns of a mailbox."""
 
 class BrokerServiceServicer(metaclass=_abc_1.ABCMeta):
     """BrokerService carries envelopes between agents through durable mailboxes."""
@@ -108,5 +124,31 @@ class BrokerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_broker_service_pb2.DropDeadLettersResponse, _abc.Awaitable[_broker_service_pb2.DropDeadLettersResponse]]:
         """DropDeadLetters forgets dead letters."""
+
+    @_abc_1.abstractmethod
+    def Subscribe(
+        self,
+        request: _broker_service_pb2.SubscribeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_broker_service_pb2.SubscribeResponse, _abc.Awaitable[_broker_service_pb2.SubscribeResponse]]:
+        """Subscribe has a mailbox get a copy of what is published to matching topics from now on, whether its owner
+        is there or not, until Unsubscribe. The answer follows its commit; again is the same as once.
+        """
+
+    @_abc_1.abstractmethod
+    def Unsubscribe(
+        self,
+        request: _broker_service_pb2.UnsubscribeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_broker_service_pb2.UnsubscribeResponse, _abc.Awaitable[_broker_service_pb2.UnsubscribeResponse]]:
+        """Unsubscribe ends a subscription; what was accepted before still comes. NOT_FOUND is never said."""
+
+    @_abc_1.abstractmethod
+    def ListSubscriptions(
+        self,
+        request: _broker_service_pb2.ListSubscriptionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_broker_service_pb2.ListSubscriptionsResponse, _abc.Awaitable[_broker_service_pb2.ListSubscriptionsResponse]]:
+        """ListSubscriptions returns the patterns of a mailbox."""
 
 def add_BrokerServiceServicer_to_server(servicer: BrokerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -59,7 +59,9 @@ Global___MessageType: _TypeAlias = MessageType  # noqa: Y015
 
 @_typing.final
 class Envelope(_message.Message):
-    """Envelope is what one agent sends another through the broker (标准化消息格式)."""
+    """Envelope is what one agent sends another through the broker (标准化消息格式). docs/envelope.md maps it to
+    CloudEvents.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -79,6 +81,9 @@ class Envelope(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     COLLABORATION_ID_FIELD_NUMBER: _builtins.int
     SEQUENCE_NUMBER_FIELD_NUMBER: _builtins.int
+    TRACESTATE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    REQUIRES_RECEIVER_FIELD_NUMBER: _builtins.int
     message_id: _builtins.str
     """Unique per sender, 1 to 64 bytes of [A-Za-z0-9._-]. Set by the sender. The same id with the same
     content is stored once; with other content it is refused with REQUEST_ID_REUSED.
@@ -86,7 +91,14 @@ class Envelope(_message.Message):
     sender_id: _builtins.str
     """The sending agent's name. The broker overwrites it with the certificate's identity."""
     receiver_id: _builtins.str
-    """The receiving agent's name, 1 to 64 bytes. Set by the sender."""
+    """Where it goes, at most 160 bytes. Set by the sender:
+      "field-1", "operator/admin"  that agent (any one instance of it) or operator;
+      "skill/<skill>"              the least loaded agent with the skill, chosen once, at acceptance;
+      "collaboration/<id>"         each other member of a collaboration that the sender is a member of;
+      "topic/<topic>"              each other subscriber of the topic.
+    All but the first need the feature "routes". The broker overwrites it with whose mailbox it is in, and
+    keeps what the sender wrote in `address`.
+    """
     message_type: Global___MessageType.ValueType
     """What the envelope is about; must not be unspecified. Set by the sender."""
     priority: _priority_pb2.Priority.ValueType
@@ -102,12 +114,20 @@ class Envelope(_message.Message):
     causation_id: _builtins.str
     """The message, attempt or request that caused this one, at most 64 bytes. Set by the sender."""
     traceparent: _builtins.str
-    """W3C Trace Context "traceparent"; empty or exactly 55 bytes. Set by the sender."""
+    """W3C Trace Context "traceparent"; empty, or 55 bytes as that standard has them. Set by the sender."""
     collaboration_id: _builtins.str
     """The collaboration this belongs to; empty for none. Set by the sender."""
     sequence_number: _builtins.int
     """Position in the order domain (sender, receiver, priority); 1, 2, 3 … without holes except explained
     ones. Set by the broker.
+    """
+    tracestate: _builtins.str
+    """W3C Trace Context "tracestate", at most 512 bytes; only with a traceparent. Set by the sender."""
+    address: _builtins.str
+    """The receiver_id that the sender wrote, when it named no single receiver; else empty. Set by the broker."""
+    requires_receiver: _builtins.bool
+    """True: refused with RECEIVER_NOT_FOUND when a topic has no other subscriber or a collaboration no other
+    member. False: it is accepted then, for nobody. Set by the sender.
     """
     @_builtins.property
     def payload(self) -> _payload_pb2.Payload:
@@ -140,10 +160,13 @@ class Envelope(_message.Message):
         traceparent: _builtins.str = ...,
         collaboration_id: _builtins.str = ...,
         sequence_number: _builtins.int = ...,
+        tracestate: _builtins.str = ...,
+        address: _builtins.str = ...,
+        requires_receiver: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_retry_max", b"_retry_max", "accepted_time", b"accepted_time", "payload", b"payload", "retry_max", b"retry_max", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_max", b"_retry_max", "accepted_time", b"accepted_time", "causation_id", b"causation_id", "collaboration_id", b"collaboration_id", "correlation_id", b"correlation_id", "message_id", b"message_id", "message_type", b"message_type", "payload", b"payload", "priority", b"priority", "receiver_id", b"receiver_id", "requires_ack", b"requires_ack", "retry_count", b"retry_count", "retry_max", b"retry_max", "sender_id", b"sender_id", "sequence_number", b"sequence_number", "traceparent", b"traceparent", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_max", b"_retry_max", "accepted_time", b"accepted_time", "address", b"address", "causation_id", b"causation_id", "collaboration_id", b"collaboration_id", "correlation_id", b"correlation_id", "message_id", b"message_id", "message_type", b"message_type", "payload", b"payload", "priority", b"priority", "receiver_id", b"receiver_id", "requires_ack", b"requires_ack", "requires_receiver", b"requires_receiver", "retry_count", b"retry_count", "retry_max", b"retry_max", "sender_id", b"sender_id", "sequence_number", b"sequence_number", "traceparent", b"traceparent", "tracestate", b"tracestate", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__retry_max: _TypeAlias = _typing.Literal["retry_max"]  # noqa: Y015
     _WhichOneofArgType__retry_max: _TypeAlias = _typing.Literal["_retry_max", b"_retry_max"]  # noqa: Y015

@@ -68,6 +68,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: no such lock, or the caller does not hold it."""
     ERROR_REASON_MESSAGE_NOT_FOUND: _ErrorReason.ValueType  # 45
     """NOT_FOUND: no such mailbox, message or dead letter."""
+    ERROR_REASON_RECEIVER_NOT_FOUND: _ErrorReason.ValueType  # 46
+    """NOT_FOUND: the address means nobody: no known agent has the skill, or nobody would get a copy and the
+    sender requires a receiver; metadata "address".
+    """
     ERROR_REASON_IDENTITY_MISSING: _ErrorReason.ValueType  # 50
     """UNAUTHENTICATED: the certificate carries no Muster identity."""
     ERROR_REASON_ACCESS_DENIED: _ErrorReason.ValueType  # 51
@@ -92,6 +96,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the session, work or mailbox stream stopped answering and was closed."""
     ERROR_REASON_HISTORY_GONE: _ErrorReason.ValueType  # 75
     """OUT_OF_RANGE: the asked generation, cursor or index is no longer kept; metadata "oldest", "newest"."""
+    ERROR_REASON_ROUTE_UNAVAILABLE: _ErrorReason.ValueType  # 76
+    """UNAVAILABLE: the broker has not heard yet who has a skill, or who is a member of a collaboration;
+    metadata "address".
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 90
     """INTERNAL: a defect of the service; the log has the story under the same cause id."""
     ERROR_REASON_CALL_TIMED_OUT: _ErrorReason.ValueType  # 91
@@ -158,6 +166,10 @@ ERROR_REASON_LOCK_NOT_FOUND: ErrorReason.ValueType  # 44
 """NOT_FOUND: no such lock, or the caller does not hold it."""
 ERROR_REASON_MESSAGE_NOT_FOUND: ErrorReason.ValueType  # 45
 """NOT_FOUND: no such mailbox, message or dead letter."""
+ERROR_REASON_RECEIVER_NOT_FOUND: ErrorReason.ValueType  # 46
+"""NOT_FOUND: the address means nobody: no known agent has the skill, or nobody would get a copy and the
+sender requires a receiver; metadata "address".
+"""
 ERROR_REASON_IDENTITY_MISSING: ErrorReason.ValueType  # 50
 """UNAUTHENTICATED: the certificate carries no Muster identity."""
 ERROR_REASON_ACCESS_DENIED: ErrorReason.ValueType  # 51
@@ -182,6 +194,10 @@ ERROR_REASON_PEER_SILENT: ErrorReason.ValueType  # 74
 """UNAVAILABLE: the session, work or mailbox stream stopped answering and was closed."""
 ERROR_REASON_HISTORY_GONE: ErrorReason.ValueType  # 75
 """OUT_OF_RANGE: the asked generation, cursor or index is no longer kept; metadata "oldest", "newest"."""
+ERROR_REASON_ROUTE_UNAVAILABLE: ErrorReason.ValueType  # 76
+"""UNAVAILABLE: the broker has not heard yet who has a skill, or who is a member of a collaboration;
+metadata "address".
+"""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 90
 """INTERNAL: a defect of the service; the log has the story under the same cause id."""
 ERROR_REASON_CALL_TIMED_OUT: ErrorReason.ValueType  # 91

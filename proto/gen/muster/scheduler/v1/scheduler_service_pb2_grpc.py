@@ -58,6 +58,11 @@ class SchedulerServiceStub:
                 request_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListCollaborationsRequest.SerializeToString,
                 response_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListCollaborationsResponse.FromString,
                 _registered_method=True)
+        self.GetMembers = channel.unary_unary(
+                '/muster.scheduler.v1.SchedulerService/GetMembers',
+                request_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetMembersRequest.SerializeToString,
+                response_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetMembersResponse.FromString,
+                _registered_method=True)
         self.CancelCollaboration = channel.unary_unary(
                 '/muster.scheduler.v1.SchedulerService/CancelCollaboration',
                 request_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.CancelCollaborationRequest.SerializeToString,
@@ -114,6 +119,13 @@ class SchedulerServiceServicer:
 
     def ListCollaborations(self, request, context):
         """ListCollaborations returns collaborations without tasks, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMembers(self, request, context):
+        """GetMembers returns who belongs to a collaboration, for the broker, which carries their messages.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -176,6 +188,11 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.ListCollaborations,
                     request_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListCollaborationsRequest.FromString,
                     response_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListCollaborationsResponse.SerializeToString,
+            ),
+            'GetMembers': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMembers,
+                    request_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetMembersRequest.FromString,
+                    response_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetMembersResponse.SerializeToString,
             ),
             'CancelCollaboration': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelCollaboration,
@@ -314,6 +331,33 @@ class SchedulerService:
             '/muster.scheduler.v1.SchedulerService/ListCollaborations',
             muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListCollaborationsRequest.SerializeToString,
             muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListCollaborationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMembers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/muster.scheduler.v1.SchedulerService/GetMembers',
+            muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetMembersRequest.SerializeToString,
+            muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetMembersResponse.FromString,
             options,
             channel_credentials,
             insecure,

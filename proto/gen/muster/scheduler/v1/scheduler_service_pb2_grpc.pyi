@@ -45,6 +45,8 @@ class SchedulerServiceStub:
     """GetCollaboration returns one collaboration with its tasks."""
     ListCollaborations: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListCollaborationsRequest, _scheduler_service_pb2.ListCollaborationsResponse]
     """ListCollaborations returns collaborations without tasks, newest first."""
+    GetMembers: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.GetMembersRequest, _scheduler_service_pb2.GetMembersResponse]
+    """GetMembers returns who belongs to a collaboration, for the broker, which carries their messages."""
     CancelCollaboration: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.CancelCollaborationRequest, _scheduler_service_pb2.CancelCollaborationResponse]
     """CancelCollaboration cancels what has not ended; running attempts are asked to stop."""
     WatchCollaborations: _grpc.UnaryStreamMultiCallable[_scheduler_service_pb2.WatchCollaborationsRequest, _scheduler_service_pb2.WatchCollaborationsResponse]
@@ -72,6 +74,8 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     """GetCollaboration returns one collaboration with its tasks."""
     ListCollaborations: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListCollaborationsRequest, _scheduler_service_pb2.ListCollaborationsResponse]  # type: ignore[assignment]
     """ListCollaborations returns collaborations without tasks, newest first."""
+    GetMembers: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.GetMembersRequest, _scheduler_service_pb2.GetMembersResponse]  # type: ignore[assignment]
+    """GetMembers returns who belongs to a collaboration, for the broker, which carries their messages."""
     CancelCollaboration: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.CancelCollaborationRequest, _scheduler_service_pb2.CancelCollaborationResponse]  # type: ignore[assignment]
     """CancelCollaboration cancels what has not ended; running attempts are asked to stop."""
     WatchCollaborations: _aio.UnaryStreamMultiCallable[_scheduler_service_pb2.WatchCollaborationsRequest, _scheduler_service_pb2.WatchCollaborationsResponse]  # type: ignore[assignment]
@@ -120,6 +124,14 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_service_pb2.ListCollaborationsResponse, _abc.Awaitable[_scheduler_service_pb2.ListCollaborationsResponse]]:
         """ListCollaborations returns collaborations without tasks, newest first."""
+
+    @_abc_1.abstractmethod
+    def GetMembers(
+        self,
+        request: _scheduler_service_pb2.GetMembersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_service_pb2.GetMembersResponse, _abc.Awaitable[_scheduler_service_pb2.GetMembersResponse]]:
+        """GetMembers returns who belongs to a collaboration, for the broker, which carries their messages."""
 
     @_abc_1.abstractmethod
     def CancelCollaboration(
