@@ -16,7 +16,14 @@ from typing import Any, Protocol
 from services.broker.core import effects as fx
 from services.broker.core import events as ev
 from services.broker.core.machine import Machine
-from services.broker.core.model import Batch, LetterOutcome, Limits, StoredDeadLetter, Subscription
+from services.broker.core.model import (
+    AgentProfile,
+    Batch,
+    LetterOutcome,
+    Limits,
+    StoredDeadLetter,
+    Subscription,
+)
 from services.broker.metrics import BrokerMetrics
 from services.broker.recorder import AuditRecorder, DeadLettersDropped
 from services.broker.store import MailboxStore, Retention
@@ -75,7 +82,10 @@ class Driver:
         self._store, self._clock, self._metrics = store, clock, metrics
         self._recorder, self._settings = recorder, settings
         self._machine: Machine | None = None
-        self._agents: ev.AgentsSeen | None = None
+        # What the registry said, for a core that begins anew.
+        self._names: set[str] = set()
+        self._profiles: dict[str, AgentProfile] = {}
+        self._names_complete = False
         self._outlets: dict[int, Outlet] = {}
         self._stream_count = 0
         # Requests about dead letters and subscriptions that wait for their answer.
@@ -135,12 +145,13 @@ class Driver:
 
     def see_agents(self, seen: ev.AgentsSeen) -> None:
         """Take the registry's news; they outlast the core's memory."""
-        known = self._agents
-        if known is None or seen.complete:
-            self._agents = seen
-        else:
-            profiles = {**known.profiles, **seen.profiles}
-            self._agents = ev.AgentsSeen(known.names | seen.names, known.complete, profiles)
+        if seen.complete:
+            self._names.clear()
+            self._profiles.clear()
+            self._names_complete = True
+        # In place: with many agents there is always one whose load has changed.
+        self._names |= seen.names
+        self._profiles.update(seen.profiles)
         self.submit(seen)
 
     async def wait_room(self) -> None:
@@ -384,8 +395,9 @@ class Driver:
         now = self._clock.now()
         self._machine = Machine(await self._store.load(now), self._settings.limits, now)
         self._metrics.show(self._machine.state)
-        if self._agents is not None:
-            self._events.appendleft(self._agents)
+        if self._names:
+            seen = ev.AgentsSeen(frozenset(self._names), self._names_complete, dict(self._profiles))
+            self._events.appendleft(seen)
 
     def _decide(self, bytes_decided: int) -> None:
         self._bytes_decided = bytes_decided

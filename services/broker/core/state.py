@@ -315,6 +315,9 @@ class State:
     def see_profile(self, name: str, profile: AgentProfile | None) -> None:
         """Take what the registry says of an agent; None: it is gone."""
         before = self.profiles.pop(name, None)
+        if before is not None and profile is not None and before.skills == profile.skills:
+            self.profiles[name] = profile
+            return
         if before is not None:
             for skill in before.skills:
                 self.skilled[skill].discard(name)

@@ -7,14 +7,15 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
 
-from muster.registry.v1 import agent_pb2
+from muster.registry.v1 import agent_pb2 as agent_pb
 from muster.registry.v1 import registry_service_pb2 as pb
 from muster.registry.v1.registry_service_pb2_grpc import (
     RegistryServiceServicer,
     add_RegistryServiceServicer_to_server,
 )
 
-from services.broker.peers import AgentsView, RegistryAgents
+from services.broker.core.model import AgentProfile, Reach
+from services.broker.peers import AgentsView, RegistryAgents, read_profile
 from services.common import logs
 from services.common.core.errors import Reason
 from services.common.etcd.directory import ServiceDirectory
@@ -50,10 +51,10 @@ class Registry(RegistryServiceServicer):
 
     async def WatchAgents(self, request: Any, context: Any) -> AsyncIterator[Any]:  # the proto's name
         for name in self.names:
-            yield pb.WatchAgentsResponse(agents=[agent_pb2.Agent(agent_id=name)])
+            yield pb.WatchAgentsResponse(agents=[agent_pb.Agent(agent_id=name)])
         yield pb.WatchAgentsResponse(snapshot_complete=True)
         while True:
-            yield pb.WatchAgentsResponse(agents=[agent_pb2.Agent(agent_id=await self.news.get())])
+            yield pb.WatchAgentsResponse(agents=[agent_pb.Agent(agent_id=await self.news.get())])
 
 
 class Directory:
@@ -75,6 +76,21 @@ class Directory:
         self.changed.set()
 
 
+def names_of(view: AgentsView) -> tuple[set[str], bool]:
+    assert view.profiles.keys() == view.names
+    return set(view.names), view.complete
+
+
+def test_a_profile_counts_what_work_reaches() -> None:
+    agent = agent_pb.Agent(agent_id="alpha", state=agent_pb.AGENT_STATE_BUSY)
+    agent.skills.add(name="plans", level=0.5)
+    for state, used in (("READY", 1), ("BUSY", 4), ("LOST", 4)):
+        load = agent_pb.AgentLoad(slots=4, slots_used=used)
+        agent.instances.add(state=agent_pb.AgentState.Value(f"AGENT_STATE_{state}"), load=load)
+    assert read_profile(agent) == AgentProfile(frozenset({"plans"}), Reach.READY, 8, 5)
+    assert read_profile(agent_pb.Agent(agent_id="beta")).reach is Reach.AWAY
+
+
 async def test_it_follows_registries_wherever_they_go(certificates: Certificates) -> None:
     directory = Directory()
     agents = RegistryAgents(cast(ServiceDirectory, directory), certificates.tls("service/broker"))
@@ -83,12 +99,12 @@ async def test_it_follows_registries_wherever_they_go(certificates: Certificates
         waiting = asyncio.create_task(anext(views))
         # None is known yet; as soon as one is, everything that it knows comes at once.
         directory.move(await first.server.start())
-        assert await waiting == AgentsView(frozenset({"alpha", "beta"}), complete=True)
+        assert names_of(await waiting) == ({"alpha", "beta"}, True)
         first.news.put_nowait("delta")
-        assert await anext(views) == AgentsView(frozenset({"delta"}), complete=False)
+        assert names_of(await anext(views)) == ({"delta"}, False)
         directory.move(await second.server.start())
         await first.server.drain(100)
-        assert await anext(views) == AgentsView(frozenset({"alpha", "gamma"}), complete=True)
+        assert names_of(await anext(views)) == ({"alpha", "gamma"}, True)
     await second.server.drain(100)
 
 

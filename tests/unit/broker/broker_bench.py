@@ -7,7 +7,7 @@ from typing import TypeVar
 from services.broker.core import effects as fx
 from services.broker.core import events as ev
 from services.broker.core.machine import Machine
-from services.broker.core.model import Draft, Lane, Limits, SendOutcome
+from services.broker.core.model import Draft, Lane, Limits, RoutedDraft, SendOutcome
 from services.broker.stores.memory import MemoryStore
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.instants import Instant
@@ -68,7 +68,7 @@ class Bench:
         self.step(ev.FrameReceived(stream, credits=credits_, emergency_credits=credits_))
         return stream
 
-    def send(self, stream: int, *drafts: Draft) -> list[fx.Effect]:
+    def send(self, stream: int, *drafts: Draft | RoutedDraft) -> list[fx.Effect]:
         self.step(ev.FrameReceived(stream, drafts=drafts))
         return self.commit()
 

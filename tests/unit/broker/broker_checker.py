@@ -70,7 +70,8 @@ class Checker:
 
     def __init__(self, shares: dict[Lane, int]) -> None:
         self.shares = shares
-        self.ids: dict[tuple[str, str], Sent] = {}
+        # By sender, message_id and receiver: an envelope to several has as many copies.
+        self.ids: dict[tuple[str, str, str], Sent] = {}
         self.places: dict[tuple[DomainKey, int], Place] = {}
         self.tokens: dict[int, tuple[DomainKey, int]] = {}
         self.links: dict[int, Link] = {}
@@ -135,7 +136,7 @@ class Checker:
     ) -> None:
         if not durable:
             raise BrokenPromise("M1", f"{message_id} was accepted before it was durable")
-        first = self.ids.setdefault((sender, message_id), sent)
+        first = self.ids.setdefault((sender, message_id, sent.key.receiver), sent)
         if first.content != sent.content:
             raise BrokenPromise("M2", f"{message_id} was accepted again with other content")
         if first.sequence != sent.sequence:

@@ -10,7 +10,17 @@ from functools import partial
 from services.broker.core import effects as fx
 from services.broker.core import events as ev
 from services.broker.core.machine import Machine
-from services.broker.core.model import Delivery, DomainKey, Draft, Lane, Limits, Recovered
+from services.broker.core.model import (
+    Delivery,
+    DomainKey,
+    Draft,
+    Lane,
+    Limits,
+    Recovered,
+    Route,
+    RoutedDraft,
+    RouteKind,
+)
 from services.common.core.errors import Reason
 from services.common.core.instants import Instant
 from tests.unit.broker.broker_checker import BrokenPromise, Sent
@@ -21,7 +31,7 @@ from tests.unit.broker.broker_world import Disk, Plant
 class Message:
     """What a sender means to send."""
 
-    draft: Draft
+    draft: Draft | RoutedDraft
     answered: bool = False
 
 
@@ -31,7 +41,7 @@ class Sender:
     stream_id: int = 0
     outbox: list[Message] = field(default_factory=list)
     # On the current stream, in the order sent.
-    unanswered: deque[Draft] = field(default_factory=deque)
+    unanswered: deque[Draft | RoutedDraft] = field(default_factory=deque)
     made: int = 0
 
 
@@ -119,9 +129,21 @@ class World(Plant):
         content = rng.randbytes(8)
         receiver = rng.choice(["r1", "r2"])
         draft = Draft(message_id, receiver, lane, requires_ack, ttl_ms, retry_max, content, content * 5)
-        message = Message(draft)
+        kind = rng.choice([None, None, None, None, None, None, *RouteKind])
+        message = Message(draft if kind is None else self._routed(sender, draft, kind))
         sender.outbox.append(message)
         return message
+
+    def _routed(self, sender: Sender, draft: Draft, kind: RouteKind) -> RoutedDraft:
+        name = {
+            RouteKind.SKILL: "plans",
+            RouteKind.COLLABORATION: f"team-{sender.name}",
+            RouteKind.TOPIC: "roads.closed",
+        }[kind]
+        requires_receiver = self.random.random() < 0.3
+        return RoutedDraft(
+            draft.message_id, Route(kind, name), requires_receiver, draft._replace(receiver="")
+        )
 
     def send_new(self, sender: Sender) -> None:
         if not sender.stream_id or self.calm:
@@ -132,8 +154,7 @@ class World(Plant):
         if sender.outbox and self.random.random() < 0.2:
             again.append(self.random.choice(sender.outbox))
         if sender.outbox and self.random.random() < 0.1:
-            old = self.random.choice(sender.outbox).draft
-            again.append(Message(old._replace(fingerprint=b"otherone", body=b"other"), answered=True))
+            again.append(Message(_reuse(self.random.choice(sender.outbox).draft), answered=True))
         self._send(sender, [*again, *fresh])
 
     def _send(self, sender: Sender, messages: list[Message]) -> None:
@@ -146,22 +167,27 @@ class World(Plant):
         sender = next((one for one in self.senders if one.stream_id == stream_id), None)
         if sender is None:
             return
+        again = False
         for outcome in answer.outcomes:
             # Answers come in the order sent, so that each has its draft even when ids repeat.
             draft = sender.unanswered.popleft() if sender.unanswered else None
             if draft is None or draft.message_id != outcome.message_id:
                 raise BrokenPromise("M8", f"{outcome.message_id} was answered out of turn")
-            if outcome.error is None:
+            if outcome.error is None and isinstance(draft, RoutedDraft):
+                for receiver, sequence in self.routes.accepted(sender.name, draft.route, outcome).items():
+                    self._accepted(sender, draft.draft._replace(receiver=receiver), sequence)
+            elif outcome.error is None and isinstance(draft, Draft):
                 self._accepted(sender, draft, outcome.sequence)
             full = outcome.error is not None and outcome.error.reason in {
                 Reason.DISK_FULL,
                 Reason.QUOTA_EXCEEDED,
             }
+            again |= full
             for message in sender.outbox:
                 if message.draft == draft and not full:
                     message.answered = True
         # What met a full disk or quota is sent again; other refusals are final.
-        if any(outcome.error for outcome in answer.outcomes):
+        if again:
             waiting = [message for message in sender.outbox if not message.answered]
             self.later(20, lambda: self._send(sender, [one for one in waiting if not one.answered]))
 
@@ -290,6 +316,10 @@ class World(Plant):
             self.later(0, partial(self.connect_sender, sender))
         for receiver in self.receivers:
             self.later(self.random.randint(0, 200), partial(self.connect_receiver, receiver))
+        for receiver in self.receivers[1:]:
+            self.later(
+                self.random.randint(0, 100), partial(self.ask_subscription, receiver.name, wanted=True)
+            )
         for _ in range(40):
             one = self.random.choice(self.senders)
             self.later(self.random.randint(0, duration_ms), partial(self.send_new, one))
@@ -320,6 +350,9 @@ class World(Plant):
             receiver = rng.choice(self.receivers)
             action = rng.choice([self.drop_link, self.restart_receiver, self.leave_well])
             kinds.append(partial(action, receiver))
+        for _ in range(rng.randint(0, 3)):
+            kinds.append(partial(self.ask_subscription, rng.choice(["r1", "r2"]), wanted=rng.random() < 0.6))
+            kinds.append(self.hear_registry)
         kinds += [partial(self._drop_sender, rng.choice(self.senders)) for _ in range(rng.randint(0, 3))]
         return kinds
 
@@ -328,3 +361,10 @@ class World(Plant):
         if stream_id:
             self.cut(stream_id)
         self.later(self.random.randint(0, 100), lambda: self.connect_sender(sender))
+
+
+def _reuse(old: Draft | RoutedDraft) -> Draft | RoutedDraft:
+    """Return other content under the same id."""
+    if isinstance(old, Draft):
+        return old._replace(fingerprint=b"otherone", body=b"other")
+    return old._replace(draft=old.draft._replace(fingerprint=b"otherone", body=b"other"))

@@ -58,8 +58,12 @@ class LossyStore(MemoryStore):
             # What was settled last comes back.
             again = tuple(_reopened(record) for record in recovered.domains)
             return dataclasses.replace(recovered, domains=again)
+        if self.bug == "subscriptions forgotten in a crash":
+            return dataclasses.replace(recovered, subscriptions=frozenset())
+        if self.bug == "chosen receivers forgotten in a crash":
+            return dataclasses.replace(recovered, routed=())
         if self.bug == "ids forgotten in a crash":
-            return dataclasses.replace(recovered, remembered=())
+            return dataclasses.replace(recovered, remembered=(), routed=())
         return recovered
 
 

@@ -15,11 +15,23 @@ from typing import Protocol
 from services.broker.core import effects as fx
 from services.broker.core import events as ev
 from services.broker.core.machine import Machine
-from services.broker.core.model import Batch, DeadReason, DomainKey, Lane, Limits, Recovered
+from services.broker.core.model import (
+    AgentProfile,
+    Batch,
+    DeadReason,
+    DomainKey,
+    Lane,
+    Limits,
+    Reach,
+    Recovered,
+    RoutedDraft,
+    Subscription,
+)
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.instants import Instant
 from tests.unit.broker.broker_checker import Checker
 from tests.unit.broker.broker_invariants import validate
+from tests.unit.broker.broker_routes import RouteBook
 
 LIMITS = Limits(
     ack_deadline_ms=400,
@@ -33,6 +45,9 @@ LIMITS = Limits(
     send_window=32,
     unflushed_bytes_max=2_000,
 )
+SENDERS, RECEIVERS = frozenset({"s1", "s2", "s3"}), frozenset({"r1", "r2"})
+# Both match what is published.
+PATTERNS = {"r1": "roads.*", "r2": "roads.closed"}
 DISK_FULL = ServiceError(Reason.DISK_FULL, "no room left")
 
 
@@ -77,6 +92,10 @@ class Plant:
         self.inbound: dict[int, deque[ev.Event]] = {}
         self.story: list[str] = []
         self.durable_dead: dict[tuple[DomainKey, int], DeadReason] = {}
+        self.routes = RouteBook(RECEIVERS)
+        # Open requests about subscriptions: whose, what, and the newest of each owner.
+        self.asked: dict[int, tuple[str, bool]] = {}
+        self.request_ids = 0
         self._boot()
 
     # -- time
@@ -112,7 +131,30 @@ class Plant:
         self.broker = self.make(recovered, self.limits, self.now)
         self.committing = None
         self.inbound.clear()
-        self.step(ev.AgentsSeen(frozenset({"s1", "s2", "s3", "r1", "r2"}), complete=True))
+        self.asked.clear()
+        self.hear_registry()
+        for sender in sorted(SENDERS):
+            self.step(ev.MembersSeen(f"team-{sender}", RECEIVERS | {sender}))
+
+    def hear_registry(self) -> None:
+        """The registry says who exists and what they do."""
+        profiles = {
+            name: AgentProfile(
+                frozenset({"plans"}), self.random.choice(list(Reach)), 4, self.random.randint(0, 4)
+            )
+            for name in sorted(RECEIVERS)
+        }
+        self.step(ev.AgentsSeen(SENDERS | RECEIVERS, complete=True, profiles=profiles))
+
+    def ask_subscription(self, owner: str, *, wanted: bool) -> None:
+        """Somebody subscribes or no longer wants to be."""
+        self.request_ids += 1
+        self.routes.firm[owner] = None
+        # Only the newest request of an owner says how it ends.
+        self.asked = {number: one for number, one in self.asked.items() if one[0] != owner}
+        self.asked[self.request_ids] = owner, wanted
+        subscription = Subscription(owner, PATTERNS[owner])
+        self.step(ev.SubscriptionAsked(self.request_ids, subscription, wanted, own=True))
 
     def crash(self) -> None:
         if self.calm:
@@ -127,6 +169,8 @@ class Plant:
     def _write(self, batch: Batch) -> None:
         self.disk.commit_now(batch)
         self.domains.update({record.key: record for record in batch.domains})
+        for envelope in batch.envelopes:
+            self.routes.written(envelope)
         for letter in batch.dead_letters:
             self.durable_dead[letter.envelope.key, letter.envelope.sequence] = letter.reason
 
@@ -204,6 +248,9 @@ class Plant:
                 for letter in letters:
                     envelope = letter.envelope
                     checker.dead(envelope.key, envelope.sequence, envelope.draft.message_id, letter.reason)
+            case fx.TellSubscription(request_id=request_id, error=error):
+                if error is None and (asked := self.asked.pop(request_id, None)) is not None:
+                    self.routes.firm[asked[0]] = asked[1]
             case fx.End(stream_id=stream_id) | fx.Finish(stream_id=stream_id):
                 self._ended(stream_id)
 
@@ -274,6 +321,8 @@ class Plant:
         if isinstance(event, ev.FrameReceived) and link is not None:
             for draft in event.drafts:
                 self.checker.sent(stream_id, draft.message_id)
+                if isinstance(draft, RoutedDraft):
+                    self.routes.arrived(link.mailbox, draft.message_id, draft.route)
             session = link.session
             self.taken_for_good = {token for token in event.acks if self.checker.ack_in(session, token)}
             for settling in event.settlings:
