@@ -13,6 +13,7 @@ from services.broker.core.lanes import LaneShares
 from services.broker.core.machine import Machine
 from services.broker.core.model import (
     Batch,
+    Chosen,
     Delivery,
     DomainKey,
     DomainRecord,
@@ -22,6 +23,7 @@ from services.broker.core.model import (
     SendOutcome,
 )
 from services.broker.core.state import Domain, Item, Session
+from services.broker.core.topics import Topics
 from services.broker.stores.memory import MemoryStore
 from services.common.core.instants import NEVER, Instant
 
@@ -210,6 +212,28 @@ def _ready_unless_any_waits(domain: Domain) -> bool:
     return bool(domain.waiting) and not domain.blocked
 
 
+def _match_but_one(topics: Topics, topic: str) -> set[str]:
+    del topic
+    return {owner for owner in ("r1", "r2") if topics.count(owner)} - {"r2"}
+
+
+def _say_more(_: BrokenMachine, __: ev.Event, effects: list[fx.Effect]) -> list[fx.Effect]:
+    """The outcome counts one copy that there is not."""
+    return [
+        dataclasses.replace(one, outcomes=[_one_more(outcome) for outcome in one.outcomes])
+        if isinstance(one, fx.Answer)
+        else one
+        for one in effects
+    ]
+
+
+def _one_more(outcome: SendOutcome) -> SendOutcome:
+    chosen = outcome.chosen
+    if chosen is None or chosen.receiver_count < 2:
+        return outcome
+    return outcome._replace(chosen=chosen._replace(receiver_count=chosen.receiver_count + 1))
+
+
 @dataclasses.dataclass(frozen=True)
 class Bug:
     """One defect, and the promise that it breaks."""
@@ -249,4 +273,9 @@ BUGS = {
     "reused token": Bug("M7", effects=_reuse_tokens),
     "credits ignored": Bug("M8", patch=(flow, "grant", _grant_more)),
     "swallowed outcome": Bug("M8", effects=_swallow),
+    "subscriptions forgotten in a crash": Bug("M8"),
+    "chosen receivers forgotten in a crash": Bug("M2"),
+    "one subscriber left out": Bug("M8", patch=(Topics, "match", _match_but_one)),
+    "fewer copies than said": Bug("M1", effects=_say_more),
+    "chosen anew": Bug("M2", patch=(DedupWindow, "chosen", lambda window, message_id: Chosen("r2", 1))),
 }

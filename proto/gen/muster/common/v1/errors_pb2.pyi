@@ -69,9 +69,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_MESSAGE_NOT_FOUND: _ErrorReason.ValueType  # 45
     """NOT_FOUND: no such mailbox, message or dead letter."""
     ERROR_REASON_RECEIVER_NOT_FOUND: _ErrorReason.ValueType  # 46
-    """NOT_FOUND: the address means nobody: no known agent has the skill, or nobody would get a copy and the
-    sender requires a receiver; metadata "address".
-    """
+    """NOT_FOUND: nobody has the skill, or nobody would get a copy and one is required; metadata "address"."""
     ERROR_REASON_IDENTITY_MISSING: _ErrorReason.ValueType  # 50
     """UNAUTHENTICATED: the certificate carries no Muster identity."""
     ERROR_REASON_ACCESS_DENIED: _ErrorReason.ValueType  # 51
@@ -97,9 +95,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_HISTORY_GONE: _ErrorReason.ValueType  # 75
     """OUT_OF_RANGE: the asked generation, cursor or index is no longer kept; metadata "oldest", "newest"."""
     ERROR_REASON_ROUTE_UNAVAILABLE: _ErrorReason.ValueType  # 76
-    """UNAVAILABLE: the broker has not heard yet who has a skill, or who is a member of a collaboration;
-    metadata "address".
-    """
+    """UNAVAILABLE: the broker has not heard yet who has a skill or who is a member; metadata "address"."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 90
     """INTERNAL: a defect of the service; the log has the story under the same cause id."""
     ERROR_REASON_CALL_TIMED_OUT: _ErrorReason.ValueType  # 91
@@ -167,9 +163,7 @@ ERROR_REASON_LOCK_NOT_FOUND: ErrorReason.ValueType  # 44
 ERROR_REASON_MESSAGE_NOT_FOUND: ErrorReason.ValueType  # 45
 """NOT_FOUND: no such mailbox, message or dead letter."""
 ERROR_REASON_RECEIVER_NOT_FOUND: ErrorReason.ValueType  # 46
-"""NOT_FOUND: the address means nobody: no known agent has the skill, or nobody would get a copy and the
-sender requires a receiver; metadata "address".
-"""
+"""NOT_FOUND: nobody has the skill, or nobody would get a copy and one is required; metadata "address"."""
 ERROR_REASON_IDENTITY_MISSING: ErrorReason.ValueType  # 50
 """UNAUTHENTICATED: the certificate carries no Muster identity."""
 ERROR_REASON_ACCESS_DENIED: ErrorReason.ValueType  # 51
@@ -195,9 +189,7 @@ ERROR_REASON_PEER_SILENT: ErrorReason.ValueType  # 74
 ERROR_REASON_HISTORY_GONE: ErrorReason.ValueType  # 75
 """OUT_OF_RANGE: the asked generation, cursor or index is no longer kept; metadata "oldest", "newest"."""
 ERROR_REASON_ROUTE_UNAVAILABLE: ErrorReason.ValueType  # 76
-"""UNAVAILABLE: the broker has not heard yet who has a skill, or who is a member of a collaboration;
-metadata "address".
-"""
+"""UNAVAILABLE: the broker has not heard yet who has a skill or who is a member; metadata "address"."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 90
 """INTERNAL: a defect of the service; the log has the story under the same cause id."""
 ERROR_REASON_CALL_TIMED_OUT: ErrorReason.ValueType  # 91
