@@ -17,7 +17,6 @@ from services.common.clock import Clock
 from services.common.core.entries import EntryDraft, Outcome
 from services.common.core.errors import Reason, ServiceError
 from services.common.metrics import Metrics
-from services.common.protobuf import block, plain_timestamp, scalar
 from services.common.spool import Spool
 
 # The proto's limits; what is longer is cut, since one entry that audit refuses would stop all behind it.
@@ -255,54 +254,38 @@ async def open_outbox(
 
 
 def encode_entry(draft: EntryDraft, entry_id: str, replica_id: str, service: str = "") -> bytes:
-    """Return the draft as the `muster.audit.v1.Entry` that audit takes, the same bytes for the same entry.
+    """Return the draft as the `muster.audit.v1.Entry` that audit takes, deterministically encoded.
 
     Texts beyond the proto's limits are cut. `service` is set by audit alone.
     """
-    parts = [block(_ENTRY_ID, entry_id.encode()), plain_timestamp(_EVENT_TIME, draft.event_time)]
-    for field, text in (
-        (_SERVICE, service),
-        (_REPLICA_ID, replica_id),
-        (_ACTOR, draft.actor or UNKNOWN),
-        (_OPERATION, draft.operation or UNKNOWN),
-        (_SUBJECT, draft.subject),
-    ):
-        if text:
-            parts.append(block(field, _cut(text)))
-    parts.append(scalar(_OUTCOME, draft.outcome))
-    for field, text in (
-        (_REASON, draft.reason),
-        (_CAUSE_ID, draft.cause_id),
-        (_COLLABORATION_ID, draft.collaboration_id),
-    ):
-        if text:
-            parts.append(block(field, _cut(text)))
-    if draft.attributes:
-        few = list(draft.attributes.items())[:ATTRIBUTES_MAX]
-        for key, value in sorted({_cut(key, KEY_BYTES_MAX): _cut(value) for key, value in few}.items()):
-            parts.append(block(_ATTRIBUTES, block(_MAP_KEY, key) + block(_MAP_VALUE, value)))
-    if draft.traceparent:
-        parts.append(block(_TRACEPARENT, _cut(draft.traceparent)))
-    return b"".join(parts)
+    entry = entry_pb2.Entry(
+        entry_id=entry_id,
+        service=service,
+        replica_id=replica_id,
+        actor=_cut(draft.actor) or UNKNOWN,
+        operation=_cut(draft.operation) or UNKNOWN,
+        subject=_cut(draft.subject),
+        outcome=_OUTCOMES[draft.outcome],
+        reason=_cut(draft.reason),
+        cause_id=_cut(draft.cause_id),
+        collaboration_id=_cut(draft.collaboration_id),
+        traceparent=_cut(draft.traceparent),
+    )
+    seconds, milliseconds = divmod(draft.event_time, 1000)
+    entry.event_time.seconds, entry.event_time.nanos = seconds, milliseconds * 1_000_000
+    for key, value in list(draft.attributes.items())[:ATTRIBUTES_MAX]:
+        entry.attributes[_cut(key, KEY_BYTES_MAX)] = _cut(value)
+    return entry.SerializeToString(deterministic=True)
 
 
-_Entry = entry_pb2.Entry
-_ENTRY_ID, _EVENT_TIME = _Entry.ENTRY_ID_FIELD_NUMBER, _Entry.EVENT_TIME_FIELD_NUMBER
-_SERVICE, _REPLICA_ID = _Entry.SERVICE_FIELD_NUMBER, _Entry.REPLICA_ID_FIELD_NUMBER
-_ACTOR, _OPERATION = _Entry.ACTOR_FIELD_NUMBER, _Entry.OPERATION_FIELD_NUMBER
-_SUBJECT, _OUTCOME = _Entry.SUBJECT_FIELD_NUMBER, _Entry.OUTCOME_FIELD_NUMBER
-_REASON, _CAUSE_ID = _Entry.REASON_FIELD_NUMBER, _Entry.CAUSE_ID_FIELD_NUMBER
-_COLLABORATION_ID = _Entry.COLLABORATION_ID_FIELD_NUMBER
-_ATTRIBUTES, _TRACEPARENT = _Entry.ATTRIBUTES_FIELD_NUMBER, _Entry.TRACEPARENT_FIELD_NUMBER
-# Of an entry of any map, as protobuf's encoding says.
-_MAP_KEY, _MAP_VALUE = 1, 2
+_OUTCOMES = {outcome: entry_pb2.Outcome.Value(f"OUTCOME_{outcome.name}") for outcome in Outcome}
 
 
-def _cut(text: str, limit_bytes: int = TEXT_BYTES_MAX) -> bytes:
-    raw = text.encode("utf-8", "replace")
-    if len(raw) <= limit_bytes:
-        return raw
-    return raw[:limit_bytes].decode("utf-8", "ignore").encode()
+def _cut(text: str, limit_bytes: int = TEXT_BYTES_MAX) -> str:
+    # The first test spares the encoding of what is short in any encoding.
+    if len(text) * 4 <= limit_bytes and text.isascii():
+        return text
+    return text.encode("utf-8", "replace")[:limit_bytes].decode("utf-8", "ignore")
 
 
 def _settle(call: _Pending, error: Exception | None) -> None:

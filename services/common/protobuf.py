@@ -8,7 +8,6 @@ and that many bytes.
 from __future__ import annotations
 
 _SMALL = 1 << 14
-_U64 = (1 << 64) - 1
 
 
 def _slow_varint(number: int) -> bytes:
@@ -26,6 +25,12 @@ _TABLE = [_slow_varint(number) for number in range(_SMALL)]
 MORE = [bytes((number & 0x7F | 0x80, number >> 7 | 0x80)) for number in range(_SMALL)]
 
 
+# Of fields with numbers below 1,024: what stands before a length, and before a varint.
+_FIELDS = range(1 << 10)
+_BLOCK = [_TABLE[field << 3 | 2] for field in _FIELDS]
+_SCALAR = [_TABLE[field << 3] for field in _FIELDS]
+
+
 def varint(number: int) -> bytes:
     """Return 0 <= `number` < 2^64 as a varint."""
     if number < _SMALL:
@@ -39,37 +44,30 @@ def varint(number: int) -> bytes:
 
 def tag(field: int) -> bytes:
     """Return what stands before the length of a field of bytes, text, a message, or packed numbers."""
-    return varint(field << 3 | 2)
+    return _BLOCK[field]
 
 
 def scalar(field: int, number: int) -> bytes:
     """Return a varint field, also when it is 0: written out, it overrides an earlier value."""
-    return varint(field << 3) + varint(number)
+    return _SCALAR[field] + (_TABLE[number] if 0 <= number < _SMALL else varint(number))
 
 
 def block(field: int, content: bytes) -> bytes:
     """Return a field of bytes, text, a message, or packed numbers."""
-    return varint(field << 3 | 2) + varint(len(content)) + content
+    size = len(content)
+    return _BLOCK[field] + (_TABLE[size] if size < _SMALL else varint(size)) + content
 
 
 def text(field: int, content: str) -> bytes:
     """Return a field of text, nothing when it is empty."""
-    return block(field, content.encode()) if content else b""
-
-
-def number(field: int, value: int) -> bytes:
-    """Return a varint field, nothing when it is 0."""
-    return varint(field << 3) + varint(value) if value else b""
+    if not content:
+        return b""
+    raw = content.encode()
+    size = len(raw)
+    return _BLOCK[field] + (_TABLE[size] if size < _SMALL else varint(size)) + raw
 
 
 def timestamp(field: int, instant: int) -> bytes:
     """Return a google.protobuf.Timestamp of `instant` milliseconds, both of its fields written out."""
     seconds, milliseconds = divmod(instant, 1_000)
     return block(field, scalar(1, seconds) + scalar(2, milliseconds * 1_000_000))
-
-
-def plain_timestamp(field: int, instant: int) -> bytes:
-    """Return what generated code writes for a Timestamp of `instant` milliseconds since 1970."""
-    seconds, milliseconds = divmod(instant, 1_000)
-    # A negative number is written as its complement, in 64 bits.
-    return block(field, number(1, seconds & _U64) + number(2, milliseconds * 1_000_000))

@@ -21,9 +21,11 @@ from services.scheduler.core.course import (
 from services.scheduler.core.lock_words import LockView
 from services.scheduler.core.model import TaskState
 from services.scheduler.core.queries import waiting_for
+from services.scheduler.core.results import aggregate
 from services.scheduler.wire import values
-from services.scheduler.wire.collaborations import encode_collaboration, encode_collaboration_event
 
+#: Bytes of results in one message of a collaboration; what does not fit is with the tasks themselves.
+OUTPUT_BYTES_MAX = 2 * 1024 * 1024
 #: Bytes of an answer with all tasks, below gRPC's limit of 4 MiB for a message.
 ANSWER_BYTES_MAX = 3 * 1024 * 1024
 _EVENTS = tag(service_pb.WatchCollaborationsResponse.EVENTS_FIELD_NUMBER)
@@ -31,7 +33,45 @@ _EVENTS = tag(service_pb.WatchCollaborationsResponse.EVENTS_FIELD_NUMBER)
 
 def collaboration_message(view: CollaborationView) -> collaboration_pb.Collaboration:
     """Return a collaboration as it was at one generation, without its tasks."""
-    return collaboration_pb.Collaboration.FromString(encode_collaboration(view))
+    collaboration = view.collaboration
+    spec = collaboration.submission.spec
+    message = collaboration_pb.Collaboration(
+        collaboration_id=collaboration.collaboration_id,
+        name=spec.name,
+        collaboration_type=spec.collaboration_type or "general",
+        requester=collaboration.requester,
+        request_id=collaboration.submission.request_id,
+        state=view.state,  # type: ignore[arg-type]  # the numbers are the proto's
+        generation=view.generation,
+        priority=spec.priority,  # type: ignore[arg-type]  # the numbers are the proto's
+        coordinator_agent=view.coordinator_agent,
+        members=view.members,
+        task_count=len(collaboration.tasks),
+        task_succeeded_count=view.succeeded_count,
+    )
+    values.put_time(message.submit_time, collaboration.submit_time)
+    values.put_time(message.end_time, view.end_time)
+    values.put_time(message.deadline, spec.deadline)
+    values.put_failure(message.failure, view.failure)
+    if spec.shared_context.data or spec.shared_context.content_type:
+        values.put_payload(message.shared_context, spec.shared_context)
+    # A view of an older generation knows no result: it is set once, by the last change.
+    result = aggregate(collaboration) if view.end_time is not None else None
+    if result is not None:
+        left = OUTPUT_BYTES_MAX
+        for task_id, output in result.outputs.items():
+            left -= len(output.data)
+            if left >= 0:
+                values.put_payload(message.result.outputs[task_id], output)
+        for contribution in result.contributions:
+            row = message.result.contributions.add(
+                task_id=contribution.task_id,
+                agent_id=contribution.agent_id,
+                attempt_number=contribution.attempt_number,
+            )
+            values.put_time(row.start_time, contribution.start_time)
+            values.put_time(row.end_time, contribution.end_time)
+    return message
 
 
 def members_message(collaboration: Collaboration) -> service_pb.GetMembersResponse:
@@ -87,8 +127,6 @@ def whole_collaboration(book: Book, collaboration: Collaboration) -> collaborati
 
 def encode_event(book: Book, change: Change | Progress) -> bytes:
     """Return one change as watchers see it: a CollaborationEvent on the wire."""
-    if isinstance(change, Change) and isinstance(change.subject, CollaborationView):
-        return encode_collaboration_event(change, change.subject)
     event = collaboration_pb.CollaborationEvent(collaboration_id=change.collaboration_id)
     values.put_time(event.event_time, change.time)
     if isinstance(change, Progress):
@@ -96,10 +134,12 @@ def encode_event(book: Book, change: Change | Progress) -> bytes:
         event.progress.attempt_number = change.attempt_number
         event.progress.progress = change.progress
         event.progress.stage = change.stage
+        return event.SerializeToString()
+    event.generation = change.generation
+    if isinstance(change.subject, TaskView):
+        event.task.CopyFrom(task_message(book, change.subject))
     else:
-        event.generation = change.generation
-        if isinstance(change.subject, TaskView):
-            event.task.CopyFrom(task_message(book, change.subject))
+        event.collaboration.CopyFrom(collaboration_message(change.subject))
     return event.SerializeToString()
 
 
