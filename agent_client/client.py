@@ -13,7 +13,7 @@ import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,7 +23,7 @@ from muster.common.v1 import page_pb2
 from muster.registry.v1 import agent_pb2
 from muster.registry.v1 import registry_service_pb2 as registry
 from muster.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
-from muster.scheduler.v1 import collaboration_pb2
+from muster.scheduler.v1 import collaboration_pb2, plan_pb2
 from muster.scheduler.v1 import scheduler_service_pb2 as scheduler
 from muster.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
 
@@ -110,6 +110,22 @@ class Client:
         return Collaboration(
             self, answer.collaboration_id, tuple(answer.warnings), already_accepted=answer.already_accepted
         )
+
+    async def plan(
+        self, spec: Mapping[str, Any] | Spec, *, budget: float = 1.0, most: int = 1
+    ) -> plan_pb2.PlanCollaborationResponse:
+        """Return how a collaboration would go if it were submitted now: at most `most` plans.
+
+        The one that ends first comes first; with more of them, none is worse than another in end, quality,
+        cost and fairness at once. `budget` is how many seconds may be spent on finding better ones. Nothing
+        is submitted. Raises InvalidRequestError naming bad fields, PreconditionError when no agent is there.
+        """
+        request = plan_pb2.PlanCollaborationRequest(collaboration=build_spec(spec), plan_max=most)
+        request.budget.FromTimedelta(timedelta(seconds=budget))
+        answer: plan_pb2.PlanCollaborationResponse = await self._call(
+            "scheduler", lambda channel: SchedulerServiceStub(channel).PlanCollaboration, request
+        )
+        return answer
 
     def collaboration(self, collaboration_id: str) -> Collaboration:
         """Return the handle of a collaboration that was submitted before."""

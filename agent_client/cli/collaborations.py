@@ -84,7 +84,7 @@ def tell_result(info: CollaborationInfo, output: Output) -> int:
 
 
 async def _submit(options: argparse.Namespace, output: Output) -> int:
-    spec = _read(options.file)
+    spec = read_spec(options.file)
     if spec is None:
         return USAGE
     async with Client() as client:
@@ -105,7 +105,7 @@ async def _submit(options: argparse.Namespace, output: Output) -> int:
     return OK
 
 
-def _read(file: str) -> Any:
+def read_spec(file: str) -> Any:
     """Return the JSON of a file or of standard input; None when that was not possible, which is said."""
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")

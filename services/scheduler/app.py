@@ -23,6 +23,7 @@ from services.scheduler.config import SchedulerConfig
 from services.scheduler.driver import DriverLimits, DriverParts
 from services.scheduler.metrics import SchedulerMetrics
 from services.scheduler.peers import RegistryFeed
+from services.scheduler.planner import Planner
 from services.scheduler.replica import Replica
 from services.scheduler.servicer import ACCESS, SERVICE, SERVICE_NAME, SchedulerServicer, StreamLimits
 from services.scheduler.stores.etcd import EtcdStore
@@ -62,8 +63,10 @@ class SchedulerApp:
         )
         feed = RegistryFeed(connector(lambda: self._directory.addresses("registry"), self._tls, "registry"))
         self.replica = Replica(election, feed, parts, self._coordinator)
+        self._planner = Planner()
         servicer = SchedulerServicer(
             self.replica,
+            self._planner,
             outbox,
             clock,
             StreamLimits(config.submissions_max, config.watcher_events_max, config.watchers_max),
@@ -104,6 +107,7 @@ class SchedulerApp:
         """See `Service.drain`: the lead is given up first, so that the standby need not wait for a lease."""
         await self.replica.resign()
         await self._server.drain(self._config.drain_ms)
+        await self._planner.close()
         await self.supervisor.stop()
         await self._outbox.close()
         if self._exposition is not None:

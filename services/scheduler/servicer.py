@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from muster.scheduler.v1 import collaboration_pb2 as collaboration_pb
+from muster.scheduler.v1 import plan_pb2 as plan_pb
 from muster.scheduler.v1 import scheduler_service_pb2 as pb
 from muster.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceServicer
 
@@ -26,14 +27,17 @@ from services.scheduler.core.effects import Accepted
 from services.scheduler.core.events import CancelRequested, Event, ReplyId
 from services.scheduler.core.explain import explain, find_task
 from services.scheduler.core.model import CollaborationState
+from services.scheduler.core.outlook import outlook
 from services.scheduler.core.queries import find, newest_first
+from services.scheduler.core.validation import validate
 from services.scheduler.driver import Driver
 from services.scheduler.inbox import Reply
+from services.scheduler.planner import Planner
 from services.scheduler.replica import Replica
 from services.scheduler.submit_stream import SubmitStream, submission_event
 from services.scheduler.watch_stream import WatchStream
-from services.scheduler.wire import answers, views
 from services.scheduler.wire.explanations import explanation_message
+from services.scheduler.wire import answers, plans, views
 from services.scheduler.work_stream import WorkStream
 
 SERVICE = "scheduler"
@@ -49,6 +53,7 @@ ACCESS = {
     f"{SERVICE_NAME}/GetMembers": frozenset({"service/broker"}),
     f"{SERVICE_NAME}/CancelCollaboration": _REQUESTERS,
     f"{SERVICE_NAME}/WatchCollaborations": _READERS,
+    f"{SERVICE_NAME}/PlanCollaboration": _REQUESTERS,
     f"{SERVICE_NAME}/Work": frozenset({"agent"}),
     f"{SERVICE_NAME}/ListLocks": _READERS,
     f"{SERVICE_NAME}/ExplainTask": _READERS,
@@ -74,8 +79,11 @@ class StreamLimits:
 class SchedulerServicer(SchedulerServiceServicer):
     """See `muster/scheduler/v1/scheduler_service.proto`."""
 
-    def __init__(self, replica: Replica, outbox: Outbox, clock: Clock, limits: StreamLimits) -> None:
-        self._replica, self._outbox, self._clock, self._limits = replica, outbox, clock, limits
+    def __init__(
+        self, replica: Replica, planner: Planner, outbox: Outbox, clock: Clock, limits: StreamLimits
+    ) -> None:
+        self._replica, self._planner = replica, planner
+        self._outbox, self._clock, self._limits = outbox, clock, limits
         self._watchers = 0
 
     async def SubmitCollaboration(
@@ -184,6 +192,19 @@ class SchedulerServicer(SchedulerServiceServicer):
                     yield frame
         finally:
             self._watchers -= 1
+
+    async def PlanCollaboration(
+        self, request: plan_pb.PlanCollaborationRequest, context: Any
+    ) -> plan_pb.PlanCollaborationResponse:
+        """Say how a collaboration would go."""
+        del context
+        driver = await self._replica.driver()
+        spec, budget_ms, most = plans.plan_request(request)
+        now = self._clock.now()
+        validate(spec, now, driver.settings.limits)
+        view = await driver.query(lambda book: outlook(book, spec, now))
+        found = await self._planner.find(view.problem, view.worth, most=most, budget_ms=budget_ms)
+        return plans.plan_response(spec, view, found)
 
     async def Work(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]  # as Submit
         """Serve one agent instance."""

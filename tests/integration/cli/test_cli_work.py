@@ -190,3 +190,43 @@ def test_collaborations_are_listed_by_state(plane: PlaneWithAgent) -> None:
     unknown = muster("watch", "c-unknown", home=plane.home)
     assert unknown.returncode == 1
     assert "`muster collaborations list`" in unknown.stderr
+
+
+def test_a_plan_says_who_would_do_what_and_submits_nothing(plane: PlaneWithAgent, tmp_path: Path) -> None:
+    before = items("collaborations", "list", home=plane.home)
+    second = {**GREETING, "task_id": "again", "dependencies": ["hello"], "estimated_duration": 2}
+    given = collaboration(GREETING, second)
+    picture = tmp_path / "plan.svg"
+    text = succeed("plan", "-", "--svg", str(picture), "--budget", "0.1", home=plane.home, given=given)
+    header, first, last, summary = text.splitlines()
+    assert header.split() == ["TASK", "AGENT", "START", "END"]
+    assert first.split()[:2] == ["hello", f"{plane.agent}/{first.split('/')[1].split()[0]}"]
+    assert last.startswith("again")
+    assert "critical" in last
+    assert summary.startswith("ends after 3.000 s, no plan before 3.000 s; quality 1.00")
+    assert picture.read_text().startswith("<svg")
+    (answer,) = items("plan", "-", home=plane.home, given=given)
+    assert answer["plans"][0]["critical_tasks"] == ["hello", "again"]
+    assert items("collaborations", "list", home=plane.home) == before
+
+
+def test_a_chosen_plan_can_be_submitted(plane: PlaneWithAgent) -> None:
+    given = collaboration(GREETING)
+    assert "FAIRNESS" in succeed("plan", "-", "--pareto", "3", home=plane.home, given=given)
+    (pinned,) = items("plan", "-", "--pareto", "3", "--choose", "1", home=plane.home, given=given)
+    assert pinned["tasks"] == [{**GREETING, "required_agents": [plane.agent]}]
+    (accepted,) = items("submit", "-", home=plane.home, given=json.dumps(pinned))
+    wait_task(plane, accepted["collaboration_id"], "hello", "SUCCEEDED")
+    beyond = muster("plan", "-", "--pareto", "3", "--choose", "30", home=plane.home, given=given)
+    assert beyond.returncode == 2
+    assert "choose 1 to" in beyond.stderr
+
+
+def test_what_can_not_be_planned_is_said(plane: PlaneWithAgent) -> None:
+    missing = collaboration({"task_id": "t", "required_skills": ["fly"]})
+    refused = muster("plan", "-", home=plane.home, given=missing)
+    assert refused.returncode == 1
+    assert "UNKNOWN_SKILL" in refused.stderr
+    assert "no connected agent has all of: fly" in refused.stderr
+    long = muster("plan", "-", "--budget", "31", home=plane.home, given=collaboration(GREETING))
+    assert "choose 1 ms to 30 s" in long.stderr

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from muster.scheduler.v1 import plan_pb2 as muster_dot_scheduler_dot_v1_dot_plan__pb2
 from muster.scheduler.v1 import scheduler_service_pb2 as muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2
 from muster.scheduler.v1 import work_pb2 as muster_dot_scheduler_dot_v1_dot_work__pb2
 
@@ -72,6 +73,11 @@ class SchedulerServiceStub:
                 '/muster.scheduler.v1.SchedulerService/WatchCollaborations',
                 request_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.WatchCollaborationsRequest.SerializeToString,
                 response_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.WatchCollaborationsResponse.FromString,
+                _registered_method=True)
+        self.PlanCollaboration = channel.unary_unary(
+                '/muster.scheduler.v1.SchedulerService/PlanCollaboration',
+                request_serializer=muster_dot_scheduler_dot_v1_dot_plan__pb2.PlanCollaborationRequest.SerializeToString,
+                response_deserializer=muster_dot_scheduler_dot_v1_dot_plan__pb2.PlanCollaborationResponse.FromString,
                 _registered_method=True)
         self.Work = channel.stream_stream(
                 '/muster.scheduler.v1.SchedulerService/Work',
@@ -145,6 +151,13 @@ class SchedulerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlanCollaboration(self, request, context):
+        """PlanCollaboration says how a collaboration would go; nothing is kept and nobody is bound to it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Work(self, request_iterator, context):
         """Work is an agent's stream: assignments out; starts, progress, results and locks in.
         """
@@ -203,6 +216,11 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.WatchCollaborations,
                     request_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.WatchCollaborationsRequest.FromString,
                     response_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.WatchCollaborationsResponse.SerializeToString,
+            ),
+            'PlanCollaboration': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanCollaboration,
+                    request_deserializer=muster_dot_scheduler_dot_v1_dot_plan__pb2.PlanCollaborationRequest.FromString,
+                    response_serializer=muster_dot_scheduler_dot_v1_dot_plan__pb2.PlanCollaborationResponse.SerializeToString,
             ),
             'Work': grpc.stream_stream_rpc_method_handler(
                     servicer.Work,
@@ -412,6 +430,33 @@ class SchedulerService:
             '/muster.scheduler.v1.SchedulerService/WatchCollaborations',
             muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.WatchCollaborationsRequest.SerializeToString,
             muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.WatchCollaborationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanCollaboration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/muster.scheduler.v1.SchedulerService/PlanCollaboration',
+            muster_dot_scheduler_dot_v1_dot_plan__pb2.PlanCollaborationRequest.SerializeToString,
+            muster_dot_scheduler_dot_v1_dot_plan__pb2.PlanCollaborationResponse.FromString,
             options,
             channel_credentials,
             insecure,

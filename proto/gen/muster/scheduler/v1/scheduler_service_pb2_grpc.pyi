@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from muster.scheduler.v1 import plan_pb2 as _plan_pb2
 from muster.scheduler.v1 import scheduler_service_pb2 as _scheduler_service_pb2
 from muster.scheduler.v1 import work_pb2 as _work_pb2
 import abc as _abc_1
@@ -51,6 +52,8 @@ class SchedulerServiceStub:
     """CancelCollaboration cancels what has not ended; running attempts are asked to stop."""
     WatchCollaborations: _grpc.UnaryStreamMultiCallable[_scheduler_service_pb2.WatchCollaborationsRequest, _scheduler_service_pb2.WatchCollaborationsResponse]
     """WatchCollaborations sends changes in frames of many events, from a generation on."""
+    PlanCollaboration: _grpc.UnaryUnaryMultiCallable[_plan_pb2.PlanCollaborationRequest, _plan_pb2.PlanCollaborationResponse]
+    """PlanCollaboration says how a collaboration would go; nothing is kept and nobody is bound to it."""
     Work: _grpc.StreamStreamMultiCallable[_work_pb2.WorkRequest, _work_pb2.WorkResponse]
     """Work is an agent's stream: assignments out; starts, progress, results and locks in."""
     ListLocks: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListLocksRequest, _scheduler_service_pb2.ListLocksResponse]
@@ -80,6 +83,8 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     """CancelCollaboration cancels what has not ended; running attempts are asked to stop."""
     WatchCollaborations: _aio.UnaryStreamMultiCallable[_scheduler_service_pb2.WatchCollaborationsRequest, _scheduler_service_pb2.WatchCollaborationsResponse]  # type: ignore[assignment]
     """WatchCollaborations sends changes in frames of many events, from a generation on."""
+    PlanCollaboration: _aio.UnaryUnaryMultiCallable[_plan_pb2.PlanCollaborationRequest, _plan_pb2.PlanCollaborationResponse]  # type: ignore[assignment]
+    """PlanCollaboration says how a collaboration would go; nothing is kept and nobody is bound to it."""
     Work: _aio.StreamStreamMultiCallable[_work_pb2.WorkRequest, _work_pb2.WorkResponse]  # type: ignore[assignment]
     """Work is an agent's stream: assignments out; starts, progress, results and locks in."""
     ListLocks: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListLocksRequest, _scheduler_service_pb2.ListLocksResponse]  # type: ignore[assignment]
@@ -148,6 +153,14 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_scheduler_service_pb2.WatchCollaborationsResponse], _abc.AsyncIterator[_scheduler_service_pb2.WatchCollaborationsResponse]]:
         """WatchCollaborations sends changes in frames of many events, from a generation on."""
+
+    @_abc_1.abstractmethod
+    def PlanCollaboration(
+        self,
+        request: _plan_pb2.PlanCollaborationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_plan_pb2.PlanCollaborationResponse, _abc.Awaitable[_plan_pb2.PlanCollaborationResponse]]:
+        """PlanCollaboration says how a collaboration would go; nothing is kept and nobody is bound to it."""
 
     @_abc_1.abstractmethod
     def Work(
