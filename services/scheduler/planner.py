@@ -8,17 +8,16 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
-from typing import NamedTuple
 
 from services.common import logs
+from services.common.clock import SystemClock
 from services.common.core.errors import Reason, ServiceError
 from services.scheduler.core.planning.bounds import lower_bounds
 from services.scheduler.core.planning.critical import critical_chain
-from services.scheduler.core.planning.pareto import Choice, Search, Worth
+from services.scheduler.core.planning.pareto import Found, Search, Worth
 from services.scheduler.core.planning.problem import Problem
 
 _log = logs.get("scheduler.planner")
@@ -27,22 +26,13 @@ WAITING_MAX = 8
 _RETRY_AFTER_MS = 1_000
 
 
-class Found(NamedTuple):
-    """What a search brought."""
-
-    choices: list[Choice]
-    #: For each choice, see `critical_chain`.
-    critical: list[tuple[int, ...]]
-    bound_ms: int
-    tried: int
-
-
 class Planner:
     """Searches for plans, one request after the other, in a process that is started when first needed."""
 
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
         self._waiting = 0
+        self._closed = False
 
     async def find(self, problem: Problem, worth: Worth, *, most: int, budget_ms: int) -> Found:
         """Return up to `most` plans after about `budget_ms`. Raises QUOTA_EXCEEDED when too many wait."""
@@ -59,34 +49,48 @@ class Planner:
         except BrokenProcessPool:
             # Somebody killed it. A plan changes nothing, so that it may be searched for again.
             _log.warning("the process that searches for plans died and is started again")
-            await self.close()
             return await self._run(problem, worth, most, budget_ms)
         finally:
             self._waiting -= 1
 
     async def close(self) -> None:
-        """End the process, also in the middle of a search."""
+        """End the process, also in the middle of a search, for good."""
+        self._closed = True
         pool, self._pool = self._pool, None
-        if pool is None:
-            return
-        for process in [*getattr(pool, "_processes", {}).values()]:
-            process.terminate()
-        await asyncio.to_thread(pool.shutdown, wait=True, cancel_futures=True)
+        if pool is not None:
+            await _end(pool)
 
     async def _run(self, problem: Problem, worth: Worth, most: int, budget_ms: int) -> Found:
+        if self._closed:
+            raise ServiceError(Reason.SHUTTING_DOWN, "this replica stops: ask the coordinator again")
         if self._pool is None:
             # Spawned: a fork would take gRPC's threads' locks with it.
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_settle_in)
+        pool = self._pool
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, search, problem, worth, most, budget_ms)
+        try:
+            return await loop.run_in_executor(pool, search, problem, worth, most, budget_ms)
+        except BrokenProcessPool:
+            # Of several that wait for the same process the first one lets go of it.
+            if self._pool is pool:
+                self._pool = None
+                await _end(pool)
+            raise
+
+
+async def _end(pool: ProcessPoolExecutor) -> None:
+    for process in [*(getattr(pool, "_processes", None) or {}).values()]:
+        process.terminate()
+    await asyncio.to_thread(pool.shutdown, wait=True, cancel_futures=True)
 
 
 def search(problem: Problem, worth: Worth, most: int, budget_ms: int) -> Found:
     """Return up to `most` plans; looks at one at least."""
-    ends = time.monotonic() + budget_ms / 1_000
+    clock = SystemClock()
+    ends_ms = clock.monotonic_ms() + budget_ms
     found = Search(problem, worth)
-    while found.step() and time.monotonic() < ends:
+    while found.step() and clock.monotonic_ms() < ends_ms:
         pass
     choices = found.front(most)
     critical = [critical_chain(problem, choice.schedule) for choice in choices]

@@ -36,8 +36,8 @@ from services.scheduler.planner import Planner
 from services.scheduler.replica import Replica
 from services.scheduler.submit_stream import SubmitStream, submission_event
 from services.scheduler.watch_stream import WatchStream
-from services.scheduler.wire.explanations import explanation_message
 from services.scheduler.wire import answers, plans, views
+from services.scheduler.wire.explanations import explanation_message
 from services.scheduler.work_stream import WorkStream
 
 SERVICE = "scheduler"

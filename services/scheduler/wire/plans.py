@@ -7,7 +7,7 @@ from muster.scheduler.v1 import plan_pb2 as plan_pb
 from services.common.core.errors import invalid
 from services.scheduler.core.model import CollaborationSpec
 from services.scheduler.core.outlook import Outlook
-from services.scheduler.planner import Found
+from services.scheduler.core.planning.pareto import Found
 from services.scheduler.wire import specs, values
 
 _BUDGET_MS = 1_000

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from multiprocessing import resource_tracker
 
 import psutil
 import pytest
@@ -39,6 +40,12 @@ if __name__ == "__main__":
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _tracker() -> None:
+    # Python's own helper of spawned processes; it ends with this process.
+    resource_tracker.ensure_running()
+
+
 @pytest_asyncio.fixture
 async def planner() -> AsyncIterator[Planner]:
     made = Planner()
@@ -62,7 +69,7 @@ async def test_plans_come_back_valid_and_the_loop_goes_on_meanwhile(planner: Pla
     async def count() -> None:
         nonlocal turns
         while True:
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.005)  # sleeps: counts turns of the loop
             turns += 1
 
     counting = asyncio.create_task(count())

@@ -62,7 +62,7 @@ def test_eligibility_quality_dependencies_and_exclusive_locks() -> None:
         task("u", "t", skill="fly", resources=shared),
         task("v", required_agents=(AgentId("novice"),)),
     )
-    names = [key.agent_id for key in view.instances]
+    names = [str(key.agent_id) for key in view.instances]
     assert sorted(names) == ["expert", "novice"]
     novice, expert = names.index("novice"), names.index("expert")
     rows = view.problem.duration_ms

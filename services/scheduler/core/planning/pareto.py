@@ -9,10 +9,11 @@ NSGA-II (Deb, Pratap, Agarwal and Meyarivan, IEEE Transactions on Evolutionary C
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+import numpy as np
 
 from services.scheduler.core.planning import ranks
 from services.scheduler.core.planning.portfolio import CLASSICS
@@ -75,6 +76,16 @@ class Choice(NamedTuple):
     schedule: Schedule
 
 
+class Found(NamedTuple):
+    """What a search brought."""
+
+    choices: list[Choice]
+    #: For each choice, see `critical_chain`.
+    critical: list[tuple[int, ...]]
+    bound_ms: int
+    tried: int
+
+
 def judge(problem: Problem, worth: Worth, schedule: Schedule) -> Objectives:
     """Return what a schedule is worth."""
     work_ms = [0] * len(problem.slots_from_ms)
@@ -108,7 +119,7 @@ class Search:
 
     def __init__(self, problem: Problem, worth: Worth, *, seed: int = 0) -> None:
         self._problem, self._worth = problem, worth
-        self._random = random.Random(seed)
+        self._draws = np.random.default_rng(seed)
         rank = ranks.upward_ms(problem, ranks.mean_durations_ms(problem), ranks.mean_delays_ms(problem))
         self._order = ranks.by_falling(rank, problem.order)
         self._choices = [
@@ -140,11 +151,13 @@ class Search:
             return True
         if not self._movable:
             return False
-        parent = self._random.choice(self._archive).schedule
+        draws = self._draws
+        parent = self._archive[draws.integers(len(self._archive))].schedule
         agents = [slot.agent for slot in parent.slots]
-        moves = min(len(self._movable), self._random.choice(_MOVES))
-        for task in self._random.sample(self._movable, moves):
-            agents[task] = self._random.choice(self._choices[task])
+        moves = min(len(self._movable), _MOVES[draws.integers(len(_MOVES))])
+        for at in draws.choice(len(self._movable), moves, replace=False):
+            choices = self._choices[self._movable[at]]
+            agents[self._movable[at]] = choices[draws.integers(len(choices))]
         self.offer(self._decode(agents))
         return True
 
