@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from functools import partial
 
 from agent_client.core.inbox import Key, Verdict
-from agent_client.core.records import AttemptRef, Outcome
+from agent_client.core.records import AttemptRef, Outcome, Payload
 from agent_client.link import Delivered, Envelope, LockWish, Profile, Sink
 from agent_client.loop import inlet_of, link_thread
 from agent_client.pending import Pending
@@ -86,6 +86,10 @@ class AgentLink:
     def progressed(self, attempt: AttemptRef, fraction: float, stage: str) -> None:
         """The handler of an attempt reported."""
         self._inlet.post(partial(self._work.progressed, attempt, fraction, stage))
+
+    def saved(self, attempt: AttemptRef, savepoint: Payload, durable: Pending[None]) -> None:
+        """The handler of an attempt saved."""
+        self._inlet.post(partial(self._work.saved, attempt, savepoint, durable))
 
     def ended(self, attempt: AttemptRef, outcome: Outcome) -> None:
         """The handler of an attempt returned."""

@@ -209,6 +209,10 @@ class TaskCancelled(Exception):
     """The task was cancelled; `Task.check_cancelled` raises it in sync handlers."""
 
 
+class CancelledBySuspend(TaskCancelled):
+    """The attempt makes room for more urgent work; `Task.check_suspending` raises it in sync handlers."""
+
+
 _BY_REASON: Mapping[str, type[MusterError]] = {
     "STALE_FENCING_TOKEN": StaleTokenError,
     "INCARNATION_FENCED": FencedError,

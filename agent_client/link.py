@@ -50,6 +50,8 @@ class Assignment:
     members: tuple[str, ...] = ()
     deadline: datetime | None = None
     requester: str = ""
+    # From where to go on; None for the beginning.
+    savepoint: Payload | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,10 @@ class Sink(Protocol):
         """Ask a handler to stop; its outcome counts for nothing when `fenced`."""
         ...
 
+    def suspend_asked(self, attempt: AttemptRef, *, reason: str, grace_ms: int) -> None:
+        """Ask a handler to save and stop within `grace_ms`; its outcome counts until then."""
+        ...
+
     def delivered(self, deliveries: Sequence[Delivered]) -> None:
         """Envelopes arrived."""
         ...
@@ -147,6 +153,10 @@ class Link(Protocol):
 
     def progressed(self, attempt: AttemptRef, fraction: float, stage: str) -> None:
         """The handler of an attempt reported."""
+        ...
+
+    def saved(self, attempt: AttemptRef, savepoint: Payload, durable: Pending[None]) -> None:
+        """The handler of an attempt saved from where another could go on; `durable` ends when it is."""
         ...
 
     def ended(self, attempt: AttemptRef, outcome: Outcome) -> None:

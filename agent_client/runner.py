@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from agent_client.core.inbox import Domain, Key
-from agent_client.core.records import AttemptRef, Failed, Outcome, Stopped, Succeeded
+from agent_client.core.records import AttemptRef, Failed, Outcome, Stopped, Succeeded, Suspended
 from agent_client.errors import MusterError, PermanentFailure, TaskCancelled, TransientFailure
 from agent_client.handlers import Handler, Threads, end_tasks
 from agent_client.link import Assignment, Delivered, Link
@@ -40,9 +40,12 @@ class Runner:
     ) -> None:
         self._name, self._handlers, self._link, self._mailbox = name, handlers, link, mailbox
         # One thread more than slots: a fenced handler may still run when its slot is given away.
-        self._threads = Threads(slots + 1, "muster-handler")
+        # And a suspended one saves while the work that took its slot begins.
+        self._threads = Threads(2 * slots + 1, "muster-handler")
         self._inlet = inlet_of(loop)
         self._running: dict[AttemptRef, tuple[Task, asyncio.Task[Outcome]]] = {}
+        # Keeps what its handlers save on request from being forgotten half-way.
+        self._saving: set[asyncio.Task[None]] = set()
         self._abandoned = False
 
     def __repr__(self) -> str:
@@ -57,6 +60,10 @@ class Runner:
     def stopped(self, attempt: AttemptRef, *, fenced: bool, reason: str) -> None:
         """Ask a handler to stop."""
         self._inlet.post(partial(self._stop, attempt, fenced, reason))
+
+    def suspend_asked(self, attempt: AttemptRef, *, reason: str, grace_ms: int) -> None:
+        """Ask a handler to save and stop."""
+        self._inlet.post(partial(self._suspend, attempt, reason, grace_ms))
 
     def delivered(self, deliveries: Sequence[Delivered]) -> None:
         """Envelopes arrived."""
@@ -92,7 +99,7 @@ class Runner:
         if not running.cancelled():
             self._link.ended(task.attempt, running.result())
         elif not self._abandoned:
-            self._link.ended(task.attempt, Stopped())
+            self._link.ended(task.attempt, _stopped(task))
         # Else nothing is said: a lost attempt does not count as a failure, and somebody else does the task.
 
     def _stop(self, attempt: AttemptRef, fenced: bool, reason: str) -> None:
@@ -104,7 +111,23 @@ class Runner:
         # Once is enough: a second cancellation would take a thread's slot away while it still runs.
         if not task.cancelled:
             task.cancel(reason)
+            if not running.cancelling():
+                running.cancel()
+
+    def _suspend(self, attempt: AttemptRef, reason: str, grace_ms: int) -> None:
+        found = self._running.get(attempt)
+        if found is None:
+            return
+        task, running = found
+        log.info("%s: asked to save and stop within %d ms: %s", attempt, grace_ms, reason)
+        if task.suspending or task.cancelled:
+            return
+        saving = task.suspend(reason)
+        if saving is None:
             running.cancel()
+        else:
+            self._saving.add(step := asyncio.create_task(_save_and_stop(task, saving, running)))
+            step.add_done_callback(self._saving.discard)
 
     async def _run(self, task: Task) -> Outcome:
         handler = self._handlers.get(task.type) or self._handlers.get(None)
@@ -116,9 +139,24 @@ class Runner:
         try:
             return Succeeded(encode(await handler.call(task, self._threads), "result"))
         except TaskCancelled:
-            return Stopped()
+            return _stopped(task)
         except (Exception, SystemExit) as error:  # noqa: BLE001  # it ends the attempt, not the agent
             return _failure_of(error, task)
+
+
+def _stopped(task: Task) -> Outcome:
+    return Suspended() if task.suspending and not task.cancelled else Stopped()
+
+
+async def _save_and_stop(task: Task, save: Callable[[], Any], running: asyncio.Task[Outcome]) -> None:
+    """Save what the handler's own function gives, then stop the handler."""
+    try:
+        value = save()
+        task.savepoint(await value if isinstance(value, Awaitable) else value)
+    except Exception as error:  # the user's function: the attempt stops without its savepoint
+        log.error("%s: its on_suspend function raised", task.attempt, exc_info=error)
+    finally:
+        running.cancel()
 
 
 def _failure_of(error: BaseException, task: Task) -> Failed:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
 from agent_client.core.records import AttemptRef, Claim, FencingToken
 from agent_client.core.vocabulary import MessageType, Priority
-from agent_client.errors import TaskCancelled
+from agent_client.errors import CancelledBySuspend, TaskCancelled
 from agent_client.link import Assignment, Link
 from agent_client.locks import Lock
 from agent_client.mailbox import Mailbox, Reply
-from agent_client.payload import decode
+from agent_client.payload import decode, encode
 from agent_client.pending import Pending
 
 # Longest stage text in bytes (task.proto).
@@ -42,6 +42,10 @@ class Task:
         self._cancelled, self._cancel_reason = False, ""
         # Made when a thread waits for the cancellation, which few handlers do; under `_waking`.
         self._woken: threading.Event | None = None
+        self._suspending, self._suspend_reason = False, ""
+        # The same for a thread that waits for either request.
+        self._nudged: threading.Event | None = None
+        self._on_suspend: Callable[[], Any] | None = None
         self.agent_id = agent_id
 
     def __repr__(self) -> str:
@@ -141,6 +145,60 @@ class Task:
         """Locks that came with the assignment because the task declares them; they end with the attempt."""
         return {lock.resource: lock.token for lock in self._assignment.locks}
 
+    # Making room for more urgent work, and going on later.
+
+    @cached_property
+    def resumed_from(self) -> Any:
+        """What an earlier attempt saved with `savepoint`, decoded; None when it begins anew."""
+        saved = self._assignment.savepoint
+        return None if saved is None else decode(saved)
+
+    def savepoint(self, value: Any) -> Pending[None]:
+        """Save from where another attempt of this task could go on; at most 65,536 bytes once encoded.
+
+        The newest savepoint counts, whatever becomes of this attempt: it is suspended, fails or its agent
+        dies. Save as often as you like; one is on its way at a time, and only the newest follows it. Await
+        what is returned (`result()` in sync handlers) to know that it is durable; ignoring it is fine.
+        """
+        durable: Pending[None] = Pending()
+        self._link.saved(self.attempt, encode(value, "savepoint"), durable)
+        return durable
+
+    @property
+    def suspending(self) -> bool:
+        """Whether the handler is asked to save and stop, because more urgent work needs its slot.
+
+        What it returns within the grace still counts. An async handler is also cancelled at its next await.
+        """
+        return self._suspending
+
+    def check_suspending(self) -> None:
+        """Raise CancelledBySuspend when the handler is asked to save and stop, TaskCancelled when to stop.
+
+        For sync handlers: call it where the work can be taken up again, after `savepoint`.
+        """
+        self.check_cancelled()
+        if self.suspending:
+            raise CancelledBySuspend(self._suspend_reason)
+
+    def wait_suspending(self, timeout: float) -> bool:
+        """In sync handlers: sleep `timeout` seconds, or until asked to save or to stop.
+
+        Returns whether the handler is asked to do either; `check_suspending` then raises.
+        """
+        with _waking:
+            if self._suspending or self._cancelled:
+                return True
+            nudged = self._nudged = self._nudged or threading.Event()
+        return nudged.wait(timeout)
+
+    def on_suspend(self, save: Callable[[], Any]) -> None:
+        """In async handlers: let `save()` give the savepoint when the handler is asked to save and stop.
+
+        It may be a coroutine function. It runs while the handler waits at an `await`, which it then cancels.
+        """
+        self._on_suspend = save
+
     # What a handler does.
 
     @property
@@ -228,8 +286,18 @@ class Task:
         self._cancel_reason = reason
         with _waking:
             self._cancelled = True
-            if self._woken is not None:
-                self._woken.set()
+            for event in (self._woken, self._nudged):
+                if event is not None:
+                    event.set()
+
+    def suspend(self, reason: str) -> Callable[[], Any] | None:
+        """Ask the handler to save and stop; the runner calls this. Returns what saves, if set."""
+        self._suspend_reason = reason
+        with _waking:
+            self._suspending = True
+            if self._nudged is not None:
+                self._nudged.set()
+        return self._on_suspend
 
     @property
     def _causation_id(self) -> str:

@@ -87,7 +87,7 @@ class TaskInfo:
 
     @property
     def state(self) -> str:
-        """PENDING, READY, ASSIGNED, RUNNING, SUCCEEDED, FAILED or CANCELLED."""
+        """PENDING, READY, ASSIGNED, RUNNING, SUSPENDED, SUCCEEDED, FAILED or CANCELLED."""
         return task_pb2.TaskState.Name(self.message.state).removeprefix("TASK_STATE_")
 
     @property

@@ -23,6 +23,7 @@ from agent_client.core.records import (
     Outcome,
     Payload,
     Succeeded,
+    Suspended,
 )
 from agent_client.core.session import SessionWelcome
 from agent_client.core.vocabulary import MessageType, Priority
@@ -155,6 +156,7 @@ def assignment_from_proto(message: work_pb2.Assignment) -> Assignment:
         members=tuple(message.members),
         deadline=moment(message.deadline) if message.HasField("deadline") else None,
         requester=message.requester,
+        savepoint=payload_from_proto(message.savepoint) if message.HasField("savepoint") else None,
     )
 
 
@@ -172,6 +174,12 @@ def work_frame_to_proto(frame: WorkFrame) -> work_pb2.WorkRequest:
         lock_requests=[_lock_ask_to_proto(ask) for ask in frame.lock_asks],
         lock_releases=[_lock_drop_to_proto(drop) for drop in frame.lock_drops],
         drain=frame.drain,
+        savepoints=[
+            work_pb2.AttemptSavepoint(
+                attempt=attempt_to_proto(attempt), savepoint=payload_to_proto(savepoint)
+            )
+            for attempt, savepoint in frame.savepoints
+        ],
     )
 
 
@@ -187,6 +195,10 @@ def _result_to_proto(attempt: AttemptRef, outcome: Outcome) -> work_pb2.AttemptR
         message.result.CopyFrom(payload_to_proto(outcome.result))
     elif isinstance(outcome, Failed):
         message.failure.CopyFrom(failure_to_proto(outcome))
+    elif isinstance(outcome, Suspended):
+        message.suspended.SetInParent()
+        if outcome.savepoint is not None:
+            message.suspended.savepoint.CopyFrom(payload_to_proto(outcome.savepoint))
     else:
         message.cancelled = True
     return message

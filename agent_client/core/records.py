@@ -88,7 +88,15 @@ class Stopped:
     """An attempt's handler stopped because it was asked to."""
 
 
-Outcome = Succeeded | Failed | Stopped
+@dataclass(frozen=True, slots=True)
+class Suspended:
+    """An attempt's handler stopped to make room for more urgent work."""
+
+    # None for what it saved before, if anything.
+    savepoint: Payload | None = None
+
+
+Outcome = Succeeded | Failed | Stopped | Suspended
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from agent_client.core.locks import LockAsk, LockCore, LockDrop
-from agent_client.core.records import AttemptRef, HeldLock, Outcome, Stopped, Succeeded
+from agent_client.core.records import AttemptRef, HeldLock, Outcome, Payload, Stopped, Succeeded, Suspended
 
 # One frame carries at most this many results (work.proto) and about this many payload bytes, so that it
 # stays far below the 4 MiB limit of a message.
@@ -38,6 +38,7 @@ class WorkFrame:
     # (attempt, fraction, stage)
     progress: list[tuple[AttemptRef, float, str]] = field(default_factory=list)
     results: list[tuple[AttemptRef, Outcome]] = field(default_factory=list)
+    savepoints: list[tuple[AttemptRef, Payload]] = field(default_factory=list)
     probe_nonce: int = 0
     lock_asks: list[LockAsk] = field(default_factory=list)
     lock_drops: list[LockDrop] = field(default_factory=list)
@@ -60,7 +61,17 @@ class Stop:
     reason: str
 
 
-Effect = Start | Stop
+@dataclass(frozen=True, slots=True)
+class Suspend:
+    """Ask the handler of this attempt to save and stop; what it returns counts."""
+
+    attempt: AttemptRef
+    reason: str
+    # Milliseconds that it may go on.
+    grace_ms: int
+
+
+Effect = Start | Stop | Suspend
 
 
 @dataclass(slots=True)
@@ -70,9 +81,15 @@ class _Held:
     attempt: AttemptRef
     started: bool = False
     stop_asked: bool = False
+    suspend_asked: bool = False
     outcome: Outcome | None = None
     # Whether the outcome was written on the current stream.
     sent: bool = False
+    # The newest savepoint that is not acked, how many of the attempt's there were, and up to which one of
+    # them has been written on the current stream. One is on its way at a time.
+    savepoint: Payload | None = None
+    save_count: int = 0
+    save_sent: int = 0
 
 
 class WorkCore:
@@ -85,6 +102,8 @@ class WorkCore:
         self._held: dict[tuple[str, str], _Held] = {}
         # Every attempt whose handler has not returned, also those that were fenced meanwhile.
         self._busy: set[AttemptRef] = set()
+        # Those of them whose slot the coordinator uses already: it asked for it on the current stream.
+        self._lent: set[AttemptRef] = set()
         self._ended: OrderedDict[AttemptRef, None] = OrderedDict()
         self._draining = False
         # Of the current stream.
@@ -94,6 +113,8 @@ class WorkCore:
         self._started: list[AttemptRef] = []
         self._progress: dict[AttemptRef, tuple[float, str]] = {}
         self._unsent: deque[AttemptRef] = deque()
+        # Attempts with a savepoint to write, of which none is on its way.
+        self._unsaved: dict[AttemptRef, None] = {}
         self._probe_nonce = 0
 
     def __repr__(self) -> str:
@@ -133,9 +154,14 @@ class WorkCore:
         self._drain_sent = False
         self._probe_nonce = 0
         self._unsent.clear()
+        # Slots are counted anew on every stream: whoever still wants one of these asks again.
+        self._lent.clear()
         self._started = [held.attempt for held in self._held.values() if held.started and not held.outcome]
         for held in self._held.values():
             held.sent = False
+            held.save_sent = 0
+            if held.savepoint is not None:
+                self._unsaved[held.attempt] = None
             if held.outcome is not None:
                 self._unsent.append(held.attempt)
         self.locks.opened()
@@ -181,6 +207,36 @@ class WorkCore:
         held.stop_asked = True
         return [Stop(attempt, fenced=False, reason=reason)]
 
+    def suspend_asked(self, attempt: AttemptRef, *, reason: str, grace_ms: int) -> list[Effect]:
+        """The coordinator needs this attempt's slot for more urgent work, and uses it from now on."""
+        # One more credit, whatever has become of the attempt meanwhile: the coordinator counts it.
+        self._credits_open += 1
+        if attempt in self._busy:
+            self._lent.add(attempt)
+        held = self._current(attempt)
+        if held is None:
+            if attempt not in self._busy and attempt.task_key not in self._held:
+                # Unknown here, for example after a crash: the coordinator waits for an answer all the same.
+                self._held[attempt.task_key] = _Held(attempt, outcome=Suspended())
+                self._unsent.append(attempt)
+            return []
+        if held.outcome is not None or held.suspend_asked:
+            return []
+        held.suspend_asked = True
+        return [Suspend(attempt, reason, grace_ms)]
+
+    def save_acked(self, attempt: AttemptRef) -> int:
+        """The savepoint on its way is committed, or refused for good; return its number, 0 for none."""
+        held = self._current(attempt)
+        if held is None or not held.save_sent:
+            return 0
+        number, held.save_sent = held.save_sent, 0
+        if number == held.save_count:
+            held.savepoint = None
+        else:
+            self._unsaved[attempt] = None
+        return number
+
     def acked(self, attempt: AttemptRef) -> bool:
         """The result is committed, or refused for good. Returns whether it was still owed."""
         held = self._current(attempt)
@@ -209,12 +265,27 @@ class WorkCore:
         if self._open and held is not None and held.outcome is None:
             self._progress[attempt] = (fraction, stage)
 
+    def saved(self, attempt: AttemptRef, savepoint: Payload) -> int:
+        """The handler saved; return the savepoint's number, 0 when it counts for nothing any more."""
+        held = self._current(attempt)
+        if held is None or held.outcome is not None:
+            return 0
+        held.savepoint = savepoint
+        held.save_count += 1
+        if not held.save_sent:
+            self._unsaved[attempt] = None
+        return held.save_count
+
     def ended(self, attempt: AttemptRef, outcome: Outcome) -> None:
         """The handler returned; its slot is free. The outcome of a fenced attempt goes nowhere."""
         self._busy.discard(attempt)
+        self._lent.discard(attempt)
         held = self._current(attempt)
         if held is None or held.outcome is not None:
             return
+        if isinstance(outcome, Stopped | Suspended) and held.savepoint is not None:
+            # What was saved last travels with the end: it need not wait for the ack of the one before.
+            outcome = Suspended(held.savepoint)
         held.outcome = outcome
         self._progress.pop(attempt, None)
         self.locks.attempt_ended(attempt)
@@ -235,15 +306,27 @@ class WorkCore:
         self._probe_nonce, self._started = 0, []
         frame.progress = [(attempt, *report) for attempt, report in self._progress.items()]
         self._progress.clear()
+        self._take_savepoints(frame)
         self._take_results(frame)
         frame.lock_asks, frame.lock_drops = self.locks.take(now)
         if self._draining:
             frame.drain = not self._drain_sent
             self._drain_sent = True
         else:
-            frame.credits = max(0, self._slots - len(self._busy) - self._credits_open)
+            frame.credits = max(0, self._slots - (len(self._busy) - len(self._lent)) - self._credits_open)
             self._credits_open += frame.credits
         return frame if frame != WorkFrame() else None
+
+    def _take_savepoints(self, frame: WorkFrame) -> None:
+        size = 0
+        while self._unsaved and len(frame.savepoints) < FRAME_RESULTS_MAX and size < FRAME_BYTES_MAX:
+            attempt, _ = self._unsaved.popitem()
+            held = self._current(attempt)
+            if held is None or held.savepoint is None or isinstance(held.outcome, Succeeded | Suspended):
+                continue
+            held.save_sent = held.save_count
+            frame.savepoints.append((attempt, held.savepoint))
+            size += len(held.savepoint.data)
 
     def _take_results(self, frame: WorkFrame) -> None:
         size = 0
@@ -253,7 +336,7 @@ class WorkCore:
                 continue
             held.sent = True
             frame.results.append((held.attempt, held.outcome))
-            size += len(held.outcome.result.data) if isinstance(held.outcome, Succeeded) else 0
+            size += _size_of(held.outcome)
 
     def _current(self, attempt: AttemptRef) -> _Held | None:
         held = self._held.get(attempt.task_key)
@@ -272,3 +355,11 @@ class WorkCore:
         self._ended[held.attempt] = None
         if len(self._ended) > ENDED_MAX:
             self._ended.popitem(last=False)
+
+
+def _size_of(outcome: Outcome) -> int:
+    match outcome:
+        case Succeeded(payload) | Suspended(Payload() as payload):
+            return len(payload.data)
+        case _:
+            return 0

@@ -9,11 +9,19 @@ from collections.abc import Iterable
 from muster.scheduler.v1 import work_pb2
 from muster.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
 
-from agent_client.core.records import AttemptRef, HeldLock, Outcome
+from agent_client.core.records import AttemptRef, HeldLock, Outcome, Payload
 from agent_client.core.retry import Reconnect
-from agent_client.core.work import Effect, Stop, WorkCore
-from agent_client.errors import AgentLeftError, LockLostError, MusterError, UnavailableError, from_status
+from agent_client.core.work import Effect, Stop, Suspend, WorkCore
+from agent_client.errors import (
+    AgentLeftError,
+    LockLostError,
+    MusterError,
+    PreconditionError,
+    UnavailableError,
+    from_status,
+)
 from agent_client.link import LockWish, Profile, Sink
+from agent_client.pending import Pending
 from agent_client.streams.discovery import Discovery
 from agent_client.streams.duplex import Duplex, keep_open, monotonic_ms
 from agent_client.streams.load import LoadMeter
@@ -50,6 +58,8 @@ class WorkStream:
         self._session, self._load, self._sink = session, load, sink
         self._core = WorkCore(profile.slots)
         self._wishes: dict[int, LockWish] = {}
+        # Who waits for a savepoint to be durable, by its number; gone with the attempt.
+        self._saves: dict[AttemptRef, dict[int, Pending[None]]] = {}
         self._reconnect = Reconnect()
         self._left = False
         # Of the current stream.
@@ -86,6 +96,15 @@ class WorkStream:
         self._core.progressed(attempt, fraction, stage)
         self._wake.set()
 
+    def saved(self, attempt: AttemptRef, savepoint: Payload, durable: Pending[None]) -> None:
+        """The handler of an attempt saved."""
+        number = self._core.saved(attempt, savepoint)
+        if number:
+            self._saves.setdefault(attempt, {})[number] = durable
+        else:
+            durable.fail(_over())
+        self._wake.set()
+
     def ended(self, attempt: AttemptRef, outcome: Outcome) -> None:
         """The handler of an attempt returned."""
         self._core.ended(attempt, outcome)
@@ -117,6 +136,8 @@ class WorkStream:
     def leave(self) -> None:
         """The agent leaves: nobody waits for a lock any more."""
         self._left = True
+        for attempt in list(self._saves):
+            self._end_saves(attempt, AgentLeftError())
         for handle in list(self._wishes):
             self._refuse(handle, AgentLeftError())
 
@@ -150,6 +171,7 @@ class WorkStream:
                 incarnation=self._session.incarnation,
                 held=[attempt_to_proto(attempt) for attempt in hello.held],
                 held_locks=[held_lock_to_proto(lock) for lock in hello.held_locks],
+                suspendable=True,
             )
         )
 
@@ -185,6 +207,12 @@ class WorkStream:
         for cancel in frame.cancels:
             attempt = attempt_from_proto(cancel.attempt)
             self._carry_out(self._core.cancelled(attempt, fenced=cancel.fenced, reason=cancel.reason))
+        for suspend in frame.suspends:
+            attempt = attempt_from_proto(suspend.attempt)
+            grace_ms = suspend.grace.ToMilliseconds()
+            self._carry_out(self._core.suspend_asked(attempt, reason=suspend.reason, grace_ms=grace_ms))
+        for saved in frame.savepoint_acks:
+            self._save_acked(attempt_from_proto(saved.attempt), saved)
         for ack in frame.result_acks:
             self._acked(attempt_from_proto(ack.attempt), ack)
         self._receive_locks(frame)
@@ -199,12 +227,36 @@ class WorkStream:
         return self._heard_at + self._silence_max_ms if self._silence_max_ms else None
 
     def _acked(self, attempt: AttemptRef, ack: work_pb2.ResultAck) -> None:
-        if self._core.acked(attempt) and ack.HasField("error"):
-            log.warning("%s: the result was refused: %s", attempt, from_status(ack.error))
+        if not self._core.acked(attempt):
+            return
+        error = from_status(ack.error) if ack.HasField("error") else None
+        if error is not None:
+            log.warning("%s: the result was refused: %s", attempt, error)
+        self._end_saves(attempt, error or _over())
+
+    def _save_acked(self, attempt: AttemptRef, ack: work_pb2.SavepointAck) -> None:
+        number = self._core.save_acked(attempt)
+        waiting = self._saves.get(attempt, {})
+        for each in [each for each in waiting if each <= number]:
+            durable = waiting.pop(each)
+            if ack.HasField("error"):
+                durable.fail(from_status(ack.error))
+            else:
+                durable.resolve(None)
+        if not waiting:
+            self._saves.pop(attempt, None)
+
+    def _end_saves(self, attempt: AttemptRef, error: MusterError) -> None:
+        for durable in self._saves.pop(attempt, {}).values():
+            durable.fail(error)
 
     def _carry_out(self, effects: Iterable[Effect], assignment: work_pb2.Assignment | None = None) -> None:
         for effect in effects:
-            if isinstance(effect, Stop):
+            if isinstance(effect, Suspend):
+                self._sink.suspend_asked(effect.attempt, reason=effect.reason, grace_ms=effect.grace_ms)
+            elif isinstance(effect, Stop):
+                if effect.fenced:
+                    self._end_saves(effect.attempt, _over())
                 self._sink.stopped(effect.attempt, fenced=effect.fenced, reason=effect.reason)
             elif assignment is not None:
                 self._sink.assigned(assignment_from_proto(assignment))
@@ -258,6 +310,12 @@ class WorkStream:
         for handle in self._core.locks.overdue(monotonic_ms()):
             self._refuse(handle, _not_connected())
         self._time_wishes()
+
+
+def _over() -> MusterError:
+    return PreconditionError(
+        "the attempt ended before this savepoint was durable", reason="STALE_FENCING_TOKEN"
+    )
 
 
 def _not_connected() -> MusterError:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from muster.scheduler.v1 import collaboration_pb2, task_pb2
 
-from agent_client.core.records import AttemptRef, Failed, HeldLock, Outcome, Succeeded
-from agent_client.errors import PreconditionError
+from agent_client.core.records import AttemptRef, Failed, HeldLock, Outcome, Payload, Succeeded, Suspended
+from agent_client.errors import PreconditionError, StaleTokenError
+from agent_client.pending import Pending
 from agent_client.spec import Spec
 from agent_client.testing.locks import LockTable, Request
 from agent_client.testing.mailboxes import Mailboxes
@@ -20,6 +21,10 @@ from agent_client.testing.tasks import Board, TaskRow
 
 if TYPE_CHECKING:
     from agent_client.testing.seat import Seat
+
+
+# What a handler that is suspended is told; the in-memory plane waits for as long as it takes.
+SUSPEND_GRACE_MS = 2_000
 
 
 class Engine:
@@ -76,7 +81,8 @@ class Engine:
                     self._place_one(board, row)
 
     def _place_one(self, board: Board, row: TaskRow) -> None:
-        row.message.state = task_pb2.TASK_STATE_READY
+        if row.message.state != task_pb2.TASK_STATE_SUSPENDED:
+            row.message.state = task_pb2.TASK_STATE_READY
         able = self._able(row)
         free = [seat for seat in able if len(seat.attempts) < seat.agent.slots]
         if not free:
@@ -135,6 +141,27 @@ class Engine:
             if row is not None:
                 row.message.progress, row.message.stage = fraction, stage
 
+    def saved(self, attempt: AttemptRef, savepoint: Payload, durable: Pending[None]) -> None:
+        """A handler saved."""
+        with self.lock:
+            row = self._row(attempt)
+            if row is not None:
+                row.savepoint = savepoint
+        if row is not None:
+            durable.resolve(None)
+        else:
+            durable.fail(StaleTokenError(f"attempt {attempt} is not the current one"))
+
+    def suspend(self, collaboration_id: str, task_id: str) -> None:
+        """Ask for a running attempt to make room; the task goes on when it has."""
+        with self.lock:
+            row = self.boards[collaboration_id].rows[task_id]
+            if row.attempt is None:
+                raise PreconditionError(f"task {task_id} is not running")
+            self.seats[row.agent].sink.suspend_asked(
+                row.attempt, reason="suspended by the test", grace_ms=SUSPEND_GRACE_MS
+            )
+
     def ended(self, seat: Seat, attempt: AttemptRef, outcome: Outcome) -> None:
         """A handler returned."""
         with self.lock:
@@ -161,6 +188,9 @@ class Engine:
                 board.fail(row, failure)
             else:
                 row.message.state = task_pb2.TASK_STATE_READY
+        elif isinstance(outcome, Suspended):
+            row.savepoint = outcome.savepoint or row.savepoint
+            row.message.state = task_pb2.TASK_STATE_SUSPENDED
         else:
             row.message.state = task_pb2.TASK_STATE_READY
         if board.is_over():

@@ -118,6 +118,10 @@ class InMemoryCollaboration:
         """Take a running attempt away from its agent, as after a lost link, and assign the task anew."""
         self._engine.fence(self.id, task_id)
 
+    def suspend(self, task_id: str) -> None:
+        """Ask for a running attempt to save and stop, as for more urgent work; the task then goes on."""
+        self._engine.suspend(self.id, task_id)
+
     async def result(self, timeout: float = RESULT_TIMEOUT_S) -> Result:
         """Wait for its end and return the result; see `InMemoryPlane.submit`."""
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agent_client.agent import Agent
 from agent_client.core.inbox import Key, Verdict
-from agent_client.core.records import AttemptRef, Outcome
+from agent_client.core.records import AttemptRef, Outcome, Payload
 from agent_client.errors import MusterError, ResourceHeldError
 from agent_client.link import Delivered, Envelope, LockWish, Sink
 from agent_client.pending import Pending
@@ -32,6 +32,10 @@ class Seat:
     def progressed(self, attempt: AttemptRef, fraction: float, stage: str) -> None:
         """The handler of an attempt reported."""
         self._engine.progressed(attempt, fraction, stage)
+
+    def saved(self, attempt: AttemptRef, savepoint: Payload, durable: Pending[None]) -> None:
+        """The handler of an attempt saved."""
+        self._engine.saved(attempt, savepoint, durable)
 
     def ended(self, attempt: AttemptRef, outcome: Outcome) -> None:
         """The handler of an attempt returned."""

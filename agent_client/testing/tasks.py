@@ -27,6 +27,7 @@ class TaskRow:
     failure_count: int = 0
     attempt: AttemptRef | None = None
     agent: str = ""
+    savepoint: Payload | None = None
 
     @property
     def id(self) -> str:
@@ -41,7 +42,11 @@ class TaskRow:
     @property
     def waiting(self) -> bool:
         """Whether it could be assigned, as far as it itself is concerned."""
-        return self.message.state in (task_pb2.TASK_STATE_PENDING, task_pb2.TASK_STATE_READY)
+        return self.message.state in (
+            task_pb2.TASK_STATE_PENDING,
+            task_pb2.TASK_STATE_READY,
+            task_pb2.TASK_STATE_SUSPENDED,
+        )
 
     @property
     def claims(self) -> tuple[Claim, ...]:
@@ -126,6 +131,7 @@ class Board:
             members=tuple(self.members),
             deadline=min(deadlines, default=None),
             requester="operator/test",
+            savepoint=row.savepoint,
         )
 
     def succeed(self, row: TaskRow, result: Payload) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from services.common.core.entries import Outcome
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.instants import Instant, after
-from services.scheduler.core import claims, lock_requests, outcomes, reports
+from services.scheduler.core import claims, lock_requests, outcomes, reports, savepoints, suspension
 from services.scheduler.core.book import Book, Step
 from services.scheduler.core.course import Task
 from services.scheduler.core.effects import CancelAttempt, CloseStream, EndLease, Probe, Welcome
@@ -18,8 +18,9 @@ from services.scheduler.core.events import (
     WorkFrame,
     WorkOpened,
 )
+from services.scheduler.core.index import level_for
 from services.scheduler.core.instances import NO_SKILLS, Instance
-from services.scheduler.core.model import AttemptRef, InstanceKey, TaskKey
+from services.scheduler.core.model import AttemptRef, AttemptState, InstanceKey, TaskKey
 from services.scheduler.core.timers import Timer, TimerKind
 
 #: Probes are sent at multiples of this, in milliseconds.
@@ -50,6 +51,7 @@ def open_stream(step: Step, event: WorkOpened) -> None:
     instance.incarnation = event.incarnation
     instance.recovered = False
     instance.stream = event.stream
+    instance.suspendable = event.suspendable
     instance.heard = step.now
     instance.timer = _probe_later(step, instance)
     book.streams[event.stream] = instance
@@ -62,6 +64,7 @@ def open_stream(step: Step, event: WorkOpened) -> None:
     )
     _reconcile(step, instance, event.stream, event.held)
     lock_requests.reconcile(step, instance, event.stream, event.held_locks)
+    book.victims.put_instance(instance)
     book.index.touch(instance)
 
 
@@ -81,6 +84,8 @@ def take_frame(step: Step, event: WorkFrame) -> None:
             reports.start(step, instance, event.stream, ref, ended)
     for report in event.progress:
         reports.progress(step, instance, report)
+    for saved in event.savepoints:
+        savepoints.save(step, instance, event.stream, saved)
     for result in event.results:
         reports.result(step, instance, event.stream, result)
     for released in event.lock_releases:
@@ -88,8 +93,7 @@ def take_frame(step: Step, event: WorkFrame) -> None:
     for asked in event.lock_requests:
         lock_requests.request(step, instance, event.stream, asked)
     if event.drain and not instance.draining:
-        instance.draining = True
-        step.entry("work.drain", f"agent/{instance.key}", f"agent/{instance.key.agent_id}")
+        _drain(step, instance)
     if event.credits:
         _grant(step, instance, event.stream, event.credits)
     book.index.touch(instance)
@@ -136,7 +140,8 @@ def _probe_later(step: Step, instance: Instance) -> Timer:
 def lose(step: Step, instance: Instance, why: str) -> None:
     """An instance will not come back: its attempts go elsewhere, its locks to others."""
     for task in [*instance.held.values()]:
-        outcomes.lose(step, task, f"{instance.key}: {why}")
+        if (attempt := task.at(instance.key)) is not None:
+            outcomes.lose(step, task, attempt, f"{instance.key}: {why}")
     claims.end_instance(step, instance)
     forget(step, instance)
 
@@ -166,7 +171,31 @@ def unlink(step: Step, instance: Instance) -> None:
     instance.timer = book.timers.set(until, TimerKind.GRACE, instance)
     lock_requests.end_waiting(step, instance)
     claims.renew(step, instance)
+    book.victims.drop_instance(instance)
     book.index.touch(instance)
+
+
+def _drain(step: Step, instance: Instance) -> None:
+    """Give an instance nothing new: what runs goes on, what it has not started moves if somebody else can."""
+    instance.draining = True
+    step.entry("work.drain", f"agent/{instance.key}", f"agent/{instance.key.agent_id}")
+    step.book.victims.drop_instance(instance)
+    for task in [*instance.held.values()]:
+        attempt = task.at(instance.key)
+        if attempt is None or attempt.state is not AttemptState.ASSIGNED or attempt.start_time is not None:
+            continue
+        if any(_can_take(other, task) for other in step.book.instances.values() if other is not instance):
+            outcomes.move(step, task, attempt, f"{instance.key} drains and had not started it")
+
+
+def _can_take(other: Instance, task: Task) -> bool:
+    named = task.demand.agents
+    return (
+        other.stream is not None
+        and not other.draining
+        and level_for(other.levels, task.demand) is not None
+        and (not named or other.key.agent_id in named)
+    )
 
 
 def note_instance(book: Book, key: InstanceKey, incarnation: int) -> Instance:
@@ -197,9 +226,11 @@ def _change_instance(step: Step, instance: Instance) -> None:
     if view is None:
         instance.levels = NO_SKILLS
         step.book.index.touch(instance)
+        step.book.victims.put_instance(instance)
         return
     _declare(instance, view)
     step.book.index.touch(instance)
+    step.book.victims.put_instance(instance)
     if instance.stream is None:
         if is_over(view, instance):
             give_up(step, instance)
@@ -265,18 +296,23 @@ def _reconcile(step: Step, instance: Instance, stream: StreamId, held: tuple[Att
     named: set[TaskKey] = set()
     for ref in held:
         task = step.book.task(ref)
-        attempt = None if task is None else task.current
-        if task is None or attempt is None or attempt.token != ref.token or attempt.instance != instance.key:
+        attempt = None if task is None else task.at(instance.key)
+        if task is None or attempt is None or attempt.token != ref.token:
             step.effects.append(CancelAttempt(stream, ref, "this attempt is no longer the current one"))
             continue
         named.add(task.key)
         if attempt.incarnation != instance.incarnation:
-            task.replace_newest(attempt._replace(incarnation=instance.incarnation))
+            attempt = attempt._replace(incarnation=instance.incarnation)
+            task.replace(attempt)
             step.task_changed(task)
+        if attempt.state is AttemptState.SUSPENDING:
+            # It may not have heard it; and if it has, slots are counted anew on every link.
+            suspension.ask_again(step, task, attempt, instance)
     lost: list[Task] = [task for key, task in instance.held.items() if key not in named]
     for task in lost:
         # Assigned to a link that broke: the agent never got it, or died and forgot it.
-        outcomes.lose(step, task, f"{instance.key} came back without it")
+        if (attempt := task.at(instance.key)) is not None:
+            outcomes.lose(step, task, attempt, f"{instance.key} came back without it")
 
 
 def _declare(instance: Instance, view: InstanceView) -> None:

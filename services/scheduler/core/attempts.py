@@ -18,24 +18,17 @@ from services.scheduler.core.machine import (
     CollaborationInput,
     TaskInput,
 )
-from services.scheduler.core.model import AttemptState, CollaborationState, Failure
+from services.scheduler.core.model import AttemptState, CollaborationState, Failure, TaskState
 from services.scheduler.core.timers import TimerKind
 
 
 def assign(step: Step, task: Task, instance: Instance, explanation: str) -> None:
-    """Give a ready task, its claims granted, to an instance with a free slot."""
-    book = step.book
+    """Give a task that waits, its claims granted, to an instance with a free slot."""
     places.leave(step, task)
-    token = FencingToken(book.epoch, task.attempt_count + 1)
-    attempt = Attempt(token, instance.key, instance.incarnation, AttemptState.ASSIGNED, step.now, explanation)
-    attempt = attempt._replace(predicted=learning.predict(step, task, instance.key.agent_id))
+    resumes = task.state is TaskState.SUSPENDED
     task.state = TASK.next(str(task.key), task.state, TaskInput.ASSIGN)
-    task.add_attempt(attempt)
-    watch(step, task, attempt)
-    instance.hold(task)
-    instance.credits -= 1
-    instance.turn = book.index.next_turn()
-    book.index.touch(instance)
+    attempt = _hand_over(step, task, instance, explanation)
+    token = attempt.token
     claims.bind(step, task, attempt, instance)
     _join(step, task.collaboration, instance.key.agent_id)
     step.task_changed(task)
@@ -47,24 +40,64 @@ def assign(step: Step, task: Task, instance: Instance, explanation: str) -> None
         cause_id=task.cause_id,
         attributes={"token": str(token), "instance": str(instance.key), "why": explanation},
     )
+    if resumes:
+        saved = task.savepoint
+        step.entry(
+            "task.resume",
+            f"task/{task.key}",
+            f"agent/{instance.key.agent_id}",
+            collaboration_id=task.key.collaboration_id,
+            cause_id=task.cause_id,
+            attributes={
+                "token": str(token),
+                "savepoint_of_attempt": "" if saved is None else str(saved.attempt_number),
+            },
+        )
     if not task.spec.resources and instance.stream is not None:
         # With claims it goes out when the keys' revision, their token, is known: `lock_changes.written`.
         step.effects.append(Assign(instance.stream, task.collaboration, task, attempt, ()))
 
 
+def _hand_over(
+    step: Step, task: Task, instance: Instance, explanation: str, *, speculative: bool = False
+) -> Attempt:
+    """Make the next attempt of a task, at an instance with a free slot."""
+    book = step.book
+    token = FencingToken(book.epoch, task.attempt_count + 1)
+    attempt = Attempt(
+        token,
+        instance.key,
+        instance.incarnation,
+        AttemptState.ASSIGNED,
+        step.now,
+        explanation,
+        predicted=learning.predict(step, task, instance.key.agent_id),
+        speculative=speculative,
+    )
+    task.add_attempt(attempt)
+    watch(step, task, attempt)
+    instance.hold(task)
+    instance.credits -= 1
+    instance.turn = book.index.next_turn()
+    book.index.touch(instance)
+    book.victims.put(task, attempt, instance)
+    return attempt
+
+
 def start(step: Step, task: Task, attempt: Attempt, *, ended: bool) -> None:
-    """The agent says that the current attempt runs; a repetition changes nothing.
+    """The agent says that an open attempt runs; a repetition changes nothing.
 
     With `ended` its result came in the same frame: when it started is noted, and not a change of its own.
     """
     if attempt.state is not AttemptState.ASSIGNED:
         return
     if ended:
-        task.replace_newest(attempt._replace(start_time=step.now))
+        task.replace(attempt._replace(start_time=step.now))
         return
     state = ATTEMPT.next(str(task.key), attempt.state, AttemptInput.START)
-    task.replace_newest(attempt._replace(state=state, start_time=step.now))
-    task.state = TASK.next(str(task.key), task.state, TaskInput.START)
+    task.replace(attempt._replace(state=state, start_time=step.now))
+    if task.state is TaskState.ASSIGNED:
+        task.state = TASK.next(str(task.key), task.state, TaskInput.START)
     step.task_changed(task)
     step.entry(
         "task.start",
@@ -78,24 +111,34 @@ def start(step: Step, task: Task, attempt: Attempt, *, ended: bool) -> None:
 def watch(step: Step, task: Task, attempt: Attempt) -> None:
     """Give up an open attempt when it has run for longer than its task allows."""
     until = after(attempt.assign_time, task.spec.attempt_timeout_ms)
-    task.timer = step.book.timers.set(until, TimerKind.ATTEMPT_TIMEOUT, task)
+    number = attempt.token.number
+    task.watches[number] = step.book.timers.set(until, TimerKind.ATTEMPT_TIMEOUT, (task, number))
 
 
 def close(
-    step: Step, task: Task, given: AttemptInput, failure: Failure | None = None, notice: str = ""
+    step: Step,
+    task: Task,
+    attempt: Attempt,
+    given: AttemptInput,
+    failure: Failure | None = None,
+    *,
+    notice: str = "",
 ) -> None:
-    """End the current attempt and all that hangs on it; what the task does next is the caller's business.
+    """End an open attempt and all that hangs on it; what the task does next is the caller's business.
 
     With a `notice` its agent is told why its token and its locks are void; without one the agent said so
     itself, or is gone.
     """
     book = step.book
-    attempt = task.attempts[-1]
     state = ATTEMPT.next(str(task.key), attempt.state, given)
-    task.replace_newest(attempt._replace(state=state, end_time=step.now, failure=failure))
-    book.timers.cancel(task.timer)
-    task.timer = None
-    task.progress, task.stage = 0.0, ""
+    task.replace(attempt._replace(state=state, end_time=step.now, failure=failure))
+    book.timers.cancel(task.watches.pop(attempt.token.number, None))
+    # A savepoint that waits for its turn becomes durable with the attempt's end.
+    book.timers.cancel(task.savepoint_timer)
+    task.savepoint_timer = None
+    book.victims.drop(task, attempt)
+    if not task.open_attempts:
+        task.progress, task.stage = 0.0, ""
     instance = book.instance_of(attempt)
     if instance is not None:
         instance.drop(task)

@@ -20,9 +20,17 @@ from services.scheduler.core.index import PlacementIndex
 from services.scheduler.core.instances import Instance
 from services.scheduler.core.lock_queue import LockId, LockRequest
 from services.scheduler.core.locks import LockTable
-from services.scheduler.core.model import AttemptRef, InstanceKey, Limits, SchedulingPolicy, TaskKey
+from services.scheduler.core.model import (
+    AttemptRef,
+    InstanceKey,
+    Limits,
+    Priority,
+    SchedulingPolicy,
+    TaskKey,
+)
 from services.scheduler.core.prediction.predictor import Predictor
 from services.scheduler.core.timers import Timer, Timers
+from services.scheduler.core.victims import Victims
 
 _GOLDEN_RATIO = 0.6180339887498949
 
@@ -58,6 +66,10 @@ class Settings:
     ageing_ms: int = 60_000
     ageing_share: int = 4
     lock_request_max: int = 1_024
+    #: The least urgent class whose ready tasks may take the slot of a running attempt of a lower class.
+    preempting_priority: Priority = Priority.EMERGENCY
+    suspend_grace_ms: int = 2_000
+    savepoint_interval_ms: int = 1_000
 
 
 @dataclass(slots=True, eq=False)
@@ -123,6 +135,10 @@ class Book:
     lock_uses: dict[LockId, LockUse] = field(default_factory=dict)
     #: Tasks in the placement index whose declared claims are granted; the next placement empties it.
     reserved: dict[LockId, Task] = field(default_factory=dict)
+    #: Attempts that may make room for more urgent work.
+    victims: Victims = field(default_factory=Victims)
+    #: Tasks in the placement index that may take the slot of another, in the order in which they came.
+    urgent: dict[TaskKey, Task] = field(default_factory=dict)
     #: Lock requests of agents' code so far: makes their ids unique.
     lock_serial: int = 0
     #: Ended collaborations, oldest end first, and their tasks together.

@@ -25,7 +25,7 @@ from services.scheduler.core.effects import (
 from services.scheduler.core.events import HeldLock
 from services.scheduler.core.instances import Instance
 from services.scheduler.core.lock_queue import LockId, LockRequest, TaskOwner
-from services.scheduler.core.locks import Freed, LockOutcome, Proposed, Refused
+from services.scheduler.core.locks import Freed, Lent, LockOutcome, Proposed, Refused
 from services.scheduler.core.records import StoredLock
 
 #: Pause before a task whose claims were refused asks again, in milliseconds. That happens only when its
@@ -148,6 +148,10 @@ def carry_out(step: Step, outcomes: Iterable[LockOutcome]) -> None:
                 elif use.task is not None:
                     places.leave(step, use.task)
                     places.enter_delay(step, use.task, after(step.now, _REFUSED_DELAY_MS))
+            case Lent(request, lender, priority):
+                use = step.book.lock_uses[request.lock_id]
+                why = f"{lender.owner} waits for it and lends it the class {priority.name}"
+                entry(step, use, "lock.lend", why)
             case Freed(lock_id, resources):
                 step.effects += [DeleteLock(resource, lock_id) for resource in resources]
                 use = step.book.lock_uses[lock_id]

@@ -70,6 +70,10 @@ class Attempt(NamedTuple):
     failure: Failure | None = None
     #: None when it was assigned before there were predictions.
     predicted: Predicted | None = None
+    #: It began beside a slow one that was still running.
+    speculative: bool = False
+    #: When its grace ends; set when it was asked to suspend.
+    suspend_time: Instant | None = None
 
     @property
     def open(self) -> bool:
@@ -77,10 +81,28 @@ class Attempt(NamedTuple):
         return self.state in ATTEMPT_OPEN
 
 
-class Place(IntEnum):
-    """Where a READY task waits."""
+class Savepoint(NamedTuple):
+    """From where the next attempt of a task goes on."""
 
-    #: Nowhere: it is not READY.
+    #: The attempt that saved it.
+    attempt_number: int
+    save_time: Instant
+    payload: Payload
+
+
+class SavepointNote(NamedTuple):
+    """What views tell of a savepoint; the payload itself would stay in the history with every one of them."""
+
+    attempt_number: int
+    save_time: Instant
+    #: Length of the payload.
+    size_bytes: int
+
+
+class Place(IntEnum):
+    """Where a READY or SUSPENDED task waits."""
+
+    #: Nowhere: it does not wait.
     NOWHERE = auto()
     #: In the placement index, for an agent.
     QUEUE = auto()
@@ -121,19 +143,23 @@ class Task:
     generation: int = 0
     #: The collaboration's generation at its last change.
     collaboration_generation: int = 0
-    #: The newest ATTEMPTS_KEPT_MAX, oldest first; only the last one can be open.
+    #: The newest ATTEMPTS_KEPT_MAX, oldest first. At most two are open, at different instances: one, and a
+    #: speculative one that began after it.
     attempts: tuple[Attempt, ...] = ()
     #: Attempts made in all: the number of the newest token.
     attempt_count: int = 0
     #: Attempts that failed or timed out; a lost agent does not count.
     failure_count: int = 0
+    #: Attempts that ended by the scheduler's own decision: suspended, moved, or second to finish.
+    excused_count: int = 0
+    savepoint: Savepoint | None = None
     result: Payload | None = None
     failure: Failure | None = None
     ready_time: Instant | None = None
     end_time: Instant | None = None
     #: End of the retry delay, while `place` is DELAY.
     retry_time: Instant | None = None
-    #: Of the current attempt; not durable.
+    #: Of its open attempts, the newest report; not durable.
     progress: float = 0.0
     stage: str = ""
     #: What made it ready: the request, or the attempt before.
@@ -147,8 +173,14 @@ class Task:
     queue_number: int = 0
     #: While `place` is QUEUE: where in the index.
     lane: Lane | None = field(default=None, repr=False)
-    #: Its retry delay or its attempt's time-out; never both.
+    #: Its retry delay, while `place` is DELAY.
     timer: Timer | None = None
+    #: What ends each open attempt if nothing else does, by its number: its time-out, or the end of its grace.
+    watches: dict[int, Timer] = field(default_factory=dict)
+    #: When a victim was asked to make room for it.
+    room_time: Instant | None = None
+    #: When the newest savepoint will be made durable; None when it is.
+    savepoint_timer: Timer | None = None
     deadline_timer: Timer | None = None
 
     def __repr__(self) -> str:
@@ -173,9 +205,24 @@ class Task:
         return self.attempts[-1] if self.attempts else None
 
     @property
+    def open_attempts(self) -> tuple[Attempt, ...]:
+        """The open attempts, oldest first: none, one, or one with a speculative one beside it."""
+        return tuple(attempt for attempt in self.attempts if attempt.open)
+
+    @property
     def current(self) -> Attempt | None:
-        """The open attempt; None when there is none."""
-        return self.attempts[-1] if self.attempts and self.attempts[-1].open else None
+        """The oldest open attempt; None when there is none."""
+        return next((attempt for attempt in self.attempts if attempt.open), None)
+
+    def at(self, instance: InstanceKey) -> Attempt | None:
+        """Return the open attempt that an instance holds, None when it holds none."""
+        return next(
+            (each for each in reversed(self.attempts) if each.open and each.instance == instance), None
+        )
+
+    def find(self, token: FencingToken) -> Attempt | None:
+        """Return the attempt under `token`, None when it is not kept."""
+        return next((attempt for attempt in reversed(self.attempts) if attempt.token == token), None)
 
     def ref(self, attempt: Attempt) -> AttemptRef:
         """Return the name of one of its attempts."""
@@ -186,9 +233,12 @@ class Task:
         self.attempts = (*self.attempts[-(ATTEMPTS_KEPT_MAX - 1) :], attempt)
         self.attempt_count = attempt.token.number
 
-    def replace_newest(self, attempt: Attempt) -> None:
-        """Put the newest attempt's next value in its place."""
-        self.attempts = (*self.attempts[:-1], attempt)
+    def replace(self, attempt: Attempt) -> None:
+        """Put an attempt's next value in its place."""
+        if self.attempts[-1].token == attempt.token:
+            self.attempts = (*self.attempts[:-1], attempt)
+        else:
+            self.attempts = tuple(attempt if each.token == attempt.token else each for each in self.attempts)
 
     def view(self) -> TaskView:
         """Return what it is now, immutable."""
@@ -201,7 +251,12 @@ class Task:
             self.generation,
             self.ready_time,
             self.end_time,
+            None if (saved := self.savepoint) is None else _note(saved),
         )
+
+
+def _note(saved: Savepoint) -> SavepointNote:
+    return SavepointNote(saved.attempt_number, saved.save_time, len(saved.payload.data))
 
 
 class TaskView(NamedTuple):
@@ -215,6 +270,7 @@ class TaskView(NamedTuple):
     generation: int
     ready_time: Instant | None
     end_time: Instant | None
+    savepoint: SavepointNote | None
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)

@@ -100,6 +100,23 @@ class CancelAttempt(NamedTuple):
     reason: str
 
 
+class SuspendAttempt(NamedTuple):
+    """Ask an agent to save and stop an attempt; its slot is the scheduler's from now on."""
+
+    stream: StreamId
+    attempt: AttemptRef
+    reason: str
+    grace_ms: int
+
+
+class AckSavepoint(NamedTuple):
+    """A savepoint is committed, or refused with a definite error."""
+
+    stream: StreamId
+    attempt: AttemptRef
+    error: ServiceError | None
+
+
 class AckResult(NamedTuple):
     """A result is committed, or refused with a definite error."""
 
@@ -178,6 +195,17 @@ class Answer(NamedTuple):
 
 Write = SaveSpecs | SaveCollaboration | SaveTask | Forget | PutLock | DeleteLock | SaveLearned
 #: What can be said to an agent.
-WorkItem = Welcome | Assign | CancelAttempt | AckResult | Probe | GrantLocks | RefuseLocks | RevokeLock
+WorkItem = (
+    Welcome
+    | Assign
+    | CancelAttempt
+    | SuspendAttempt
+    | AckResult
+    | AckSavepoint
+    | Probe
+    | GrantLocks
+    | RefuseLocks
+    | RevokeLock
+)
 Send = WorkItem | CloseStream | Publish
 Effect = Write | EndLease | Send | Answer | EntryDraft

@@ -81,6 +81,8 @@ class WorkOpened(NamedTuple):
     incarnation: int
     held: tuple[AttemptRef, ...] = ()
     held_locks: tuple[HeldLock, ...] = ()
+    #: It heeds the request to suspend an attempt.
+    suspendable: bool = False
 
 
 class ProgressReport(NamedTuple):
@@ -95,11 +97,25 @@ class Cancelled(NamedTuple):
     """The agent stopped an attempt because it was asked to."""
 
 
+class Suspended(NamedTuple):
+    """The agent stopped an attempt to make room for more urgent work."""
+
+    #: From where to go on; None for the newest savepoint that it saved before.
+    savepoint: Payload | None
+
+
 class ResultReport(NamedTuple):
     """How an attempt ended."""
 
     attempt: AttemptRef
-    outcome: Payload | Failure | Cancelled
+    outcome: Payload | Failure | Cancelled | Suspended
+
+
+class SavepointReport(NamedTuple):
+    """From where another attempt could go on."""
+
+    attempt: AttemptRef
+    savepoint: Payload
 
 
 class LockRequested(NamedTuple):
@@ -135,6 +151,7 @@ class WorkFrame(NamedTuple):
     lock_requests: tuple[LockRequested, ...] = ()
     lock_releases: tuple[LockReleased, ...] = ()
     drain: bool = False
+    savepoints: tuple[SavepointReport, ...] = ()
 
 
 class WorkClosed(NamedTuple):

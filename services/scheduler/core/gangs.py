@@ -61,9 +61,11 @@ def regroup(step: Step, task: Task, cause_id: str) -> None:
         return
     story = f"member {task.key.task_id} of its gang stopped"
     for mate in members(task):
-        if mate is not task and mate.current is not None:
+        if mate is task:
+            continue
+        for attempt in mate.open_attempts:
             failure = Failure(FailureKind.TRANSIENT, "GANG_STOPPED", story)
-            attempts.close(step, mate, AttemptInput.CANCEL, failure, story)
+            attempts.close(step, mate, attempt, AttemptInput.CANCEL, failure, notice=story)
             mate.state = TASK.next(str(mate.key), mate.state, TaskInput.RETURN)
             mate.ready_time = step.now
             mate.cause_id = cause_id

@@ -33,6 +33,8 @@ class Instance:
     credits: int = 0
     #: Known from the store only: it has not been linked since this leadership began.
     recovered: bool = False
+    #: It heeds the request to suspend an attempt.
+    suspendable: bool = False
     #: It takes nothing new.
     draining: bool = False
     #: Tasks whose open attempt it holds.

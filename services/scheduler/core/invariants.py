@@ -11,6 +11,7 @@ from services.scheduler.core.course import Collaboration, Place, Task
 from services.scheduler.core.instances import Instance
 from services.scheduler.core.model import (
     TASK_HELD,
+    TASK_WAITING,
     AttemptState,
     CollaborationState,
     LockMode,
@@ -56,29 +57,41 @@ def _check_task(book: Book, task: Task) -> None:
     assert len(winners) == (1 if succeeded else 0), f"{task}: {winners}"
     assert (task.result is not None) == succeeded, task
     assert (task.failure is not None) == (task.state in (TaskState.FAILED, TaskState.CANCELLED)), task
-    # T2: tokens only grow, and at most the newest attempt is open.
+    # T2: tokens only grow; one attempt is open, or two of which the newer one is speculative.
     tokens = [attempt.token for attempt in task.attempts]
     assert tokens == sorted(set(tokens)), task
-    assert not any(attempt.open for attempt in task.attempts[:-1]), task
-    assert (task.current is not None) == (task.state in TASK_HELD), task
-    if (current := task.current) is not None:
-        assert current.token.number == task.attempt_count, task
-        holder = book.instances.get(current.instance)
+    current = task.open_attempts
+    assert bool(current) == (task.state in TASK_HELD), task
+    assert len(current) <= 2, f"{task}: {current}"
+    assert not current or not any(each.speculative for each in current[:-1]), f"{task}: {current}"
+    assert len(current) < 2 or current[1].speculative, f"{task}: {current}"
+    assert len({attempt.instance for attempt in current}) == len(current), f"{task}: {current}"
+    assert set(task.watches) == {attempt.token.number for attempt in current}, f"{task} may run for ever"
+    assert all(timer.live for timer in task.watches.values()), f"{task} may run for ever"
+    for attempt in current:
+        holder = book.instances.get(attempt.instance)
         assert holder is not None, f"{task} is held by nobody known"
         assert holder.held.get(task.key) is task, f"{task} is not with {holder}"
-        assert task.timer is not None, f"{task} may run for ever"
-        assert task.timer.live, f"{task} may run for ever"
+        suspending = attempt.state is AttemptState.SUSPENDING
+        assert suspending == (attempt.suspend_time is not None), f"{task}: {attempt}"
+    assert task.excused_count + task.failure_count <= task.attempt_count, task
+    assert task.savepoint is None or not task.ended, task
+    assert task.savepoint_timer is None or current, task
     unmet = sum(
         collaboration.tasks[task_id].state is not TaskState.SUCCEEDED for task_id in task.spec.dependencies
     )
     assert task.unmet == unmet, f"{task}: {task.unmet} != {unmet}"
-    if task.state in (TaskState.READY, *TASK_HELD, TaskState.SUCCEEDED):
+    if task.state in (*TASK_WAITING, *TASK_HELD, TaskState.SUCCEEDED):
         assert unmet == 0, f"{task} runs ahead of its dependencies"
-    assert (task.place is not Place.NOWHERE) == (task.state is TaskState.READY), f"{task}: {task.place!r}"
+    assert (task.place is not Place.NOWHERE) == (task.state in TASK_WAITING), f"{task}: {task.place!r}"
+    urgent = task.place is Place.QUEUE and task.priority <= book.settings.preempting_priority
+    urgent = urgent and task.spec.gang is None
+    assert (task.key in book.urgent) == urgent, task
     assert (task.queue_number > 0) == (task.place is Place.QUEUE), task
     if task.place is Place.LOCKS:
         assert task.lock_id in book.lock_uses, f"{task} waits for a lock that nobody asked for"
-    if task.spec.resources and task.current is not None:
+    if task.spec.resources and current:
+        assert len(current) == 1, f"{task} runs twice with locks"
         assert task.lock_id in book.lock_uses, f"{task} runs without its locks"
 
 
@@ -86,10 +99,8 @@ def _check_instance(book: Book, instance: Instance) -> None:
     assert instance.credits >= 0, f"{instance} got more than it granted"
     assert instance.credits <= book.settings.credit_max, instance
     for key, task in instance.held.items():
-        current = task.current
         assert key == task.key, instance
-        assert current is not None, f"{instance} holds {task}"
-        assert current.instance == instance.key, f"{instance} holds {task}"
+        assert task.at(instance.key) is not None, f"{instance} holds {task}"
     if instance.stream is None:
         assert instance.credits == 0, instance
     else:

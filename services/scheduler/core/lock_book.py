@@ -84,6 +84,15 @@ class LockBook:
             self.queues[name].remove_waiter(record)
         _drop(self._waiting, record)
 
+    def move(self, record: LockRecord, place: int) -> None:
+        """Give a record another place, in the queues where it waits or should it wait again."""
+        queues = [self.queues[name] for name in record.modes] if record.stage is LockStage.WAITING else []
+        for queue in queues:
+            queue.remove_waiter(record)
+        record.order = (place, record.order[1])
+        for queue in queues:
+            queue.add_waiter(record)
+
     def add_occupying(self, record: LockRecord, stage: LockStage) -> None:
         """Let `record` occupy its resources, PROPOSED or HELD."""
         record.stage = stage

@@ -8,7 +8,6 @@ from services.scheduler.core.book import LockUse, Step
 from services.scheduler.core.effects import Assign, DeleteLock, GrantLocks
 from services.scheduler.core.events import HeldLock, LockKeysChanged, LocksWritten, LockWritten
 from services.scheduler.core.lock_queue import ForeignKey, LockId
-from services.scheduler.core.machine import AttemptInput
 from services.scheduler.core.model import Failure, FailureKind
 
 
@@ -40,7 +39,8 @@ def keys_changed(step: Step, event: LockKeysChanged) -> None:
         if use.declared and use.task is not None:
             # The attempt was placed on the promise of all its claims.
             failure = Failure(FailureKind.TRANSIENT, "LOCK_LOST", why)
-            outcomes.fail(step, use.task, failure, AttemptInput.FAIL, why)
+            if use.attempt is not None and (attempt := use.task.find(use.attempt.token)) is not None:
+                outcomes.fail(step, use.task, attempt, failure, notice=why)
             continue
         claims.revoke(step, use, [HeldLock(resource, use.token)], why)
         claims.carry_out(step, book.locks.release(use.request.lock_id, [resource]))
@@ -63,7 +63,7 @@ def _counts(step: Step, use: LockUse, revision: int) -> None:
     if not use.declared:
         if use.stream == instance.stream:
             step.effects.append(GrantLocks(use.stream, use.lock_request_id, use.held_locks, until))
-    elif use.task is not None and (attempt := use.task.current) is not None:
+    elif use.task is not None and (attempt := use.task.at(instance.key)) is not None:
         step.effects.append(
             Assign(instance.stream, use.task.collaboration, use.task, attempt, use.held_locks)
         )
@@ -75,6 +75,9 @@ def _beaten(step: Step, use: LockUse, lock: LockWritten) -> None:
         step.book.locks.put_foreign(key)
     step.effects += [DeleteLock(claim.resource, lock.claim_id) for claim in use.request.claims]
     task = use.task if use.declared and not use.abandoned else None
+    attempt = None if task is None or use.instance is None else task.at(use.instance.key)
     lock_requests.take_back(step, use)
-    if task is not None:
-        outcomes.withdraw(step, task, f"{lock.beaten_by[0].resource} is held by a key that came before")
+    if task is not None and attempt is not None:
+        outcomes.withdraw(
+            step, task, attempt, f"{lock.beaten_by[0].resource} is held by a key that came before"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -92,6 +92,14 @@ class LockRecord:
     token: FencingToken | None = None
     # Who acts for the owner; set when HELD.
     agent: InstanceKey | None = None
+    # The most urgent class that was lent to it while it waited or held; None for none.
+    lent: Priority | None = None
+
+    @property
+    def priority(self) -> Priority:
+        """The class in which it counts: its own, or a more urgent one that was lent to it."""
+        own = self.request.priority
+        return own if self.lent is None else min(own, self.lent)
 
     @property
     def lock_id(self) -> LockId:
@@ -175,6 +183,12 @@ class ResourceQueue:
         yield from islice(self._exclusive, bisect_left(self._exclusive, record.order, key=_order))
         if record.modes[self._name] is LockMode.EXCLUSIVE:
             yield from islice(self._shared, bisect_left(self._shared, record.order, key=_order))
+
+    def behind(self, record: LockRecord) -> Iterator[LockRecord]:
+        """Yield the later waiters that conflict with `record`."""
+        yield from islice(self._exclusive, bisect_right(self._exclusive, record.order, key=_order), None)
+        if record.modes[self._name] is LockMode.EXCLUSIVE:
+            yield from islice(self._shared, bisect_left(self._shared, record.order, key=_order), None)
 
     def next_ahead_of(self, record: LockRecord) -> Iterator[LockRecord]:
         """Yield the nearest of `ahead_of`: those from which all the others are reached in further steps.

@@ -166,7 +166,7 @@ def _check(book: Book, instance: Instance, asked: LockRequested) -> Task | None:
 
 def _owning_task(book: Book, instance: Instance, ref: AttemptRef) -> Task:
     task = instance.held.get(ref.task_key)
-    current = None if task is None else task.current
+    current = None if task is None else task.at(instance.key)
     if task is None or current is None or current.token != ref.token:
         raise stale_token(book, ref)
     return task

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.fencing import FencingToken
 from services.common.core.ids import ResourceName
 from services.common.core.instants import Instant, rfc3339
 from services.scheduler.core.lock_book import LockBook
+from services.scheduler.core.lock_lending import lender_of
 from services.scheduler.core.lock_queue import (
     ForeignKey,
     InstanceOwner,
@@ -19,7 +21,7 @@ from services.scheduler.core.lock_queue import (
     LockStage,
 )
 from services.scheduler.core.lock_waits import would_close_circle
-from services.scheduler.core.model import InstanceKey, LockMode
+from services.scheduler.core.model import InstanceKey, LockMode, Priority
 
 # Owners of a circle that are named in an error; the others are counted.
 CIRCLE_NAMED_MAX = 10
@@ -44,6 +46,24 @@ class LockView:
     since: Instant | None = None
     # Until when it is held unless renewed; None when unknown.
     until: Instant | None = None
+    # Its owner's own class; None for a foreign key.
+    priority: Priority | None = None
+    # Who lends it a more urgent class by waiting for its owner; None for nobody.
+    lent: LentView | None = None
+
+
+class LentView(NamedTuple):
+    """The most urgent class that waits for an owner, directly or through others."""
+
+    priority: Priority
+    # For people: who waits.
+    by: str
+
+
+def lent_view(book: LockBook, owner: LockOwner) -> LentView | None:
+    """Return the most urgent class that waits for `owner`, None when nobody does."""
+    lender = lender_of(book, owner)
+    return None if lender is None else LentView(lender.request.priority, _named(lender))
 
 
 def views(book: LockBook, name: ResourceName) -> Iterator[LockView]:
@@ -144,6 +164,8 @@ def _named(record: LockRecord) -> str:
 
 def _view(book: LockBook, name: ResourceName, record: LockRecord) -> LockView:
     held = record.stage is not LockStage.WAITING
+    own = record.request.priority
+    lent = lent_view(book, record.owner)
     return LockView(
         name,
         record.modes[name],
@@ -155,6 +177,8 @@ def _view(book: LockBook, name: ResourceName, record: LockRecord) -> LockView:
         record.token,
         record.since,
         book.until.get(record.owner) if held else None,
+        own,
+        lent if lent is not None and lent.priority < own else None,
     )
 
 

@@ -19,6 +19,9 @@ that closes it queues, and broken by refusing the circle's waiting request of th
 youngest. A grant that would close a circle, possible when one owner waits for several things at once, is put
 off instead.
 
+Lending. While an owner is in the way of more urgent work it counts in the class of that work, and so do the
+owners for which it waits in turn: see `lock_lending`.
+
 Two steps. `Proposed` occupies the resources; the caller makes it durable and says `confirm` with the token,
 or `roll_back`, which puts the request back into its place.
 
@@ -36,6 +39,7 @@ from services.common.core.fencing import FencingToken
 from services.common.core.ids import ResourceName
 from services.common.core.instants import Instant
 from services.scheduler.core.lock_book import LockBook
+from services.scheduler.core.lock_lending import lend
 from services.scheduler.core.lock_queue import (
     ForeignKey,
     LockId,
@@ -46,14 +50,16 @@ from services.scheduler.core.lock_queue import (
 )
 from services.scheduler.core.lock_waits import find_circle, waits_for, would_close_circle
 from services.scheduler.core.lock_words import (
+    LentView,
     LockView,
     blocked_error,
     deadlock_error,
+    lent_view,
     own_conflict_error,
     view_of_token,
     views,
 )
-from services.scheduler.core.model import InstanceKey, LockMode
+from services.scheduler.core.model import InstanceKey, LockMode, Priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +89,16 @@ class Freed:
     resources: tuple[ResourceName, ...]
 
 
-LockOutcome = Proposed | Refused | Freed
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """A request counts in a more urgent class from now on, because `lender` waits for it."""
+
+    request: LockRequest
+    lender: LockRequest
+    priority: Priority
+
+
+LockOutcome = Proposed | Refused | Freed | Lent
 
 
 class LockTable:
@@ -112,6 +127,7 @@ class LockTable:
         self._arrivals += 1
         order = (now + request.priority * self._ageing_step_ms, self._arrivals)
         record = LockRecord(request, order, {claim.resource: claim.mode for claim in request.claims}, now)
+        self._inherit(record)
         conflict = self._own_conflict(record)
         if conflict is not None:
             return [Refused(request, own_conflict_error(self._book, *conflict))]
@@ -237,6 +253,10 @@ class LockTable:
         """Return the claim on `resource` that is held under `token`."""
         return view_of_token(self._book, resource, token)
 
+    def lent_to(self, owner: LockOwner) -> LentView | None:
+        """Return the most urgent class that waits for what `owner` holds or comes before, None for nobody."""
+        return lent_view(self._book, owner)
+
     # How it is decided.
 
     def _own_conflict(self, record: LockRecord) -> tuple[ResourceName, LockRecord] | None:
@@ -252,7 +272,29 @@ class LockTable:
         refused, places = self._break_deadlocks(record)
         if record.stage is LockStage.WAITING:
             self._stalled[record.lock_id] = record
-        return [*refused, *self._settle([*touched, *places])]
+        settled = self._settle([*touched, *places])
+        if record.stage is not LockStage.WAITING:
+            return [*refused, *settled]
+        # It waits: whatever is in its way counts as much as it does.
+        lent = self._lend(record)
+        return [*refused, *settled, *lent, *(self._settle(()) if lent else ())]
+
+    def _lend(self, waiting: LockRecord) -> list[LockOutcome]:
+        """Let what is in the way of a waiting request count as much as it does; what moved may go now."""
+        lent: list[LockOutcome] = []
+        for loan in lend(self._book, waiting, self._ageing_step_ms):
+            lent.append(Lent(loan.borrower.request, loan.lender.request, loan.priority))
+            if loan.borrower.stage is LockStage.WAITING:
+                self._stalled[loan.borrower.lock_id] = loan.borrower
+        return lent
+
+    def _inherit(self, record: LockRecord) -> None:
+        """A request of an owner for whom somebody more urgent waits begins in that class."""
+        loan = self.lent_to(record.owner)
+        if loan is not None and loan.priority < record.request.priority:
+            record.lent = loan.priority
+            place = record.order[0] - (record.request.priority - loan.priority) * self._ageing_step_ms
+            record.order = (place, record.order[1])
 
     def _break_deadlocks(self, record: LockRecord) -> tuple[list[LockOutcome], list[ResourceName]]:
         """Refuse victims until `record` closes no circle; return that, and what they waited for."""
@@ -298,14 +340,22 @@ class LockTable:
     def _propose_grantable(self, candidates: Iterable[LockRecord]) -> list[LockOutcome]:
         distinct = {record.lock_id: record for record in candidates}
         ordered = sorted(distinct.values(), key=lambda record: record.order)
-        return [self._propose(record) for record in ordered if self._is_grantable(record)]
+        return [
+            outcome for record in ordered if self._is_grantable(record) for outcome in self._propose(record)
+        ]
 
-    def _propose(self, record: LockRecord) -> Proposed:
+    def _propose(self, record: LockRecord) -> list[LockOutcome]:
         self._remove_waiting(record)
         self._book.add_occupying(record, LockStage.PROPOSED)
         # Whoever waits for this owner now waits for a holder, whose other requests may pass.
         self._stalled |= {other.lock_id: other for other in self._book.waiting_of(record.owner)}
-        return Proposed(record.request)
+        lent: list[LockOutcome] = []
+        if self._book.waiting_of(record.owner):
+            # Who merely came after it waits for what it holds now: that counts for its other requests.
+            waiters = self._book.waiters_against(record)
+            urgent = min(waiters, key=lambda other: other.priority, default=None)
+            lent = [] if urgent is None else self._lend(urgent)
+        return [Proposed(record.request), *lent]
 
     def _is_grantable(self, record: LockRecord) -> bool:
         if not self._book.has_room(record):

@@ -15,13 +15,14 @@ from services.scheduler.core.model import Failure, FailureKind, Payload, TaskSta
 SELF = "service/scheduler"
 
 
-# The current attempt of a task is over.
+# An attempt of a task is over.
 
 
 def succeed(step: Step, task: Task, attempt: Attempt, result: Payload) -> None:
     """Accept the one result of a task (guarantee T3)."""
     cause = str(task.ref(attempt))
-    attempts.close(step, task, AttemptInput.SUCCEED)
+    attempts.close(step, task, attempt, AttemptInput.SUCCEED)
+    excuse_open(step, task, "another attempt of this task was done first")
     collaboration = task.collaboration
     task.result = result
     task.progress = 1.0
@@ -37,15 +38,30 @@ def succeed(step: Step, task: Task, attempt: Attempt, result: Payload) -> None:
 
 
 def fail(
-    step: Step, task: Task, failure: Failure, given: AttemptInput = AttemptInput.FAIL, notice: str = ""
+    step: Step,
+    task: Task,
+    attempt: Attempt,
+    failure: Failure,
+    *,
+    given: AttemptInput = AttemptInput.FAIL,
+    notice: str = "",
 ) -> None:
     """The attempt failed: try again within the retry policy, else the task has failed."""
-    cause = str(task.ref(task.attempts[-1]))
-    attempts.close(step, task, given, failure, notice)
+    cause = str(task.ref(attempt))
+    attempts.close(step, task, attempt, given, failure, notice=notice)
+    if attempt.speculative and task.open_attempts:
+        # It was our idea to run the task twice: that must not cost the task a try.
+        task.excused_count += 1
+        _go_on_beside(step, task, "task.retry", cause, failure)
+        return
     task.failure_count += 1
     retry = task.spec.retry
     if failure.kind is FailureKind.PERMANENT or task.failure_count >= retry.attempt_max:
+        excuse_open(step, task, "the task has failed")
         fail_task(step, task, failure, cause)
+        return
+    if task.open_attempts:
+        _go_on_beside(step, task, "task.retry", cause, failure)
         return
     delay_ms = backoff_ms(
         task.failure_count, base_ms=retry.backoff_ms, max_ms=retry.backoff_max_ms, jitter=step.draw()
@@ -53,32 +69,78 @@ def fail(
     _try_again(step, task, "task.retry", cause, delay_ms)
 
 
-def lose(step: Step, task: Task, message: str) -> None:
+def lose(step: Step, task: Task, attempt: Attempt, message: str) -> None:
     """The attempt's agent is gone, or came back without it: no failure of the task."""
-    _return(step, task, AttemptInput.LOSE, Failure(FailureKind.TRANSIENT, "AGENT_LOST", message), "task.lose")
+    failure = Failure(FailureKind.TRANSIENT, "AGENT_LOST", message)
+    _return(step, task, attempt, AttemptInput.LOSE, failure, operation="task.lose")
 
 
-def give_back(step: Step, task: Task) -> None:
+def give_back(step: Step, task: Task, attempt: Attempt) -> None:
     """The agent stopped the attempt without a result, for example because it drains."""
     failure = Failure(FailureKind.TRANSIENT, "GIVEN_BACK", "the agent stopped the attempt")
-    _return(step, task, AttemptInput.CANCEL, failure, "task.return")
+    _return(step, task, attempt, AttemptInput.CANCEL, failure, operation="task.return")
 
 
-def withdraw(step: Step, task: Task, message: str) -> None:
+def withdraw(step: Step, task: Task, attempt: Attempt, message: str) -> None:
     """Undo an assignment that never went out."""
-    instance = step.book.instance_of(task.attempts[-1])
+    instance = step.book.instance_of(attempt)
     if instance is not None:
         instance.credits += 1
     failure = Failure(FailureKind.TRANSIENT, "RESOURCE_HELD", message)
-    _return(step, task, AttemptInput.CANCEL, failure, "task.return")
+    _return(step, task, attempt, AttemptInput.CANCEL, failure, operation="task.return")
 
 
-def time_out(step: Step, task: Task) -> None:
+def move(step: Step, task: Task, attempt: Attempt, why: str) -> None:
+    """Take back an assignment that its agent has not started; another agent gets the task."""
+    task.excused_count += 1
+    failure = Failure(FailureKind.TRANSIENT, "MOVED", why)
+    _return(step, task, attempt, AttemptInput.CANCEL, failure, operation="task.move", notice=why)
+
+
+def time_out(step: Step, subject: tuple[Task, int]) -> None:
     """The attempt ran longer than the task's attempt_timeout."""
+    task, number = subject
+    attempt = next(each for each in task.open_attempts if each.token.number == number)
     message = f"the attempt ran longer than {task.spec.attempt_timeout_ms} ms"
     failure = Failure(FailureKind.TRANSIENT, "ATTEMPT_TIMED_OUT", message)
-    fail(step, task, failure, AttemptInput.TIME_OUT, message)
-    learning.learn(step, task, task.attempts[-1])
+    fail(step, task, attempt, failure, given=AttemptInput.TIME_OUT, notice=message)
+    learning.learn(step, task, task.find(attempt.token) or attempt)
+
+
+def excuse_open(step: Step, task: Task, why: str) -> None:
+    """End what still runs of a task whose fate is settled; its agents are told that they are fenced."""
+    for attempt in task.open_attempts:
+        task.excused_count += 1
+        attempts.close(step, task, attempt, AttemptInput.CANCEL, notice=why)
+
+
+def suspend(step: Step, task: Task, attempt: Attempt, notice: str = "") -> None:
+    """The attempt made room: the task waits for an agent, to go on from its newest savepoint.
+
+    With a `notice` its agent did not stop within its grace and is told that it is fenced.
+    """
+    cause = str(task.ref(attempt))
+    failure = Failure(FailureKind.TRANSIENT, "SUSPENDED", notice or "it made room for more urgent work")
+    attempts.close(step, task, attempt, AttemptInput.SUSPEND, failure, notice=notice)
+    task.excused_count += 1
+    saved = task.savepoint
+    step.entry(
+        "task.suspend",
+        f"task/{task.key}",
+        SELF if notice else f"agent/{attempt.instance.agent_id}",
+        collaboration_id=task.key.collaboration_id,
+        cause_id=cause,
+        attributes={
+            "savepoint_of_attempt": "" if saved is None else str(saved.attempt_number),
+            **({"why": notice} if notice else {}),
+        },
+    )
+    if not task.open_attempts:
+        task.state = TASK.next(str(task.key), task.state, TaskInput.SUSPEND)
+        task.ready_time = step.now
+        task.cause_id = cause
+        places.enter_queue(step, task)
+    step.task_changed(task)
 
 
 # A task goes on, or ends.
@@ -118,8 +180,8 @@ def _fail_gang(step: Step, task: Task, cause_id: str) -> None:
     failure = Failure(FailureKind.PERMANENT, "GANG_FAILED", story)
     for mate in [*gangs.members(task)]:
         if not mate.ended:
-            if mate.current is not None:
-                attempts.close(step, mate, AttemptInput.CANCEL, failure, story)
+            for attempt in mate.open_attempts:
+                attempts.close(step, mate, attempt, AttemptInput.CANCEL, failure, notice=story)
             _leave(step, mate)
             fail_task(step, mate, failure, cause_id)
 
@@ -141,9 +203,9 @@ def pass_deadline(step: Step, task: Task) -> None:
     message = "its deadline passed before it was done"
     failure = Failure(FailureKind.PERMANENT, "DEADLINE_PASSED", message)
     cause = step.cause_id
-    if (attempt := task.current) is not None:
+    for attempt in task.open_attempts:
         cause = str(task.ref(attempt))
-        attempts.close(step, task, AttemptInput.FAIL, failure, message)
+        attempts.close(step, task, attempt, AttemptInput.FAIL, failure, notice=message)
     _leave(step, task)
     fail_task(step, task, failure, cause)
 
@@ -194,11 +256,23 @@ def _end(step: Step, collaboration: Collaboration, given: CollaborationInput) ->
     step.book.note_end(collaboration)
 
 
-def _return(step: Step, task: Task, given: AttemptInput, failure: Failure, operation: str) -> None:
+def _return(
+    step: Step,
+    task: Task,
+    attempt: Attempt,
+    given: AttemptInput,
+    failure: Failure,
+    *,
+    operation: str,
+    notice: str = "",
+) -> None:
     """End an attempt that neither succeeded nor failed, and try again at once."""
-    cause = str(task.ref(task.attempts[-1]))
-    attempts.close(step, task, given, failure)
-    losses = task.attempt_count - task.failure_count
+    cause = str(task.ref(attempt))
+    attempts.close(step, task, attempt, given, failure, notice=notice)
+    if task.open_attempts:
+        _go_on_beside(step, task, operation, cause, failure)
+        return
+    losses = task.attempt_count - task.failure_count - task.excused_count
     if losses > step.book.settings.loss_max:
         # A task that takes every agent down with it must not take the whole fleet.
         message = f"{losses} attempts ended without an outcome, the last one: {failure.message}"
@@ -220,13 +294,27 @@ def _try_again(step: Step, task: Task, operation: str, cause_id: str, delay_ms: 
     gangs.regroup(step, task, cause_id)
 
 
+def _go_on_beside(step: Step, task: Task, operation: str, cause_id: str, failure: Failure) -> None:
+    """An attempt is over and another one of the task goes on: that is all."""
+    step.task_changed(task)
+    step.entry(
+        operation,
+        f"task/{task.key}",
+        SELF,
+        outcome=Outcome.FAILED,
+        reason=failure.reason,
+        collaboration_id=task.key.collaboration_id,
+        cause_id=cause_id,
+    )
+
+
 def _cancel_task(step: Step, task: Task, failure: Failure, actor: str) -> None:
     task.failure = failure
     cause = step.cause_id
-    if (attempt := task.current) is not None:
+    for attempt in task.open_attempts:
         cause = str(task.ref(attempt))
         notice = failure.message or "the collaboration was cancelled"
-        attempts.close(step, task, AttemptInput.CANCEL, failure, notice)
+        attempts.close(step, task, attempt, AttemptInput.CANCEL, failure, notice=notice)
     _leave(step, task)
     _end_task(step, task, TaskInput.CANCEL)
     _entry(step, task, "task.cancel", actor, Outcome.CANCELLED, cause_id=cause)
@@ -237,6 +325,7 @@ def _end_task(step: Step, task: Task, given: TaskInput) -> None:
     task.end_time = step.now
     step.book.timers.cancel(task.deadline_timer)
     task.deadline_timer = None
+    task.savepoint = None
     task.collaboration.open_count -= 1
     step.book.open_task_count -= 1
     step.task_changed(task)

@@ -12,6 +12,8 @@ def enter_queue(step: Step, task: Task) -> None:
     """Let a task wait for an agent."""
     task.place = Place.QUEUE
     step.book.index.add_task(task)
+    if task.priority <= step.book.settings.preempting_priority and task.spec.gang is None:
+        step.book.urgent[task.key] = task
 
 
 def enter_delay(step: Step, task: Task, until: Instant) -> None:
@@ -24,6 +26,7 @@ def enter_delay(step: Step, task: Task, until: Instant) -> None:
 def enter_locks(step: Step, task: Task) -> None:
     """Let a task that waits for an agent wait for its claims instead."""
     step.book.index.remove_task(task)
+    step.book.urgent.pop(task.key, None)
     task.place = Place.LOCKS
 
 
@@ -31,6 +34,7 @@ def leave(step: Step, task: Task) -> None:
     """Let a task wait nowhere; its lock request is the caller's business."""
     if task.place is Place.QUEUE:
         step.book.index.remove_task(task)
+        step.book.urgent.pop(task.key, None)
     elif task.place is Place.DELAY:
         step.book.timers.cancel(task.timer)
         task.timer = None

@@ -9,6 +9,7 @@ from services.common.core.ids import CollaborationId
 from services.scheduler.core import gangs
 from services.scheduler.core.book import Book
 from services.scheduler.core.course import Collaboration, Place, Task
+from services.scheduler.core.lock_words import LockView
 from services.scheduler.core.model import CollaborationState, TaskState
 
 #: Names in one explanation; the others are counted.
@@ -58,7 +59,8 @@ def waiting_for(book: Book, task: Task) -> str:
         case Place.LOCKS:
             return f"locks: {_holders(book, task)}"
         case Place.QUEUE:
-            return _agents(book, task)
+            resumes = "to go on: " if task.state is TaskState.SUSPENDED else ""
+            return f"{resumes}{_agents(book, task)}"
         case Place.NOWHERE:
             return ""
 
@@ -85,9 +87,13 @@ def _agents(book: Book, task: Task) -> str:
 def _holders(book: Book, task: Task) -> str:
     stories = []
     for claim in task.spec.resources:
-        holders = [view.holder for view in book.locks.snapshot(claim.resource) if view.held]
+        holders = [_holder(view) for view in book.locks.snapshot(claim.resource) if view.held]
         stories.append(f"{claim.resource} held by {_some(holders)}" if holders else claim.resource)
     return "; ".join(stories)
+
+
+def _holder(view: LockView) -> str:
+    return view.holder if view.lent is None else f"{view.holder} (counts as {view.lent.priority.name})"
 
 
 def _some(names: Sequence[str]) -> str:

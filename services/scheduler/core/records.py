@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from services.common.core.ids import CollaborationId, ResourceName, TaskId
 from services.common.core.instants import Instant
-from services.scheduler.core.course import Attempt, Collaboration, Task
+from services.scheduler.core.course import Attempt, Collaboration, Savepoint, Task
 from services.scheduler.core.model import (
     AttemptRef,
     CollaborationState,
@@ -37,6 +37,8 @@ class TaskRecord(NamedTuple):
     end_time: Instant | None
     retry_time: Instant | None
     cause_id: str
+    savepoint: Savepoint | None = None
+    excused_count: int = 0
 
 
 class CollaborationRecord(NamedTuple):
@@ -104,6 +106,8 @@ def task_record(task: Task) -> TaskRecord:
         task.end_time,
         task.retry_time,
         task.cause_id,
+        task.savepoint,
+        task.excused_count,
     )
 
 

@@ -12,7 +12,15 @@ from __future__ import annotations
 from services.common.core.fencing import FencingToken
 from services.common.core.ids import ResourceName
 from services.common.core.instants import after
-from services.scheduler.core import attempts, claims, collaborations, gangs, outcomes, places
+from services.scheduler.core import (
+    attempts,
+    claims,
+    collaborations,
+    gangs,
+    outcomes,
+    places,
+    suspension,
+)
 from services.scheduler.core.agents import give_up, is_over, note_instance
 from services.scheduler.core.book import LockUse, Step
 from services.scheduler.core.course import Collaboration, Place, Task
@@ -28,6 +36,8 @@ from services.scheduler.core.lock_queue import (
     TaskOwner,
 )
 from services.scheduler.core.model import (
+    TASK_WAITING,
+    AttemptState,
     CollaborationState,
     LockMode,
     ResourceClaim,
@@ -106,7 +116,9 @@ def _restore_task(step: Step, task: Task, record: TaskRecord) -> None:
     task.cause_id = record.cause_id
     if task.state is TaskState.SUCCEEDED:
         task.progress = 1.0
-    if (attempt := task.current) is not None:
+    task.savepoint = record.savepoint
+    task.excused_count = record.excused_count
+    for attempt in task.open_attempts:
         book, key = step.book, attempt.instance
         instance = book.instances.get(key) or note_instance(book, key, attempt.incarnation)
         instance.incarnation = max(instance.incarnation, attempt.incarnation)
@@ -126,8 +138,9 @@ def _resume(step: Step, collaboration: Collaboration) -> None:
             outcomes.make_ready(step, task, collaboration.submission.request_id)
         elif task.state is TaskState.FAILED:
             outcomes.cancel_dependents(step, task)
-        elif task.current is not None and task.spec.resources and task.lock_id is None:
-            outcomes.lose(step, task, "its locks are not in the store")
+        elif task.spec.resources and task.lock_id is None:
+            for attempt in task.open_attempts:
+                outcomes.lose(step, task, attempt, "its locks are not in the store")
     for task in collaboration.tasks.values():
         if task.spec.gang is not None and task.place is not Place.NOWHERE:
             # The leader before may have written the end, or the start, of some members only.
@@ -146,11 +159,14 @@ def _resume_task(step: Step, task: Task) -> None:
         return
     if task.deadline is not None:
         task.deadline_timer = step.book.timers.set(task.deadline, TimerKind.DEADLINE, task)
-    if (attempt := task.current) is not None:
-        attempts.watch(step, task, attempt)
-    elif task.state is TaskState.READY and task.retry_time is not None:
+    for attempt in task.open_attempts:
+        if attempt.state is AttemptState.SUSPENDING:
+            suspension.watch_again(step, task, attempt)
+        else:
+            attempts.watch(step, task, attempt)
+    if task.state is TaskState.READY and task.retry_time is not None:
         places.enter_delay(step, task, task.retry_time)
-    elif task.state is TaskState.READY:
+    elif task.state in TASK_WAITING:
         places.enter_queue(step, task)
 
 
@@ -181,8 +197,8 @@ def _is_wanted(step: Step, rows: list[StoredLock]) -> bool:
     if first.attempt is None:
         return True
     task = step.book.task(first.attempt)
-    current = None if task is None else task.current
-    if task is None or current is None or current.token != first.attempt.token:
+    current = None if task is None else task.find(first.attempt.token)
+    if task is None or current is None or not current.open:
         return False
     return not first.declared or len(rows) == len(task.spec.resources)
 

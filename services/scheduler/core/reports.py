@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from services.common.core.entries import Outcome
-from services.scheduler.core import attempts, learning, outcomes
+from services.scheduler.core import attempts, learning, outcomes, savepoints
 from services.scheduler.core.book import Step
 from services.scheduler.core.course import Attempt, Progress, Task
 from services.scheduler.core.effects import AckResult, CancelAttempt, Publish
-from services.scheduler.core.events import Cancelled, ProgressReport, ResultReport, StreamId
+from services.scheduler.core.events import Cancelled, ProgressReport, ResultReport, StreamId, Suspended
 from services.scheduler.core.instances import Instance
 from services.scheduler.core.model import AttemptRef, AttemptState, Failure, Payload
 from services.scheduler.core.refusals import stale_token
@@ -19,18 +19,19 @@ def start(
     step: Step, instance: Instance, stream: StreamId, ref: AttemptRef, ended: Collection[AttemptRef]
 ) -> None:
     """The handler of an attempt runs, or ran if it is among `ended`; a void one is asked to stop."""
-    task = _current(instance, ref)
-    if task is None:
+    current = _current(instance, ref)
+    if current is None:
         step.effects.append(CancelAttempt(stream, ref, "this attempt is no longer the current one"))
         return
-    attempts.start(step, task, task.attempts[-1], ended=ref in ended)
+    attempts.start(step, *current, ended=ref in ended)
 
 
 def progress(step: Step, instance: Instance, report: ProgressReport) -> None:
     """Note how far an attempt is; what a void one says is passed over."""
-    task = _current(instance, report.attempt)
-    if task is None:
+    current = _current(instance, report.attempt)
+    if current is None:
         return
+    task, _ = current
     task.progress, task.stage = report.progress, report.stage
     number = report.attempt.token.number
     step.effects.append(Publish(Progress(*task.key, number, report.progress, report.stage, step.now)))
@@ -39,8 +40,8 @@ def progress(step: Step, instance: Instance, report: ProgressReport) -> None:
 def result(step: Step, instance: Instance, stream: StreamId, report: ResultReport) -> None:
     """Commit how an attempt ended, and ack; refuse what a void token says (guarantees T2, T3)."""
     ref, outcome = report.attempt, report.outcome
-    task = _current(instance, ref)
-    if task is None:
+    current = _current(instance, ref)
+    if current is None:
         error = None if _repeated(step, instance, report) else stale_token(step.book, ref)
         if error is not None:
             step.entry(
@@ -54,21 +55,38 @@ def result(step: Step, instance: Instance, stream: StreamId, report: ResultRepor
             )
         step.effects.append(AckResult(stream, ref, error))
         return
-    if isinstance(outcome, Payload):
-        outcomes.succeed(step, task, task.attempts[-1], outcome)
-        learning.learn(step, task, task.attempts[-1])
-    elif isinstance(outcome, Failure):
-        outcomes.fail(step, task, outcome)
-        learning.learn(step, task, task.attempts[-1])
-    else:
-        outcomes.give_back(step, task)
+    task, attempt = current
+    # An attempt that went on from a savepoint says nothing of how long the task takes.
+    whole = attempt.token.number == 1 or task.savepoint is None
+    match outcome:
+        case Payload():
+            outcomes.succeed(step, task, attempt, outcome)
+            if whole:
+                learning.learn(step, task, task.find(ref.token) or attempt)
+        case Failure():
+            outcomes.fail(step, task, attempt, outcome)
+            learning.learn(step, task, task.find(ref.token) or attempt)
+        case Suspended(saved):
+            savepoints.keep(step, task, attempt, saved)
+            _stopped(step, task, attempt)
+        case Cancelled():
+            _stopped(step, task, attempt)
     step.effects.append(AckResult(stream, ref, None))
 
 
-def _current(instance: Instance, ref: AttemptRef) -> Task | None:
-    """Return the task of which `instance` holds the current attempt under exactly this token."""
+def _stopped(step: Step, task: Task, attempt: Attempt) -> None:
+    """The agent stopped an attempt without a result: it was asked to make room, or it gives it back."""
+    if attempt.state is AttemptState.SUSPENDING:
+        outcomes.suspend(step, task, attempt)
+    else:
+        outcomes.give_back(step, task, attempt)
+
+
+def _current(instance: Instance, ref: AttemptRef) -> tuple[Task, Attempt] | None:
+    """Return the task and its open attempt that `instance` holds under exactly this token."""
     task = instance.held.get(ref.task_key)
-    return task if task is not None and task.attempts[-1].token == ref.token else None
+    attempt = None if task is None else task.at(instance.key)
+    return None if task is None or attempt is None or attempt.token != ref.token else (task, attempt)
 
 
 def _repeated(step: Step, instance: Instance, report: ResultReport) -> bool:
@@ -76,7 +94,7 @@ def _repeated(step: Step, instance: Instance, report: ResultReport) -> bool:
     task = step.book.task(report.attempt)
     if task is None:
         return False
-    attempt = _find(task, report.attempt)
+    attempt = task.find(report.attempt.token)
     if attempt is None or attempt.instance != instance.key:
         return False
     match report.outcome:
@@ -84,9 +102,5 @@ def _repeated(step: Step, instance: Instance, report: ResultReport) -> bool:
             return attempt.state is AttemptState.SUCCEEDED
         case Failure():
             return attempt.state is AttemptState.FAILED
-        case Cancelled():
-            return attempt.state is AttemptState.CANCELLED
-
-
-def _find(task: Task, ref: AttemptRef) -> Attempt | None:
-    return next((attempt for attempt in reversed(task.attempts) if attempt.token == ref.token), None)
+        case Cancelled() | Suspended():
+            return attempt.state in (AttemptState.CANCELLED, AttemptState.SUSPENDED)

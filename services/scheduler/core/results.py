@@ -7,7 +7,7 @@ from typing import NamedTuple
 from services.common.core.ids import AgentId, TaskId
 from services.common.core.instants import Instant
 from services.scheduler.core.course import Collaboration
-from services.scheduler.core.model import CollaborationState, Payload
+from services.scheduler.core.model import AttemptState, CollaborationState, Payload
 
 
 class Contribution(NamedTuple):
@@ -42,7 +42,8 @@ def aggregate(collaboration: Collaboration) -> Result | None:
     contributions = []
     for task_id in collaboration.succeeded:
         task = collaboration.tasks[task_id]
-        attempt = task.attempts[-1]
+        # The newest one that succeeded: a speculative one beside it may be newer and have lost.
+        attempt = next(each for each in reversed(task.attempts) if each.state is AttemptState.SUCCEEDED)
         end_time = task.end_time if task.end_time is not None else attempt.assign_time
         start_time = attempt.start_time if attempt.start_time is not None else attempt.assign_time
         contributions.append(

@@ -16,6 +16,8 @@ from services.scheduler.core import (
     lock_requests,
     outcomes,
     recovery,
+    savepoints,
+    suspension,
 )
 from services.scheduler.core.book import Book, Settings, Step
 from services.scheduler.core.course import Place, Task
@@ -128,6 +130,8 @@ _HANDLERS: dict[type[Any], Callable[[Step, Any], None]] = {
 _ON_TIMER: dict[TimerKind, Callable[[Step, Any], None]] = {
     TimerKind.RETRY: _retry,
     TimerKind.ATTEMPT_TIMEOUT: outcomes.time_out,
+    TimerKind.SUSPEND_GRACE: suspension.take_away,
+    TimerKind.SAVEPOINT: savepoints.settle,
     TimerKind.DEADLINE: outcomes.pass_deadline,
     TimerKind.GRACE: _lose,
     TimerKind.PROBE: agents.probe,

@@ -22,8 +22,14 @@ class TimerKind(IntEnum):
 
     #: Task: its retry delay is over.
     RETRY = auto()
-    #: Task: its current attempt ran too long.
+    #: (Task, attempt number): it ran too long.
     ATTEMPT_TIMEOUT = auto()
+    #: (Task, attempt number): it was asked to suspend and has not.
+    SUSPEND_GRACE = auto()
+    #: (Task, attempt number): it may be slow enough for a second one beside it.
+    STRAGGLE = auto()
+    #: Task: its newest savepoint is to be made durable.
+    SAVEPOINT = auto()
     #: Task: its deadline passed.
     DEADLINE = auto()
     #: Instance: it did not come back in time.

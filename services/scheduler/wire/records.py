@@ -12,7 +12,7 @@ from services.common.core.fencing import FencingToken
 from services.common.core.ids import AgentId, CollaborationId, InstanceId, RequestId, ResourceName, TaskId
 from services.common.core.instants import Instant
 from services.common.protobuf import tag, varint
-from services.scheduler.core.course import Attempt, Predicted
+from services.scheduler.core.course import Attempt, Predicted, Savepoint
 from services.scheduler.core.model import (
     ALIKE,
     AttemptRef,
@@ -119,7 +119,12 @@ def encode_task(record: TaskRecord) -> bytes:
         end_ms=record.end_time or 0,
         retry_ms=record.retry_time or 0,
         cause_id=record.cause_id,
+        excused_count=record.excused_count,
     )
+    if (saved := record.savepoint) is not None:
+        message.savepoint.attempt_number = saved.attempt_number
+        message.savepoint.save_ms = saved.save_time
+        values.put_payload(message.savepoint.payload, saved.payload)
     for attempt in record.attempts:
         row = message.attempts.add(
             agent_id=attempt.instance.agent_id,
@@ -130,6 +135,8 @@ def encode_task(record: TaskRecord) -> bytes:
             start_ms=attempt.start_time or 0,
             end_ms=attempt.end_time or 0,
             explanation=attempt.explanation,
+            speculative=attempt.speculative,
+            suspend_ms=attempt.suspend_time or 0,
         )
         values.put_token(row.token, attempt.token)
         values.put_failure(row.failure, attempt.failure)
@@ -161,6 +168,8 @@ def decode_task(task_id: TaskId, raw: bytes) -> TaskRecord:
         _instant(message.end_ms),
         _instant(message.retry_ms),
         message.cause_id,
+        _savepoint(message.savepoint) if message.HasField("savepoint") else None,
+        message.excused_count,
     )
 
 
@@ -228,7 +237,13 @@ def _attempt(row: record_pb.AttemptRecord) -> Attempt:
         )
         if row.predicted_ms
         else None,
+        row.speculative,
+        _instant(row.suspend_ms),
     )
+
+
+def _savepoint(message: record_pb.SavepointRecord) -> Savepoint:
+    return Savepoint(message.attempt_number, Instant(message.save_ms), values.payload(message.payload))
 
 
 def _failure(message: task_pb.TaskFailure) -> Failure:

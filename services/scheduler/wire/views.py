@@ -98,6 +98,10 @@ def task_message(book: Book, view: TaskView) -> task_pb.Task:
     values.put_failure(message.failure, view.failure)
     values.put_time(message.ready_time, view.ready_time)
     values.put_time(message.end_time, view.end_time)
+    if (saved := view.savepoint) is not None:
+        message.savepoint.attempt_number = saved.attempt_number
+        message.savepoint.bytes = saved.size_bytes
+        values.put_time(message.savepoint.save_time, saved.save_time)
     if view.state is TaskState.SUCCEEDED:
         message.progress = 1.0
     elif task.generation == view.generation:
@@ -181,6 +185,11 @@ def lock_message(book: Book, view: LockView) -> service_pb.Lock:
         lock.attempt.task_id = use.task.key.task_id
     if view.token is not None:
         values.put_token(lock.token, view.token)
+    if view.priority is not None:
+        lock.priority = view.priority  # type: ignore[assignment]  # the numbers are the proto's
+    if view.lent is not None:
+        lock.lent_priority = view.lent.priority  # type: ignore[assignment]  # as above
+        lock.lent_by = view.lent.by
     values.put_time(lock.since_time, view.since)
     values.put_time(lock.lease_expire_time, view.until)
     return lock
@@ -218,6 +227,7 @@ def _put_attempt(message: task_pb.Attempt, attempt: Attempt) -> None:
         values.put_duration(message.predicted.low, predicted.low_ms)
         values.put_duration(message.predicted.high, predicted.high_ms)
         message.predicted.observations = predicted.observations
+    message.speculative = attempt.speculative
 
 
 def _keep_whole(_: task_pb.Task) -> None:

@@ -15,12 +15,14 @@ from services.scheduler.core import gangs
 from services.scheduler.core.course import Task
 from services.scheduler.core.effects import (
     AckResult,
+    AckSavepoint,
     Assign,
     CancelAttempt,
     GrantLocks,
     Probe,
     RefuseLocks,
     RevokeLock,
+    SuspendAttempt,
     Welcome,
     WorkItem,
 )
@@ -30,11 +32,13 @@ from services.scheduler.core.events import (
     LockRequested,
     ProgressReport,
     ResultReport,
+    SavepointReport,
     StreamId,
+    Suspended,
     WorkFrame,
     WorkOpened,
 )
-from services.scheduler.core.model import Failure, InstanceKey, Limits, Payload
+from services.scheduler.core.model import AttemptRef, Failure, InstanceKey, Limits, Payload
 from services.scheduler.core.validation import validate_payload
 from services.scheduler.wire import values
 
@@ -44,6 +48,8 @@ ITEMS_MAX = 1_024
 STAGE_BYTES_MAX = 128
 
 T = TypeVar("T")
+#: Answers to what is malformed in a frame that is otherwise fine.
+Refusal = AckResult | AckSavepoint | RefuseLocks
 
 
 def hello(request: work_pb.WorkRequest, agent_id: str, stream: StreamId, cause_id: str) -> WorkOpened:
@@ -72,12 +78,13 @@ def hello(request: work_pb.WorkRequest, agent_id: str, stream: StreamId, cause_i
         message.incarnation,
         tuple(values.attempt_ref(ref) for ref in _bounded(message.held, "hello.held")),
         tuple(values.held_lock(lock) for lock in _bounded(message.held_locks, "hello.held_locks")),
+        message.suspendable,
     )
 
 
 def frame(
     request: work_pb.WorkRequest, stream: StreamId, cause_id: str, jitter: float, limits: Limits
-) -> tuple[WorkFrame, list[AckResult | RefuseLocks]]:
+) -> tuple[WorkFrame, list[Refusal]]:
     """Return what a later frame says, and answers to the results and requests in it that are malformed.
 
     Raises MALFORMED_FRAME for a second hello, INVALID_FIELD for what is out of bounds otherwise.
@@ -86,13 +93,20 @@ def frame(
         raise ServiceError(Reason.MALFORMED_FRAME, "hello may be set in the first frame only")
     results: list[ResultReport] = []
     lock_requests: list[LockRequested] = []
-    refused: list[AckResult | RefuseLocks] = []
+    savepoints: list[SavepointReport] = []
+    refused: list[Refusal] = []
     for message in _bounded(request.results, "results"):
         ref = values.attempt_ref(message.attempt)
         try:
             results.append(ResultReport(ref, _outcome(message, limits)))
         except ServiceError as error:
             refused.append(AckResult(stream, ref, error))
+    for saved in _bounded(request.savepoints, "savepoints"):
+        ref = values.attempt_ref(saved.attempt)
+        try:
+            savepoints.append(SavepointReport(ref, _payload(saved.savepoint, "savepoints.savepoint", limits)))
+        except ServiceError as error:
+            refused.append(AckSavepoint(stream, ref, error))
     for wanted in _bounded(request.lock_requests, "lock_requests"):
         try:
             lock_requests.append(_lock_request(wanted))
@@ -114,6 +128,7 @@ def frame(
                 for message in _bounded(request.lock_releases, "lock_releases")
             ),
             request.drain,
+            tuple(savepoints),
         ),
         refused,
     )
@@ -129,13 +144,16 @@ def pack(
             case Assign():
                 _put_assignment(response.assignments.add(), item)
             case AckResult(_, ref, error):
-                ack = response.result_acks.add()
-                values.put_attempt_ref(ack.attempt, ref)
-                if error is not None:
-                    ack.error.CopyFrom(status_proto(error))
+                _put_ack(response.result_acks.add(), ref, error)
             case Probe(_, nonce):
                 # Only the newest one matters.
                 response.probe_nonce = nonce
+            case SuspendAttempt(_, ref, reason, grace_ms):
+                suspend = response.suspends.add(reason=reason)
+                values.put_attempt_ref(suspend.attempt, ref)
+                values.put_duration(suspend.grace, grace_ms)
+            case AckSavepoint(_, ref, error):
+                _put_ack(response.savepoint_acks.add(), ref, error)
             case CancelAttempt(_, ref, reason):
                 cancel = response.cancels.add(reason=reason, fenced=True)
                 values.put_attempt_ref(cancel.attempt, ref)
@@ -163,7 +181,10 @@ def size_of(item: WorkItem) -> int:
     spec, tasks = item.task.spec, item.collaboration.tasks
     results = (tasks[name].result for name in spec.dependencies)
     inputs = sum(len(result.data) + 128 for result in results if result is not None)
-    return len(spec.encoded) + inputs + len(item.collaboration.submission.spec.shared_context.data) + 512
+    saved = 0 if item.task.savepoint is None else len(item.task.savepoint.payload.data)
+    return (
+        len(spec.encoded) + inputs + saved + len(item.collaboration.submission.spec.shared_context.data) + 512
+    )
 
 
 def _put_assignment(message: work_pb.Assignment, item: Assign) -> None:
@@ -184,6 +205,8 @@ def _put_assignment(message: work_pb.Assignment, item: Assign) -> None:
     message.coordinator_agent = collaboration.coordinator_agent
     message.members.extend(collaboration.members)
     values.put_time(message.deadline, task.deadline)
+    if (saved := task.savepoint) is not None:
+        values.put_payload(message.savepoint, saved.payload)
     message.requester = submission.requester
     if task.spec.gang is not None:
         _put_peers(message, task)
@@ -202,22 +225,35 @@ def _put_peers(message: work_pb.Assignment, task: Task) -> None:
             )
 
 
-def _outcome(message: work_pb.AttemptResult, limits: Limits) -> Payload | Failure | Cancelled:
+def _put_ack(
+    message: work_pb.ResultAck | work_pb.SavepointAck, ref: AttemptRef, error: ServiceError | None
+) -> None:
+    values.put_attempt_ref(message.attempt, ref)
+    if error is not None:
+        message.error.CopyFrom(status_proto(error))
+
+
+def _outcome(message: work_pb.AttemptResult, limits: Limits) -> Payload | Failure | Cancelled | Suspended:
     match message.WhichOneof("outcome"):
         case "result":
-            return _result(message.result, limits)
+            return _payload(message.result, "results.result", limits)
         case "failure":
             return values.failure(message.failure, "results.failure")
         case "cancelled":
             return Cancelled()
+        case "suspended":
+            given = message.suspended
+            if not given.HasField("savepoint"):
+                return Suspended(None)
+            return Suspended(_payload(given.savepoint, "results.suspended.savepoint", limits))
         case _:
             raise invalid("results.outcome", "is missing: say how the attempt ended")
 
 
-def _result(message: payload_pb2.Payload, limits: Limits) -> Payload:
-    result = values.payload(message)
-    validate_payload(result, "results.result", limits)
-    return result
+def _payload(message: payload_pb2.Payload, path: str, limits: Limits) -> Payload:
+    found = values.payload(message)
+    validate_payload(found, path, limits)
+    return found
 
 
 def _progress(message: work_pb.AttemptProgress) -> ProgressReport:

@@ -107,6 +107,7 @@ def test_every_field_of_the_protos_can_be_written() -> None:
                     },
                     "payload": [1, 2],
                     "attempt_timeout": 60,
+                    "speculation": "never",
                 },
                 {"task_id": "b", "required_skills": ["two"], "payload": None},
             ],

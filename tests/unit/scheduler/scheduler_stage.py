@@ -319,11 +319,13 @@ class Stage:
         incarnation: int = 1,
         held: tuple[AttemptRef, ...] = (),
         held_locks: tuple[HeldLock, ...] = (),
+        suspendable: bool = True,
     ) -> StreamId:
         """Open a Work stream and grant credits; return the stream."""
         self._streams += 1
         stream = StreamId(self._streams)
-        self.batch(WorkOpened("hello", stream, key(agent, instance), incarnation, held, held_locks))
+        name = key(agent, instance)
+        self.batch(WorkOpened("hello", stream, name, incarnation, held, held_locks, suspendable))
         if slots:
             self.frame(stream, credits=slots)
         return stream

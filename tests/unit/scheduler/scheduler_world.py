@@ -8,17 +8,19 @@ Hypothesis decides the whole course.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol, TypeVar
 
+from services.common.core.entries import EntryDraft
 from services.common.core.errors import Reason
+from services.common.core.fencing import FencingToken
 from services.common.core.ids import CollaborationId, ResourceName
 from services.common.core.instants import Instant
 from services.scheduler.core.book import Settings
 from services.scheduler.core.course import Change
 from services.scheduler.core.effects import (
     AckResult,
+    AckSavepoint,
     Assign,
     CancelAttempt,
     CloseStream,
@@ -28,17 +30,18 @@ from services.scheduler.core.effects import (
     Publish,
     RefuseLocks,
     RevokeLock,
+    SuspendAttempt,
 )
 from services.scheduler.core.events import (
-    Cancelled,
     Event,
     ForeignLock,
-    HeldLock,
     LockKeysChanged,
     LockReleased,
     LockRequested,
     ResultReport,
+    SavepointReport,
     StreamId,
+    Suspended,
     WorkClosed,
     WorkFrame,
     WorkOpened,
@@ -46,8 +49,6 @@ from services.scheduler.core.events import (
 from services.scheduler.core.model import (
     AttemptRef,
     AttemptState,
-    Failure,
-    FailureKind,
     LockMode,
     Payload,
     ResourceClaim,
@@ -56,12 +57,20 @@ from services.scheduler.core.model import (
     TaskKey,
     TaskSpec,
 )
+from tests.unit.scheduler.scheduler_agent_side import AgentSide, drop_lock, outcome_of, restart
+from tests.unit.scheduler.scheduler_checks import (
+    check_exclusive_locks,
+    check_nothing_urgent_waits_in_vain,
+    check_preemption,
+    check_results_are_final,
+    check_savepoints,
+)
 from tests.unit.scheduler.scheduler_stage import EMERGENCY, HIGH, LOW, NORMAL, Stage, gang, key, task
 
 AGENTS = ("a", "b", "c")
 SKILLS = ("dig", "fly", "see")
 RESOURCES = ("bridge", "road", "boat")
-ENDS = ("done", "done", "done", "done", "start", "start", "transient", "permanent", "cancelled")
+ENDS = ("done", "done", "done", "done", "start", "start", "save", "transient", "permanent", "cancelled")
 SETTINGS = Settings(
     reconnect_grace_ms=2_000,
     takeover_grace_ms=5_000,
@@ -75,6 +84,8 @@ SETTINGS = Settings(
     loss_max=30,
     ageing_ms=3_000,
     ageing_share=2,
+    suspend_grace_ms=1_500,
+    savepoint_interval_ms=200,
 )
 
 
@@ -108,42 +119,22 @@ class SeededChooser:
         return self._random.sample(options, count)
 
 
-@dataclass
-class AgentSide:
-    """What one agent instance knows."""
-
-    name: str
-    incarnation: int = 1
-    stream: StreamId | None = None
-    credits: int = 0
-    drained: bool = False
-    probe: int = 0
-    #: Attempts that its handlers run.
-    held: dict[AttemptRef, Assign] = field(default_factory=dict)
-    #: Results that were not acked yet; sent again after every new link.
-    unacked: dict[AttemptRef, ResultReport] = field(default_factory=dict)
-    #: Everything that it ever had: replayed by a confused agent.
-    past: list[AttemptRef] = field(default_factory=list)
-    #: Locks that its code holds, by request, and requests that wait.
-    locks: dict[int, tuple[HeldLock, ...]] = field(default_factory=dict)
-    waiting: dict[int, tuple[ResourceClaim, ...]] = field(default_factory=dict)
-    requests: int = 0
-    #: What it ran when its link broke: until then nobody else may be given that.
-    safe: frozenset[AttemptRef] = frozenset()
-    safe_until: int = 0
-
-
 class World:
     """The core with everything around it. `act` does one random thing; every check raises AssertionError."""
 
-    def __init__(self, choose: Chooser) -> None:
+    def __init__(self, choose: Chooser, *, crowded: bool = False) -> None:
         self.choose = choose
+        #: Few slots, one skill, and classes far apart: much has to make room.
+        self.crowded = crowded
         self.stage = Stage(SETTINGS)
         self.agents = {name: AgentSide(name) for name in AGENTS}
         self.submissions = 0
         self.streams = 100
         #: The one result of each task that an agent was told is committed.
         self.committed: dict[TaskKey, bytes] = {}
+        #: The newest savepoint of each task that an agent was told is durable, by the attempt's token.
+        self.saved: dict[TaskKey, tuple[FencingToken, bytes]] = {}
+        self.saves = 0
         self.generations: dict[str, int] = {}
         self.foreign_revision = 1
         self.story: list[str] = []
@@ -157,8 +148,10 @@ class World:
         action = self.choose.one(ACTIONS)
         self.story.append(action.__name__)
         action(self)
-        self.check_results_are_final()
-        self.check_exclusive_locks()
+        check_results_are_final(self.stage, self.committed)
+        check_exclusive_locks(self.stage)
+        check_savepoints(self.stage, self.saved)
+        check_nothing_urgent_waits_in_vain(self.stage)
 
     # What comes back.
 
@@ -181,7 +174,18 @@ class World:
                 case CloseStream(stream):
                     if (agent := self.at(stream)) is not None:
                         self.cut(agent, SETTINGS.reconnect_grace_ms)
-                case Assign() | CancelAttempt() | AckResult() | Probe() | GrantLocks() | RefuseLocks():
+                case EntryDraft(operation="task.preempt"):
+                    check_preemption(self.stage, effect)
+                case (
+                    Assign()
+                    | CancelAttempt()
+                    | SuspendAttempt()
+                    | AckSavepoint()
+                    | AckResult()
+                    | Probe()
+                    | GrantLocks()
+                    | RefuseLocks()
+                ):
                     if (agent := self.at(effect.stream)) is not None:
                         self.tell(agent, effect)
                 case RevokeLock(stream, lock):
@@ -196,13 +200,29 @@ class World:
     def tell(
         self,
         agent: AgentSide,
-        effect: Assign | CancelAttempt | AckResult | Probe | GrantLocks | RefuseLocks,
+        effect: Assign
+        | CancelAttempt
+        | SuspendAttempt
+        | AckSavepoint
+        | AckResult
+        | Probe
+        | GrantLocks
+        | RefuseLocks,
     ) -> None:
         match effect:
             case Assign():
                 self.take_assignment(agent, effect)
             case CancelAttempt(_, ref):
                 agent.held.pop(ref, None)
+            case SuspendAttempt(_, ref, _, grace_ms):
+                # It gives a slot, and whoever asked means it.
+                agent.credits += 1
+                if ref in agent.held:
+                    agent.suspending[ref] = self.stage.now + grace_ms
+            case AckSavepoint(_, ref, error):
+                data = agent.saving.pop(ref, None)
+                if data is not None and error is None:
+                    self.saved[ref.task_key] = (ref.token, data)
             case AckResult(_, ref, error):
                 self.take_ack(agent, ref, None if error is None else error.reason)
             case Probe(_, nonce):
@@ -218,6 +238,10 @@ class World:
         agent.credits -= 1
         assert agent.credits >= 0, f"{agent.name} got more than it granted"
         assert not agent.drained, f"{agent.name} drains"
+        point = effect.task.savepoint
+        known = self.saved.get(ref.task_key)
+        # What an agent was told is durable is never lost; a newer one may have been on its way.
+        assert known is None or (point is not None and point.attempt_number >= known[0].number), ref
         claims = {claim.resource for claim in effect.task.spec.resources}
         assert {lock.resource for lock in effect.locks} == claims
         assert effect.task.key not in self.committed, f"{ref} was done before"
@@ -233,8 +257,13 @@ class World:
 
     def take_ack(self, agent: AgentSide, ref: AttemptRef, reason: Reason | None) -> None:
         report = agent.unacked.pop(ref, None)
+        agent.saving.pop(ref, None)
         if report is None or reason is not None:
             return
+        if isinstance(report.outcome, Suspended) and report.outcome.savepoint is not None:
+            before = self.saved.get(ref.task_key)
+            if before is None or before[0] <= ref.token:
+                self.saved[ref.task_key] = (ref.token, report.outcome.savepoint.data)
         if isinstance(report.outcome, Payload):
             # T3: exactly one result.
             assert self.committed.setdefault(ref.task_key, report.outcome.data) == report.outcome.data
@@ -245,13 +274,16 @@ class World:
         agent.drained = False
         agent.probe = 0
         agent.waiting.clear()
+        agent.suspending.clear()
+        agent.saving.clear()
         view = self.stage.agents[agent.name].instances[0]
         agent.safe_until = 0 if view.gone else self.stage.now + grace_ms
         agent.safe = frozenset(ref for ref in agent.held if self.is_current(ref))
 
     def is_current(self, ref: AttemptRef) -> bool:
         found = self.stage.state.book.task(ref)
-        return found is not None and found.current is not None and found.current.token == ref.token
+        attempt = None if found is None else found.find(ref.token)
+        return attempt is not None and attempt.open
 
     # Agents.
 
@@ -264,7 +296,7 @@ class World:
 
     def registry_tells_of_skills(self) -> None:
         agent = self.agent()
-        skills = self.choose.some(SKILLS, 1, 3)
+        skills = ["dig"] if self.crowded else self.choose.some(SKILLS, 1, 3)
         level = self.choose.one([0.5, 1.0])
         self.take(self.stage.know(agent.name, *skills, level=level, incarnation=agent.incarnation))
 
@@ -290,8 +322,10 @@ class World:
         for assignment in agent.held.values():
             held_locks += assignment.locks
         held = (*agent.held, *agent.unacked)
-        hello = WorkOpened("hello", agent.stream, key(agent.name), agent.incarnation, held, held_locks)
-        agent.credits = slots = self.choose.number(1, 3)
+        hello = WorkOpened(
+            "hello", agent.stream, key(agent.name), agent.incarnation, held, held_locks, agent.name != "c"
+        )
+        agent.credits = slots = 1 if self.crowded else self.choose.number(1, 3)
         again = tuple(agent.unacked.values())
         self.run_batch(hello, WorkFrame("frame", agent.stream, 0.5, credits=slots, results=again))
 
@@ -315,10 +349,19 @@ class World:
             return
         results: list[ResultReport] = []
         started: list[AttemptRef] = []
+        savepoints: list[SavepointReport] = []
         for ref in self.choose.some([*agent.held], 0, 3):
             end = self.choose.one(ENDS)
             if end == "start":
                 started.append(ref)
+                continue
+            if end in {"done", "permanent", "cancelled"} and self.crowded and self.choose.number(0, 2):
+                continue
+            if end == "save":
+                if ref not in agent.saving:
+                    self.saves += 1
+                    agent.saving[ref] = str(self.saves).encode()
+                    savepoints.append(SavepointReport(ref, Payload("", agent.saving[ref])))
                 continue
             report = ResultReport(ref, outcome_of(end, ref))
             agent.held.pop(ref)
@@ -340,8 +383,32 @@ class World:
             results=tuple(results),
             probe_nonce=agent.probe,
             drain=agent.drained,
+            savepoints=tuple(savepoints),
         )
         self.run_batch(frame)
+
+    def agent_suspends(self) -> None:
+        """An agent heeds the requests to make room: with a savepoint, without one, or too late."""
+        agent = self.linked()
+        if agent is None or agent.stream is None:
+            return
+        results: list[ResultReport] = []
+        for ref in [*agent.suspending]:
+            del agent.suspending[ref]
+            if ref not in agent.held:
+                continue
+            end = self.choose.one(("saves", "saves", "stops", "done", "cancelled", "deaf"))
+            if end == "deaf":
+                continue
+            agent.held.pop(ref)
+            point = None
+            if end == "saves":
+                self.saves += 1
+                point = Payload("", str(self.saves).encode())
+            outcome = outcome_of(end, ref) if end in {"done", "cancelled"} else Suspended(point)
+            agent.unacked[ref] = ResultReport(ref, outcome)
+            results.append(agent.unacked[ref])
+        self.run_batch(WorkFrame("suspended", agent.stream, 0.4, results=tuple(results)))
 
     def agent_locks(self) -> None:
         agent = self.linked()
@@ -405,8 +472,10 @@ class World:
                 task(
                     f"t{number}",
                     *self.choose.some(earlier),
-                    skills=self.choose.some(SKILLS, 1, 2),
-                    priority=self.choose.one([None, LOW, NORMAL, HIGH, EMERGENCY]),
+                    skills=["dig"] if self.crowded else self.choose.some(SKILLS, 1, 2),
+                    priority=self.choose.one(
+                        [LOW, LOW, LOW, EMERGENCY] if self.crowded else [None, LOW, NORMAL, HIGH, EMERGENCY]
+                    ),
                     estimated_duration_ms=self.choose.one([1, 1_000]),
                     locks=locks,
                     retry=RetryPolicy(self.choose.number(1, 3), 200, 1_000),
@@ -462,24 +531,11 @@ class World:
 
     # What must hold.
 
-    def check_results_are_final(self) -> None:
-        for name, data in self.committed.items():
-            found = self.stage.state.book.task(name)
-            # Forgotten after its retention, or exactly what was acked.
-            assert found is None or (found.result is not None and found.result.data == data)
-
-    def check_exclusive_locks(self) -> None:
-        holders: dict[str, str] = {}
-        for use in self.stage.state.book.lock_uses.values():
-            for lock in use.held_locks:
-                claim = next(each for each in use.request.claims if each.resource == lock.resource)
-                if claim.mode is LockMode.EXCLUSIVE:
-                    assert holders.setdefault(lock.resource, use.request.lock_id) == use.request.lock_id
-
 
 #: What can happen, as often as it is named.
 ACTIONS: tuple[Callable[[World], None], ...] = (
     *[World.agent_reports] * 14,
+    *[World.agent_suspends] * 4,
     *[World.requester_submits] * 4,
     *[World.lost_agents_link] * 4,
     *[World.time_passes] * 4,
@@ -498,31 +554,3 @@ ACTIONS: tuple[Callable[[World], None], ...] = (
     World.leader_changes,
     World.leader_dies_while_it_commits,
 )
-
-
-def restart(agent: AgentSide) -> None:
-    agent.incarnation += 1
-    agent.held.clear()
-    agent.unacked.clear()
-    agent.locks.clear()
-
-
-def outcome_of(end: str, ref: AttemptRef) -> Payload | Failure | Cancelled:
-    match end:
-        case "transient":
-            return Failure(FailureKind.TRANSIENT, "HANDLER_RAISED")
-        case "permanent":
-            return Failure(FailureKind.PERMANENT, "HANDLER_REFUSED")
-        case "cancelled":
-            return Cancelled()
-        case _:
-            return Payload("", str(ref).encode())
-
-
-def drop_lock(agent: AgentSide, lock: HeldLock) -> None:
-    for number, locks in [*agent.locks.items()]:
-        left = tuple(each for each in locks if each != lock)
-        if left:
-            agent.locks[number] = left
-        else:
-            del agent.locks[number]

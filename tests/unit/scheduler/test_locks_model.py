@@ -19,7 +19,7 @@ from services.common.core.ids import AgentId, InstanceId, ResourceName
 from services.common.core.instants import Instant
 from services.scheduler.core.lock_queue import ForeignKey, InstanceOwner, LockId, LockOwner, LockRequest
 from services.scheduler.core.lock_words import LockView
-from services.scheduler.core.locks import Freed, LockOutcome, LockTable, Proposed, Refused
+from services.scheduler.core.locks import Freed, Lent, LockOutcome, LockTable, Proposed, Refused
 from services.scheduler.core.model import InstanceKey, LockMode, Priority, ResourceClaim
 
 RESOURCES = [ResourceName(name) for name in "ABCD"]
@@ -81,6 +81,8 @@ class Known:
     order: tuple[int, int]
     modes: Modes
     stage: str = "waiting"
+    #: The class in which it counts: its own, or a more urgent one that was lent to it.
+    counts: Priority = Priority.LOW
 
 
 @dataclass
@@ -113,6 +115,13 @@ class Course:
                     self.known[request.lock_id].stage = "proposed"
                 case Refused(request):
                     assert self.known.pop(request.lock_id).stage == "waiting"
+                case Lent(request, lender, priority):
+                    known = self.known[request.lock_id]
+                    assert priority < known.counts, "nothing is lent that it has already"
+                    assert self.known[lender.lock_id].counts == priority
+                    gained = (known.counts - priority) * STEP_MS
+                    known.order = (known.order[0] - gained, known.order[1])
+                    known.counts = priority
                 case Freed(lock_id, resources):
                     known = self.known[lock_id]
                     for name in resources:
@@ -156,9 +165,10 @@ class Course:
     def _request(self, event: Event) -> list[LockOutcome]:
         self.made += 1
         request = LockRequest(LockId(f"l{self.made}"), owner(event.owner), event.claims, event.priority)
-        order = (self.now + event.priority * STEP_MS, self.made)
+        counts = min(event.priority, self.lent_to(request.owner) or event.priority)
+        order = (self.now + counts * STEP_MS, self.made)
         self.known[request.lock_id] = Known(
-            request, order, {claim.resource: claim.mode for claim in event.claims}
+            request, order, {claim.resource: claim.mode for claim in event.claims}, counts=counts
         )
         return self.table.request(request, Instant(self.now), may_wait=event.may_wait)
 
@@ -219,6 +229,25 @@ class Course:
                 seen |= found
         return False
 
+    def lent_to(self, who: LockOwner) -> Priority | None:
+        """The most urgent class of all who wait for `who`: directly, or for somebody who does."""
+        waits = {
+            (known.request.owner, other.request.owner, known.request.priority)
+            for known in self.staged("waiting")
+            for other in (*self.in_the_way(known), *self.before(known))
+            if other.stage != "abandoned"
+        }
+        reached = {who}
+        while more := {waiter for waiter, blocker, _ in waits if blocker in reached} - reached:
+            reached |= more
+        classes = [
+            known.request.priority
+            for known in self.staged("waiting")
+            if known.request.owner != who
+            and any((known.request.owner, blocker, known.request.priority) in waits for blocker in reached)
+        ]
+        return min(classes, default=None)
+
     def is_grantable(self, known: Known) -> bool:
         """The rule, word by word: room, nobody before it who may not be passed, no circle."""
         owner_of = known.request.owner
@@ -259,6 +288,15 @@ class Course:
         assert not any(
             conflict(one.modes, other.modes) for one in holders for other in holders if one is not other
         )
+        # Priority inheritance: what is lent is the most urgent class that waits, through chains too.
+        for who in {known.request.owner for known in self.known.values()}:
+            lent = self.table.lent_to(who)
+            assert (None if lent is None else lent.priority) == self.lent_to(who), who
+        # No inversion: whoever is waited for waits itself in a place of at least that class.
+        for known in self.staged("waiting"):
+            for other in self.in_the_way(known):
+                for own in self.of(other.request.owner, "waiting") if other.stage != "abandoned" else ():
+                    assert own.counts <= known.counts, (known, other, own)
 
 
 def has_circle(edges: set[tuple[LockOwner, LockOwner]]) -> bool:

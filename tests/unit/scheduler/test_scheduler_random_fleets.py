@@ -33,8 +33,8 @@ class DrawnChooser:
         return self._data.draw(st.lists(st.sampled_from(options), min_size=least, max_size=most, unique=True))
 
 
-def run(seed: int, steps: int) -> World:
-    world = World(SeededChooser(seed))
+def run(seed: int, steps: int, *, crowded: bool = False) -> World:
+    world = World(SeededChooser(seed), crowded=crowded)
     for _ in range(steps):
         try:
             world.act()
@@ -50,11 +50,17 @@ def test_every_promise_holds_from_seeds(block: int) -> None:
         run(seed, 200)
 
 
+@pytest.mark.parametrize("block", range(4))
+def test_every_promise_holds_where_everything_is_crowded(block: int) -> None:
+    for seed in range(block * 20, block * 20 + 20):
+        run(seed, 200, crowded=True)
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("block", range(100))
 def test_every_promise_holds_from_many_seeds(block: int) -> None:
     for seed in range(1_000 + block * 1_000, 2_000 + block * 1_000):
-        run(seed, 200)
+        run(seed, 200, crowded=seed % 2 == 1)
 
 
 @settings(
@@ -76,7 +82,18 @@ def test_the_same_seed_gives_the_same_course() -> None:
 
 def test_the_random_world_is_not_an_idle_one() -> None:
     """The runs above say something only if much happens in them."""
-    worlds = [run(seed, 200) for seed in range(20)]
+    worlds = [run(seed, 200) for seed in range(20)] + [run(seed, 200, crowded=True) for seed in range(20)]
     operations = [entry.operation for world in worlds for entry in world.stage.entries]
-    for operation in ("task.succeed", "task.lose", "task.retry", "lock.grant", "collaboration.complete"):
+    for operation in (
+        "task.succeed",
+        "task.lose",
+        "task.retry",
+        "lock.grant",
+        "collaboration.complete",
+        "task.preempt",
+        "task.suspend",
+        "task.resume",
+        "task.move",
+        "lock.lend",
+    ):
         assert operations.count(operation) >= 10, operation
