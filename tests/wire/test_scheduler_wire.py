@@ -30,16 +30,18 @@ from services.common.core.ids import (
 )
 from services.common.core.instants import Instant
 from services.common.rpc.status import from_status
-from services.scheduler.core.course import Attempt, Predicted
+from services.scheduler.core.course import Attempt, Predicted, Savepoint
 from services.scheduler.core.effects import (
     Accepted,
     AckResult,
+    AckSavepoint,
     Assign,
     CancelAttempt,
     GrantLocks,
     Probe,
     RefuseLocks,
     RevokeLock,
+    SuspendAttempt,
     Welcome,
     WorkItem,
 )
@@ -50,7 +52,9 @@ from services.scheduler.core.events import (
     LockKeysChanged,
     LockRequested,
     ResultReport,
+    SavepointReport,
     StreamId,
+    Suspended,
 )
 from services.scheduler.core.model import (
     AttemptRef,
@@ -102,7 +106,10 @@ ATTEMPTS = st.builds(
         st.integers(1, 2**40),
         st.integers(0, 4_000).map(lambda tenths: tenths / 10),
     ),
+    st.booleans(),
+    MAYBE_INSTANTS,
 )
+SAVEPOINTS = st.builds(Savepoint, st.integers(1, 2**31), INSTANTS, PAYLOADS)
 TASK_RECORDS = st.builds(
     TaskRecord,
     NAMES.map(TaskId),
@@ -118,6 +125,8 @@ TASK_RECORDS = st.builds(
     MAYBE_INSTANTS,
     MAYBE_INSTANTS,
     st.text(max_size=20),
+    st.none() | SAVEPOINTS,
+    st.integers(0, 2**31),
 )
 COLLABORATION_RECORDS = st.builds(
     CollaborationRecord,
@@ -404,6 +413,29 @@ def test_items_that_are_malformed_are_refused_one_by_one() -> None:
     ]
 
 
+def test_savepoints_come_alone_and_with_a_suspension() -> None:
+    ref = AttemptRef(CollaborationId("c"), TaskId("t"), FencingToken(1, 2))
+    message = work_pb.WorkRequest()
+    saved, large = message.savepoints.add(), message.savepoints.add()
+    with_point, without = message.results.add(), message.results.add()
+    for row in (saved, large, with_point, without):
+        values.put_attempt_ref(row.attempt, ref)
+    saved.savepoint.data = b"half"
+    large.savepoint.data = bytes(LIMITS.payload_bytes_max + 1)
+    with_point.suspended.savepoint.data = b"more"
+    without.suspended.SetInParent()
+    frame, refused = work.frame(message, StreamId(1), "c", 0.5, LIMITS)
+    assert frame.savepoints == (SavepointReport(ref, Payload("", b"half")),)
+    assert [report.outcome for report in frame.results] == [
+        Suspended(Payload("", b"more")),
+        Suspended(None),
+    ]
+    [refusal] = refused
+    assert isinstance(refusal, AckSavepoint)
+    assert refusal.error is not None
+    assert refusal.error.reason is Reason.PAYLOAD_TOO_LARGE
+
+
 def test_progress_out_of_bounds_is_brought_back() -> None:
     reports = [
         work_pb.AttemptProgress(progress=number, stage="ä" * 100)
@@ -439,6 +471,9 @@ def test_a_frame_holds_everything_that_waits() -> None:
         Welcome(stream),
         assign,
         CancelAttempt(stream, ref, "enough"),
+        SuspendAttempt(stream, ref, "fire", 1_500),
+        AckSavepoint(stream, ref, None),
+        AckSavepoint(stream, ref, error),
         AckResult(stream, ref, None),
         AckResult(stream, ref, error),
         Probe(stream, 1),
@@ -457,6 +492,9 @@ def test_a_frame_holds_everything_that_waits() -> None:
     assert list(assignment.members) == ["a"]
     assert assignment.coordinator_agent == "a"
     assert (frame.cancels[0].reason, frame.cancels[0].fenced) == ("enough", True)
+    assert (frame.suspends[0].reason, frame.suspends[0].grace.ToMilliseconds()) == ("fire", 1_500)
+    assert values.attempt_ref(frame.suspends[0].attempt) == ref
+    assert [ack.HasField("error") for ack in frame.savepoint_acks] == [False, True]
     assert not frame.result_acks[0].HasField("error")
     assert from_status(frame.result_acks[1].error).metadata["holder"] == "b"
     assert frame.probe_nonce == 2
