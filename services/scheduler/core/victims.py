@@ -179,8 +179,8 @@ class Victims:
 
     def _forget_empty(self) -> None:
         """Before a new pool comes, let go of those that have no attempt and no instance."""
-        used = {id(pool) for pool in self._pool_of.values()}
-        for key in [key for key, pool in self._pools.items() if not pool.live and id(pool) not in used]:
+        used = {*self._pool_of.values()}
+        for key in [key for key, pool in self._pools.items() if not pool.live and pool not in used]:
             del self._pools[key]
 
     def _drop(self, name: _Name) -> None:
