@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import grpc
@@ -18,15 +18,21 @@ from services.broker.members import Memberships, MembershipSource
 from services.broker.metrics import BrokerMetrics
 from services.broker.peers import AgentDirectory, RegistryAgents, SchedulerMembers
 from services.broker.recorder import AuditRecorder
-from services.broker.servicer import ACCESS, SERVICE_NAME, BrokerServicer, add_to_server
+from services.broker.relay import Relay, RelayingServicer
+from services.broker.replica import Replica, Seat
+from services.broker.servicer import ACCESS, ACCESS_OF_REPLICAS, SERVICE_NAME, BrokerServicer, add_to_server
+from services.broker.sole import Broker, Sole
 from services.broker.store import MailboxStore
+from services.broker.stores.redis import RedisStore
 from services.broker.stores.sqlite import SqliteStore
 from services.common import logs
 from services.common.clock import Clock, SystemClock
 from services.common.core.errors import Reason, ServiceError
+from services.common.election import Election, Leadership
 from services.common.etcd.channel import EtcdTls
 from services.common.etcd.client import EtcdClient
 from services.common.etcd.directory import ServiceDirectory
+from services.common.etcd.election import EtcdElection
 from services.common.etcd.registration import Registration, this_replica
 from services.common.lifecycle import TaskSupervisor
 from services.common.metrics import Exposition, Metrics, start_exposition
@@ -36,10 +42,15 @@ from services.common.rpc.server import GrpcServer
 from services.common.tls import TlsIdentity
 
 SERVICE = "broker"
+# Where the replicas on one Redis campaign, below the plane's key prefix; the Redis prefix comes behind it.
+ELECTION = "election/broker/"
 # How long a drain waits for the last commit and the last audit entries, in seconds.
 SETTLE_S_MAX = 5.0
 # New objects between two looks for cycles; Python's own default is 700.
 GC_THRESHOLD = 50_000
+
+# Opens the store for the leadership with this epoch.
+OpenStore = Callable[[int], MailboxStore]
 
 _log = logs.get("broker.app")
 
@@ -48,15 +59,17 @@ class BrokerApp:
     """The broker of one process.
 
     Without `etcd` it is alone: nobody finds it, `agents` tells who exists, `collaborations` who belongs
-    together.
+    together. With a `store` the mailboxes are its own; with a function that opens one for an epoch, and an
+    `election`, it is one of several replicas.
     """
 
     def __init__(
         self,
         config: BrokerConfig,
-        store: MailboxStore,
+        store: MailboxStore | OpenStore,
         outbox: Outbox,
         *,
+        election: Election | None = None,
         clock: Clock | None = None,
         metrics: Metrics | None = None,
         etcd: EtcdClient | None = None,
@@ -73,29 +86,29 @@ class BrokerApp:
             agents = RegistryAgents(self._directory, self._tls)
         self._agents = agents
         self._scheduler = None if self._directory is None else SchedulerMembers(self._directory, self._tls)
-        own = BrokerMetrics(self._metrics)
+        self._collaborations = collaborations or self._scheduler
+        self._own_metrics = BrokerMetrics(self._metrics)
         self._recorder = AuditRecorder(
-            outbox, self._clock, own, messages=config.audit_messages, backlog_max=config.audit_backlog_max
-        )
-        self.driver = Driver(
-            store,
+            outbox,
             self._clock,
-            own,
-            self._recorder,
-            DriverSettings(
-                config.limits,
-                config.retention,
-                config.uncommitted_bytes_max,
-                config.compaction_interval_ms,
-            ),
+            self._own_metrics,
+            messages=config.audit_messages,
+            backlog_max=config.audit_backlog_max,
         )
-        terms = StreamTerms(config.ack_deadline_ms, config.payload_bytes_max, config.hello_timeout_ms)
-        memberships = Memberships(
-            collaborations or self._scheduler, self._clock, self.driver.submit, config.membership_timeout_ms
-        )
-        servicer = BrokerServicer(StreamHost(self.driver, self._recorder, own, terms, memberships))
+        self._relay = Relay(self._tls)
+        self._broker: Broker
+        if callable(store):
+            if election is None:
+                raise ValueError("replicas of a broker need an election")
+            self.replica = self._replica(store, election)
+            self._broker, access = self.replica, ACCESS_OF_REPLICAS
+            servicer: Any = RelayingServicer(self.replica, self._relay)
+        else:
+            self.driver = self._driver(store)
+            self._broker, access = Sole(self.driver), ACCESS
+            servicer = self._servicer(self.driver)
         self._server = GrpcServer(
-            self._tls, config.listen, ACCESS, self._metrics, logs.get("broker.rpc"), outbox=outbox
+            self._tls, config.listen, access, self._metrics, logs.get("broker.rpc"), outbox=outbox
         )
         self._server.add(add_to_server, servicer, SERVICE_NAME)
         self._exposition: Exposition | None = None
@@ -106,8 +119,7 @@ class BrokerApp:
     async def start(self) -> None:
         """See `lifecycle.Service`."""
         spawn = self.supervisor.spawn
-        await self.driver.open()
-        spawn("broker-driver", self.driver.run())
+        await self._broker.open()
         spawn("broker-recorder", self._recorder.run())
         if self._directory is not None:
             spawn("broker-directory", self._directory.run())
@@ -120,18 +132,20 @@ class BrokerApp:
                 self._metrics, self._config.metrics_listen, self._tls
             )
         self.address = await self._server.start()
+        self._broker.address = self._config.advertise or self.address
+        spawn("broker-mailboxes", self._broker.run())
         _log.info("serving", address=self.address, metrics=self.metrics_address)
         if self._etcd is not None:
             spawn("broker-registration", self._register(self._etcd))
 
     async def drain(self) -> None:
         """See `lifecycle.Service`: take no new envelopes, answer those that came, end the streams, close."""
-        self.driver.begin_drain()
-        await _within(SETTLE_S_MAX, self.driver.wait_idle())
+        await _within(SETTLE_S_MAX, self._broker.settle())
         await self._server.drain(self._config.drain_ms)
         await _within(SETTLE_S_MAX, self._recorder.wait_idle())
         await self.supervisor.stop()
-        await self.driver.close()
+        await self._broker.close()
+        await self._relay.close()
         if isinstance(self._outbox, SpooledOutbox):
             await self._outbox.close()
         if self._scheduler is not None:
@@ -141,10 +155,42 @@ class BrokerApp:
         if self._etcd is not None:
             await self._etcd.close()
 
+    def _driver(self, store: MailboxStore, held: Callable[[], bool] = lambda: True) -> Driver:
+        config = self._config
+        settings = DriverSettings(
+            config.limits, config.retention, config.uncommitted_bytes_max, config.compaction_interval_ms
+        )
+        return Driver(store, self._clock, self._own_metrics, self._recorder, settings, held=held)
+
+    def _servicer(self, driver: Driver) -> BrokerServicer:
+        config = self._config
+        terms = StreamTerms(config.ack_deadline_ms, config.payload_bytes_max, config.hello_timeout_ms)
+        memberships = Memberships(
+            self._collaborations, self._clock, driver.submit, config.membership_timeout_ms
+        )
+        return BrokerServicer(StreamHost(driver, self._recorder, self._own_metrics, terms, memberships))
+
+    def _replica(self, open_store: OpenStore, election: Election) -> Replica:
+        def make_seat(leadership: Leadership) -> Seat:
+            driver = self._driver(open_store(leadership.epoch), lambda: leadership.held)
+            return Seat(driver, self._servicer(driver))
+
+        config = self._config
+        replica = Replica(
+            election,
+            make_seat,
+            self._outbox,
+            self._clock,
+            replica_id=config.replica_id,
+            leader_wait_ms=config.leader_wait_ms,
+        )
+        replica.on_leader = self._relay.follow
+        return replica
+
     async def _follow(self, agents: AgentDirectory) -> None:
         async with contextlib.aclosing(agents.watch()) as views:
             async for view in views:
-                self.driver.see_agents(AgentsSeen(view.names, view.complete, view.profiles))
+                self._broker.see_agents(AgentsSeen(view.names, view.complete, view.profiles))
 
     async def _reach_audit(self) -> grpc.aio.Channel:
         addresses = () if self._directory is None else self._directory.addresses("audit")
@@ -173,7 +219,6 @@ async def build(config: BrokerConfig) -> BrokerApp:
     directory = config.data_directory
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     clock, metrics = SystemClock(), Metrics(SERVICE)
-    store = SqliteStore.open(directory / "mailboxes.sqlite")
     outbox = await open_outbox(
         directory / "outbox", service=SERVICE, replica_id=config.replica_id, clock=clock, metrics=metrics
     )
@@ -181,7 +226,22 @@ async def build(config: BrokerConfig) -> BrokerApp:
         config.etcd_endpoints,
         EtcdTls(config.etcd_ca, config.etcd_certificate, config.etcd_key, config.etcd_server_name),
     )
-    return BrokerApp(config, store, outbox, clock=clock, metrics=metrics, etcd=etcd)
+    if config.store == "sqlite":
+        store = SqliteStore.open(directory / "mailboxes.sqlite")
+        return BrokerApp(config, store, outbox, clock=clock, metrics=metrics, etcd=etcd)
+    settings = config.redis
+    election = EtcdElection(
+        etcd, clock, f"{config.key_prefix}/{ELECTION}{settings.prefix}/", ttl_s=config.election_ttl_s
+    )
+    return BrokerApp(
+        config,
+        lambda epoch: RedisStore(settings, epoch),
+        outbox,
+        clock=clock,
+        metrics=metrics,
+        etcd=etcd,
+        election=election,
+    )
 
 
 async def _within(seconds: float, wait: Coroutine[Any, Any, None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from services.common.service_config import ServiceConfig
 _L = Limits()
 _R = Retention()
 AUDIT_MESSAGES = ("all", "terminal", "none")
+STORES = ("sqlite", "redis")
+REDIS_SYNC = ("always", "server")
+# How an address names a socket in the file system.
+UNIX = "unix:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +151,37 @@ class BrokerConfig(ServiceConfig):
         "Entries of envelopes that wait; beyond it they are counted and one entry says how many.",
     )
     drain_ms: int = knob(5_000, "How long calls may go on after a stop was asked for.", unit="ms")
+    store: str = knob(
+        "sqlite",
+        "'sqlite': a file, for one broker; 'redis': a Redis, for several replicas of which one leads.",
+    )
+    redis_address: str = knob("", "host:port of Redis, or unix:PATH of its socket; with store = 'redis'.")
+    redis_username: str = knob("", "Who to log in to Redis as; empty is Redis' default user.")
+    redis_password_file: Path | None = knob(None, "File that holds the password for Redis, nothing else.")
+    redis_ca: Path | None = knob(
+        None, "PEM file of the authority of Redis' certificate; needed unless Redis is on this machine."
+    )
+    redis_certificate: Path | None = knob(None, "PEM file of the certificate that is shown to Redis.")
+    redis_key: Path | None = knob(None, "PEM file of its private key.")
+    redis_prefix: str = knob("muster", "Begins the names of this broker's keys in Redis.")
+    redis_timeout_ms: int = knob(5_000, "After this Redis counts as not answering.", unit="ms")
+    redis_sync: str = knob(
+        "always",
+        "'always': refuse a Redis that does not sync its file at each write; 'server': accept what it does,"
+        " so that a crash of Redis may lose what it had not synced.",
+    )
+    redis_wait_replicas: int = knob(
+        0, "Replicas of Redis that must have a commit before it is acknowledged (WAIT); 0 asks none."
+    )
+    redis_wait_ms: int = knob(
+        1_000, "How long a commit waits for them; then its outcome is unknown.", unit="ms"
+    )
+    election_ttl_s: int = knob(
+        3, "A leader that is silent for this long is replaced; with store = 'redis'.", unit="s"
+    )
+    leader_wait_ms: int = knob(
+        10_000, "How long a call at another replica waits while nobody leads.", unit="ms"
+    )
 
     def __post_init__(self) -> None:
         """Check the settings; raises ValueError."""
@@ -158,8 +194,54 @@ class BrokerConfig(ServiceConfig):
                 "lane_share_normal_percent and lane_share_low_percent: each >= 1, together <= 50"
             )
         for name, value in self.numbers().items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1")
+            if value < _LEAST.get(name, 1):
+                raise ValueError(f"{name} must be at least {_LEAST.get(name, 1)}")
+        if self.store not in STORES:
+            raise ValueError(f"store {self.store!r} is none of {', '.join(STORES)}")
+        if self.redis_sync not in REDIS_SYNC:
+            raise ValueError(f"redis_sync {self.redis_sync!r} is none of {', '.join(REDIS_SYNC)}")
+        if self.store == "redis":
+            self._check_redis()
+
+    def _check_redis(self) -> None:
+        if not self.redis_address:
+            raise ValueError("store = 'redis' needs redis_address: host:port, or unix:PATH of its socket")
+        redis = self.redis
+        if not redis.prefix or set(redis.prefix) & set("{}* "):
+            raise ValueError(f"redis_prefix {redis.prefix!r} must be a word without braces, stars and spaces")
+        if (redis.certificate is None) != (redis.key is None):
+            raise ValueError("redis_certificate and redis_key come together")
+        if redis.ca is None and not (redis.unix_path or _is_loopback(redis.host)):
+            raise ValueError(
+                f"Redis at {redis.host} is on another machine: set redis_ca, so that the link is TLS"
+            )
+
+    @property
+    def redis(self) -> RedisSettings:
+        """Where Redis is; raises ValueError when the address is none."""
+        host, port, unix_path = "", 0, ""
+        if self.redis_address.startswith(UNIX):
+            unix_path = self.redis_address.removeprefix(UNIX)
+        else:
+            host, _, number = self.redis_address.rpartition(":")
+            if not host or not number.isdecimal() or not 0 < int(number) < 65_536:
+                raise ValueError(f"redis_address {self.redis_address!r} is neither host:port nor unix:PATH")
+            host, port = host.strip("[]"), int(number)
+        return RedisSettings(
+            host,
+            port,
+            unix_path,
+            self.redis_username,
+            self.redis_password_file,
+            self.redis_ca,
+            self.redis_certificate,
+            self.redis_key,
+            self.redis_prefix,
+            self.redis_timeout_ms,
+            self.redis_sync == "always",
+            self.redis_wait_replicas,
+            self.redis_wait_ms,
+        )
 
     def numbers(self) -> dict[str, int]:
         """Return the settings that are numbers, by name."""
@@ -180,3 +262,12 @@ _CORE = tuple(name for name in Limits.__dataclass_fields__ if name in BrokerConf
 _NUMBERS = tuple(
     name for name, field in BrokerConfig.__dataclass_fields__.items() if field.type in ("int", int)
 )
+# Numbers that may be less than 1.
+_LEAST = {"redis_wait_replicas": 0}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

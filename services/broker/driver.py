@@ -11,22 +11,24 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from services.broker.core import effects as fx
 from services.broker.core import events as ev
 from services.broker.core.machine import Machine
 from services.broker.core.model import (
-    AgentProfile,
     Batch,
     LetterOutcome,
     Limits,
     StoredDeadLetter,
     Subscription,
 )
+from services.broker.inquiries import Inquiries
 from services.broker.metrics import BrokerMetrics
+from services.broker.outlet import Outlet
 from services.broker.recorder import AuditRecorder, DeadLettersDropped
-from services.broker.store import MailboxStore, Retention
+from services.broker.roster import Roster
+from services.broker.store import MailboxStore, Retention, taken_over
 from services.common import logs
 from services.common.clock import Clock
 from services.common.core.backoff import backoff_ms
@@ -43,18 +45,6 @@ RELOAD_MAX_MS = 5_000
 EVENTS_PER_TURN = 64
 
 _log = logs.get("broker.driver")
-
-
-class Outlet(Protocol):
-    """Where a stream's effects go."""
-
-    def carry(self, effect: fx.StreamEffect) -> None:
-        """Say it to the peer as soon as the stream is free."""
-        ...
-
-    def end(self, error: ServiceError | None) -> None:
-        """End the stream, well when there is no error."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +68,22 @@ class Driver:
         metrics: BrokerMetrics,
         recorder: AuditRecorder,
         settings: DriverSettings,
+        *,
+        held: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`held` tells whether these mailboxes certainly are this driver's; once false it stays false."""
         self._store, self._clock, self._metrics = store, clock, metrics
-        self._recorder, self._settings = recorder, settings
+        self._recorder, self._settings, self._held = recorder, settings, held
+        # Why this driver has nothing to say any more.
+        self._retired: ServiceError | None = None
         self._machine: Machine | None = None
         # What the registry said, for a core that begins anew.
-        self._names: set[str] = set()
-        self._profiles: dict[str, AgentProfile] = {}
-        self._names_complete = False
+        self._roster = Roster()
         self._outlets: dict[int, Outlet] = {}
         self._stream_count = 0
         # Requests about dead letters and subscriptions that wait for their answer.
         self._letters_lock = asyncio.Lock()
-        self._request_count = 0
-        self._requests: dict[int, asyncio.Future[Any]] = {}
+        self._inquiries = Inquiries()
         self._events: deque[ev.Event] = deque()
         self._wake: asyncio.Future[None] | None = None
         # Set when the loop has found nothing to do.
@@ -124,10 +116,17 @@ class Driver:
     @property
     def idle(self) -> bool:
         """Whether nothing waits for the core or the disk."""
-        return not self._events and self._working is None and not self.machine.has_work
+        waits = self._events or self._working is not None or self.machine.has_work
+        return self.retired or not waits
+
+    @property
+    def retired(self) -> bool:
+        """Whether it has nothing to say any more."""
+        return self._retired is not None
 
     def attach(self, outlet: Outlet) -> int:
         """Return a new stream's id; its effects go to `outlet` until it ends."""
+        self._check_office()
         self._stream_count += 1
         self._outlets[self._stream_count] = outlet
         return self._stream_count
@@ -139,19 +138,15 @@ class Driver:
 
     def submit(self, event: ev.Event, size_bytes: int = 0) -> None:
         """Have the core take in `event`; `size_bytes` is what it brings to the disk."""
+        if self._retired is not None:
+            return
         self._events.append(event)
         self._bytes_in += size_bytes
         self._ring()
 
     def see_agents(self, seen: ev.AgentsSeen) -> None:
         """Take the registry's news; they outlast the core's memory."""
-        if seen.complete:
-            self._names.clear()
-            self._profiles.clear()
-            self._names_complete = True
-        # In place: with many agents there is always one whose load has changed.
-        self._names |= seen.names
-        self._profiles.update(seen.profiles)
+        self._roster.take(seen)
         self.submit(seen)
 
     async def wait_room(self) -> None:
@@ -191,21 +186,14 @@ class Driver:
 
     async def _ask(self, make: Callable[[int], ev.Event]) -> Any:
         """Return what the core answers to a request."""
-        self._request_count += 1
-        request_id = self._request_count
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._requests[request_id] = answer
-        try:
-            self.submit(make(request_id))
-            return await answer
-        finally:
-            del self._requests[request_id]
+        self._check_office()
+        return await self._inquiries.ask(lambda request_id: self.submit(make(request_id)))
 
     async def run(self) -> None:
-        """Drive until cancelled; a defect comes out."""
+        """Drive until cancelled or retired; a defect comes out."""
         loop = asyncio.get_running_loop()
         try:
-            while True:
+            while self._retired is None:
                 # Before each turn, not only when its ring woke this loop: work that ends while the streams
                 # have their turn rings for nobody.
                 if self._working is not None and self._working.done():
@@ -229,6 +217,15 @@ class Driver:
             if self._alarm is not None:
                 self._alarm.cancel()
 
+    def retire(self, error: ServiceError) -> None:
+        """End every stream and request with `error` and say nothing more: others keep these mailboxes."""
+        if self._retired is None:
+            self._retired = error
+            self._let_everybody_go(error)
+            self._decide(self._bytes_in)
+            self._quiet.set()
+            self._ring()
+
     def begin_drain(self) -> None:
         """Refuse new envelopes from now on."""
         self.submit(ev.DrainBegan())
@@ -246,6 +243,10 @@ class Driver:
         await self._store.close()
 
     def _turn(self) -> None:
+        if not self._held():
+            # Another core may be at work on the same mailboxes: not even a delivery goes out from here.
+            self.retire(taken_over())
+            return
         for _ in range(min(len(self._events), EVENTS_PER_TURN)):
             self._step(self._events.popleft())
         due = self.machine.next_due()
@@ -271,9 +272,9 @@ class Driver:
                 case fx.Finish(stream_id=stream_id):
                     self._end(stream_id, None)
                 case fx.TellLetters(request_id=request_id, outcomes=outcomes):
-                    self._answer(request_id, list(outcomes), None)
+                    self._inquiries.answer(request_id, list(outcomes))
                 case fx.TellSubscription(request_id=request_id, error=error):
-                    self._answer(request_id, None, error)
+                    self._inquiries.answer(request_id, None, error)
                 case (
                     fx.NoteAccepted()
                     | fx.NoteUnheard()
@@ -287,15 +288,6 @@ class Driver:
                     outlet = outlets.get(effect.stream_id)
                     if outlet is not None:
                         outlet.carry(effect)
-
-    def _answer(self, request_id: int, told: object, error: ServiceError | None) -> None:
-        answer = self._requests.get(request_id)
-        if answer is None or answer.done():
-            return
-        if error is None:
-            answer.set_result(told)
-        else:
-            answer.set_exception(error)
 
     def _end(self, stream_id: int, error: ServiceError | None) -> None:
         outlet = self._outlets.pop(stream_id, None)
@@ -335,6 +327,8 @@ class Driver:
                 await self._store.commit(batch)
         except ServiceError as error:
             self._metrics.commit_failures.labels(error.reason).inc()
+            if self._is_over(error):
+                return
             if error.reason is not Reason.DISK_FULL:
                 await self._read_again(error)
                 return
@@ -354,6 +348,8 @@ class Driver:
         try:
             done = await self._store.compact(self._clock.now(), self._settings.retention)
         except ServiceError as error:
+            if self._is_over(error):
+                return
             # Freeing space can wait; a store that is really gone is found by the next commit.
             _log.warning("compaction failed", why=str(error))
         else:
@@ -373,18 +369,15 @@ class Driver:
         """
         _log.error("the store did not answer; reading it again", why=str(error))
         self._lost_touch = True
-        for stream_id in list(self._outlets):
-            self._end(stream_id, error)
-        for answer in self._requests.values():
-            if not answer.done():
-                answer.set_exception(error)
-        self._events.clear()
+        self._let_everybody_go(error)
         failures = 0
-        while True:
+        while self._retired is None:
             try:
                 await self._load()
                 break
             except ServiceError as again:
+                if self._is_over(again):
+                    return
                 failures += 1
                 _log.warning("the store still does not answer", why=str(again))
                 await asyncio.sleep(backoff_ms(failures, base_ms=RELOAD_BASE_MS, max_ms=RELOAD_MAX_MS) / 1000)
@@ -393,11 +386,27 @@ class Driver:
 
     async def _load(self) -> None:
         now = self._clock.now()
-        self._machine = Machine(await self._store.load(now), self._settings.limits, now)
+        recovered = await self._store.load(now)
+        # In a thread: a million envelopes take seconds, and a lease has to be kept meanwhile.
+        self._machine = await asyncio.to_thread(Machine, recovered, self._settings.limits, now)
         self._metrics.show(self._machine.state)
-        if self._names:
-            seen = ev.AgentsSeen(frozenset(self._names), self._names_complete, dict(self._profiles))
+        if (seen := self._roster.all()) is not None:
             self._events.appendleft(seen)
+
+    def _let_everybody_go(self, error: ServiceError) -> None:
+        for stream_id in list(self._outlets):
+            self._end(stream_id, error)
+        self._inquiries.fail(error)
+        self._events.clear()
+
+    def _is_over(self, error: ServiceError) -> bool:
+        if error.reason is Reason.NOT_COORDINATOR:
+            self.retire(taken_over())
+        return self._retired is not None
+
+    def _check_office(self) -> None:
+        if self._retired is not None:
+            raise self._retired
 
     def _decide(self, bytes_decided: int) -> None:
         self._bytes_decided = bytes_decided

@@ -104,7 +104,7 @@ class MailboxStream:
     # What the driver calls.
 
     def carry(self, effect: fx.StreamEffect) -> None:
-        """See `driver.Outlet`."""
+        """See `outlet.Outlet`."""
         match effect:
             case fx.Deliver(deliveries=deliveries, weight=weight):
                 for content in responses.deliveries(deliveries):
@@ -133,7 +133,7 @@ class MailboxStream:
                 self._say(_Piece(welcome, credits=credits_))
 
     def end(self, error: ServiceError | None) -> None:
-        """See `driver.Outlet`."""
+        """See `outlet.Outlet`."""
         self._let_go.set()
         self._duplex.end(error)
 

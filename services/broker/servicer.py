@@ -8,6 +8,7 @@ import grpc
 from muster.broker.v1 import broker_service_pb2 as pb
 from muster.broker.v1.broker_service_pb2_grpc import BrokerServiceServicer
 
+from services.broker.caller import REPLICA, caller
 from services.broker.core.addresses import is_mailbox
 from services.broker.core.model import Subscription
 from services.broker.core.topics import is_pattern
@@ -17,7 +18,6 @@ from services.broker.recorder import SubscriptionChanged
 from services.broker.wire import responses
 from services.common.core.errors import Reason, ServiceError, invalid
 from services.common.identity import Principal
-from services.common.rpc.interceptors import current_call
 
 SERVICE_NAME = "muster.broker.v1.BrokerService"
 _PEOPLE = frozenset({"agent", "operator"})
@@ -32,6 +32,8 @@ ACCESS = {
     f"{SERVICE_NAME}/Unsubscribe": _PEOPLE,
     f"{SERVICE_NAME}/ListSubscriptions": _PEOPLE,
 }
+# The same where replicas pass calls on to each other.
+ACCESS_OF_REPLICAS = {method: allowed | {str(REPLICA)} for method, allowed in ACCESS.items()}
 PAGE_SIZE_DEFAULT = 100
 PAGE_SIZE_MAX = 1_000
 # A page of dead letters ends here, whatever its number of rows: well below gRPC's 4 MiB.
@@ -47,12 +49,11 @@ class BrokerServicer(BrokerServiceServicer):
     async def Mailbox(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]  # it writes to the context
         """Serve one stream of an agent or operator."""
         del request_iterator  # the duplex reads from the context
-        await MailboxStream(context, current_call.get().principal, self._host).run()
+        await MailboxStream(context, caller(context), self._host).run()
 
     async def GetMailbox(self, request: pb.GetMailboxRequest, context: Any) -> pb.GetMailboxResponse:
         """Return what a mailbox holds."""
-        del context
-        owner = _owner(request.agent_id, current_call.get().principal)
+        owner = _owner(request.agent_id, caller(context))
         view = view_mailbox(self._driver.machine.state, owner)
         if view is None:
             raise _unknown(owner)
@@ -62,8 +63,7 @@ class BrokerServicer(BrokerServiceServicer):
         self, request: pb.ListDeadLettersRequest, context: Any
     ) -> pb.ListDeadLettersResponse:
         """Return one page of a mailbox's dead letters, oldest first."""
-        del context
-        owner = _owner(request.agent_id, current_call.get().principal)
+        owner = _owner(request.agent_id, caller(context))
         if owner not in self._driver.machine.state.known:
             raise _unknown(owner)
         size, after = _page(request)
@@ -85,8 +85,7 @@ class BrokerServicer(BrokerServiceServicer):
         self, request: pb.ReplayDeadLettersRequest, context: Any
     ) -> pb.ReplayDeadLettersResponse:
         """Send dead letters to their receiver once more."""
-        del context
-        owner, numbers = await self._letters_asked(request, "dead_letter.replay")
+        owner, numbers = await self._letters_asked(request, context, "dead_letter.replay")
         outcomes = await self._driver.replay(owner, numbers)
         return pb.ReplayDeadLettersResponse(outcomes=responses.letter_outcomes(numbers, outcomes))
 
@@ -94,33 +93,31 @@ class BrokerServicer(BrokerServiceServicer):
         self, request: pb.DropDeadLettersRequest, context: Any
     ) -> pb.DropDeadLettersResponse:
         """Forget dead letters."""
-        del context
-        owner, numbers = await self._letters_asked(request, "dead_letter.drop")
+        owner, numbers = await self._letters_asked(request, context, "dead_letter.drop")
         outcomes = await self._driver.drop(owner, numbers)
         return pb.DropDeadLettersResponse(outcomes=responses.letter_outcomes(numbers, outcomes))
 
     async def Subscribe(self, request: pb.SubscribeRequest, context: Any) -> pb.SubscribeResponse:
         """Have a mailbox get what is published to matching topics."""
-        del context
-        await self._subscribe(request, wanted=True)
+        await self._subscribe(request, context, wanted=True)
         return pb.SubscribeResponse()
 
     async def Unsubscribe(self, request: pb.UnsubscribeRequest, context: Any) -> pb.UnsubscribeResponse:
         """End a subscription."""
-        del context
-        await self._subscribe(request, wanted=False)
+        await self._subscribe(request, context, wanted=False)
         return pb.UnsubscribeResponse()
 
     async def ListSubscriptions(
         self, request: pb.ListSubscriptionsRequest, context: Any
     ) -> pb.ListSubscriptionsResponse:
         """Return the patterns of a mailbox."""
-        del context
-        owner = _owner(request.agent_id, current_call.get().principal)
+        owner = _owner(request.agent_id, caller(context))
         return pb.ListSubscriptionsResponse(patterns=self._driver.machine.state.topics.patterns(owner))
 
-    async def _subscribe(self, request: pb.SubscribeRequest | pb.UnsubscribeRequest, *, wanted: bool) -> None:
-        principal = current_call.get().principal
+    async def _subscribe(
+        self, request: pb.SubscribeRequest | pb.UnsubscribeRequest, context: Any, *, wanted: bool
+    ) -> None:
+        principal = caller(context)
         owner, pattern = _owner(request.agent_id, principal), request.pattern
         if not is_pattern(pattern):
             raise invalid(
@@ -139,10 +136,13 @@ class BrokerServicer(BrokerServiceServicer):
             self._host.recorder.note(SubscriptionChanged(str(principal), pattern, wanted))
 
     async def _letters_asked(
-        self, request: pb.ReplayDeadLettersRequest | pb.DropDeadLettersRequest, operation: str
+        self,
+        request: pb.ReplayDeadLettersRequest | pb.DropDeadLettersRequest,
+        context: Any,
+        operation: str,
     ) -> tuple[str, list[int]]:
         """Return whose and which dead letters are meant, once the request is recorded."""
-        principal = current_call.get().principal
+        principal = caller(context)
         owner = _owner(request.agent_id, principal)
         numbers = list(dict.fromkeys(request.dead_letter_ids))
         if not 1 <= len(request.dead_letter_ids) <= PAGE_SIZE_MAX or max(numbers) >= 2**63:
@@ -153,7 +153,7 @@ class BrokerServicer(BrokerServiceServicer):
         return owner, numbers
 
 
-def add_to_server(servicer: BrokerServicer, server: grpc.aio.Server) -> None:
+def add_to_server(servicer: Any, server: grpc.aio.Server) -> None:
     """Add the servicer; unlike the generated function without a serializer for Mailbox: it writes bytes."""
     handlers = {
         "Mailbox": grpc.stream_stream_rpc_method_handler(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from services.broker.core.model import Batch, Recovered, StoredDeadLetter
+from services.common.core.errors import Reason, ServiceError
 from services.common.core.instants import Instant
 
 
@@ -33,7 +34,7 @@ class Compaction:
 
 
 class MailboxStore(Protocol):
-    """Durable mailboxes of one broker, which is their only writer.
+    """Durable mailboxes of one broker, their only writer; a store that several could open sees to it.
 
     Concurrency: `load`, `commit` and `compact` do not overlap: each is awaited before the next. Lists and
                  counts may be asked for at any time and see whole commits.
@@ -48,7 +49,8 @@ class MailboxStore(Protocol):
                  that was not given up. The copies of one routed envelope share its message_id.
     Errors:      DISK_FULL is definite: nothing of the batch was kept, and the store goes on when there is
                  room. STORE_UNAVAILABLE is indefinite: the batch may or may not be there, all of it or
-                 nothing; `load` tells.
+                 nothing; `load` tells. NOT_COORDINATOR is definite: another broker has taken these
+                 mailboxes over, and nothing more is taken from this one.
     """
 
     async def load(self, now: Instant) -> Recovered:
@@ -78,3 +80,11 @@ class MailboxStore(Protocol):
     async def close(self) -> None:
         """Finish what was begun and let go of the files."""
         ...
+
+
+def taken_over() -> ServiceError:
+    """Return what streams end with when another broker takes over: what was unanswered may have happened."""
+    return ServiceError(
+        Reason.STORE_UNAVAILABLE,
+        "another broker replica takes these mailboxes over: connect again and repeat what was not answered",
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 
 import grpc
 from muster.broker.v1 import broker_service_pb2 as pb
@@ -20,10 +21,10 @@ AWAY = (ServiceError, grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutEr
 
 
 class Party:
-    """Keeps a stream open for ever."""
+    """Keeps a stream open for ever, at each of its addresses ("host:port", several by commas) in turn."""
 
     def __init__(self, address: str, tls: TlsIdentity) -> None:
-        self.address, self.tls = address, tls
+        self._addresses, self.tls = itertools.cycle(address.split(",")), tls
         self.stopping = False
         # Streams that were welcomed, and the one that is open.
         self.opened = 0
@@ -38,7 +39,7 @@ class Party:
     async def open(self, **hello: object) -> MailboxClient | None:
         """Return a new stream, or None when the broker is away."""
         try:
-            client = await MailboxClient.open(self.address, self.tls, **hello)  # type: ignore[arg-type]
+            client = await MailboxClient.open(next(self._addresses), self.tls, **hello)  # type: ignore[arg-type]
         except AWAY:
             await asyncio.sleep(0.05)  # sleeps: a client's pause between two tries
             return None

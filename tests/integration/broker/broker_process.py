@@ -50,6 +50,16 @@ class BrokerProcess:
         """Kill it as the kernel would."""
         self._end(signal.SIGKILL)
 
+    def pause(self) -> None:
+        """Stop it without ending it (SIGSTOP): its connections stay, nothing answers."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after `pause`."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
     def stop(self) -> int:
         """Ask it to drain and return its exit code."""
         return self._end(signal.SIGTERM)

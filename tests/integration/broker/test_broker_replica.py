@@ -1,0 +1,176 @@
+"""One replica's part, in this process: leading, standing by, being replaced unawares."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from services.broker.app import BrokerApp
+from services.broker.core.model import Batch, Recovered
+from services.broker.stores.memory import MemoryStore
+from services.common.core.errors import Reason, ServiceError
+from services.common.core.instants import Instant
+from services.common.testing.election import MemoryBallot
+from services.common.testing.outbox import MemoryOutbox
+from tests.conftest import Certificates, Eventually
+from tests.integration.broker.broker_client import MailboxClient, envelope
+from tests.integration.broker.conftest import House, KnownAgents
+
+
+class SharedStore(MemoryStore):
+    """What a Redis is to several replicas: the newest epoch that was loaded writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.newest = 0
+
+    def of(self, epoch: int) -> FencedStore:
+        """Return the store of one leadership."""
+        return FencedStore(self, epoch)
+
+
+class FencedStore(MemoryStore):
+    """One leadership's view of a `SharedStore`."""
+
+    def __init__(self, shared: SharedStore, epoch: int) -> None:
+        super().__init__()
+        self._shared, self._epoch = shared, epoch
+
+    async def load(self, now: Instant) -> Recovered:
+        if self._epoch < self._shared.newest:
+            raise ServiceError(Reason.NOT_COORDINATOR, "replaced")
+        self._shared.newest = self._epoch
+        return await self._shared.load(now)
+
+    async def commit(self, batch: Batch) -> None:
+        if self._epoch < self._shared.newest:
+            raise ServiceError(Reason.NOT_COORDINATOR, "replaced")
+        await self._shared.commit(batch)
+
+
+class Row:
+    """Replicas in one process, and the ballot at which they meet."""
+
+    def __init__(self, folder: Path, certificates: Certificates) -> None:
+        self.certificates, self._folder = certificates, folder
+        self.ballot, self.store, self.outbox = MemoryBallot(), SharedStore(), MemoryOutbox()
+        self.apps: list[BrokerApp] = []
+        self.clients: list[MailboxClient] = []
+
+    async def add(self, **changes: object) -> BrokerApp:
+        """Start one more."""
+        config = House(self._folder, self.certificates).config(
+            replica_id=f"broker-{len(self.apps) + 1}", **{"leader_wait_ms": 5_000} | changes
+        )
+        app = BrokerApp(
+            config, self.store.of, self.outbox, election=self.ballot.candidate(), agents=KnownAgents()
+        )
+        await app.start()
+        self.apps.append(app)
+        return app
+
+    async def open(self, app: BrokerApp, principal: str, **hello: object) -> MailboxClient:
+        """Open a stream at one replica."""
+        client = await MailboxClient.open(app.address, self.certificates.tls(principal), **hello)  # type: ignore[arg-type]
+        self.clients.append(client)
+        return client
+
+
+@pytest_asyncio.fixture
+async def row(tmp_path: Path, certificates: Certificates) -> AsyncIterator[Row]:
+    made = Row(tmp_path, certificates)
+    yield made
+    for client in made.clients:
+        await client.close()
+    for app in reversed(made.apps):
+        await app.drain()
+
+
+async def test_a_leader_that_does_not_know_it_was_replaced_promises_nothing(
+    row: Row, eventually: Eventually
+) -> None:
+    """Its lease ended and nobody told it, as after a SIGSTOP: the store refuses what it has decided."""
+    first = await row.add()
+    await eventually(lambda: first.replica.leads)
+    alpha = await row.open(first, "agent/alpha", send_only=True)
+    await alpha.send(envelope("m-1", "beta"))
+    second = await row.add()
+    await eventually(lambda: len(row.ballot.epochs()) == 2)
+    epoch = row.ballot.epochs()[0]
+    await row.ballot.remove(epoch, told=False)
+    await eventually(lambda: second.replica.leads)
+    with pytest.raises(ServiceError) as refusal:
+        await alpha.send(envelope("m-2", "beta"))
+    assert refusal.value.reason is Reason.STORE_UNAVAILABLE
+    assert not refusal.value.row.definite
+    # It stands by from then on, and passes on who still comes to it.
+    await eventually(lambda: not first.replica.leads)
+    again = await row.open(first, "agent/alpha", send_only=True)
+    outcomes = await again.send(envelope("m-1", "beta"), envelope("m-2", "beta"))
+    assert [one.sequence_number for one in outcomes] == [1, 2]
+    beta = await row.open(second, "agent/beta")
+    assert [one.envelope.message_id for one in await beta.take(2)] == ["m-1", "m-2"]
+    operations = [entry.operation for entry in row.outbox.entries]
+    assert operations.count("leadership.win") == 2
+    assert operations.count("leadership.lose") == 1
+
+
+async def test_a_leader_that_lost_its_lease_hands_nothing_over(row: Row, eventually: Eventually) -> None:
+    first = await row.add()
+    await eventually(lambda: first.replica.leads)
+    beta = await row.open(first, "agent/beta")
+    (epoch,) = row.ballot.epochs()
+    await row.ballot.remove(epoch)
+    error = await beta.wait_end()
+    assert error is not None
+    assert error.reason is Reason.STORE_UNAVAILABLE
+    # It campaigns again: there is nobody else.
+    again = await row.open(first, "agent/beta")
+    assert not again.ended
+
+
+async def test_without_a_leader_calls_wait_and_then_are_refused(
+    row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def wait_turn(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(MemoryBallot, "_wait_turn", wait_turn)
+    app = await row.add(leader_wait_ms=200)
+    with pytest.raises(ServiceError) as refusal:
+        await row.open(app, "agent/alpha")
+    assert refusal.value.reason is Reason.NOT_COORDINATOR
+    assert refusal.value.retry_after_ms == 500
+
+
+async def test_a_standby_that_leaves_sends_its_agents_away(row: Row, eventually: Eventually) -> None:
+    first = await row.add()
+    await eventually(lambda: first.replica.leads)
+    second = await row.add()
+    beta = await row.open(second, "agent/beta")
+    row.apps.remove(second)
+    await second.drain()
+    error = await beta.wait_end()
+    assert error is not None
+    assert error.reason is Reason.SHUTTING_DOWN
+    assert first.replica.leads
+
+
+async def test_many_streams_share_connections_between_replicas(
+    row: Row, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server takes so many streams on one connection: beyond them another one is made."""
+    monkeypatch.setattr("services.broker.relay.STREAMS_PER_LINK", 2)
+    first, second = await row.add(), await row.add()
+    await eventually(lambda: first.replica.leads)
+    clients = [await row.open(second, "agent/beta", instance_id=str(number)) for number in range(5)]
+    assert len(second._relay._links) == 3
+    alpha = await row.open(second, "agent/alpha", send_only=True)
+    for number in range(5):
+        await alpha.send(envelope(f"m-{number}", "beta"))
+    arrived: Callable[[], int] = lambda: sum(len(client.deliveries) for client in clients)  # noqa: E731
+    await eventually(lambda: arrived() >= 1)
