@@ -211,6 +211,8 @@ class BrokerConfig(ServiceConfig):
             raise ValueError(f"redis_prefix {redis.prefix!r} must be a word without braces, stars and spaces")
         if (redis.certificate is None) != (redis.key is None):
             raise ValueError("redis_certificate and redis_key come together")
+        if redis.wait_replicas and redis.wait_ms >= redis.timeout_ms:
+            raise ValueError("redis_wait_ms must be less than redis_timeout_ms, which ends the waiting")
         if redis.ca is None and not (redis.unix_path or _is_loopback(redis.host)):
             raise ValueError(
                 f"Redis at {redis.host} is on another machine: set redis_ca, so that the link is TLS"

@@ -126,15 +126,37 @@ async def test_a_server_that_forgot_the_scripts_is_told_them_again(
     assert len((await make(2).load(NOW)).envelopes) == 2
 
 
+async def test_a_link_that_is_reset_while_it_is_opened_is_a_link_that_ended(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop says so with an error of its own, which the library passes through."""
+    store = make(1)
+    await store.load(NOW)
+
+    async def reset(*_: object, **__: object) -> None:
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("redis.asyncio.connection.AbstractConnection.send_packed_command", reset)
+        for call in (lambda: store.commit(Batch(1, agents_known=["beta"])), lambda: store.load(NOW)):
+            with pytest.raises(ServiceError) as away:
+                await call()
+            assert away.value.reason is Reason.STORE_UNAVAILABLE
+    await store.load(NOW)
+    await store.commit(Batch(1, agents_known=["beta"]))
+
+
 async def test_a_commit_waits_for_replicas(make: Make, own_redis: RedisServer, tmp_path: Path) -> None:
     alone = make(1, wait_replicas=1, wait_ms=50)
     with pytest.raises(ServiceError) as lacking:
         await alone.load(NOW)
     assert lacking.value.reason is Reason.STORE_UNAVAILABLE
     assert "0 of 1 Redis replicas" in lacking.value.message
-    of = ("--replicaof", "127.0.0.1", str(own_redis.settings.port), "--repl-diskless-sync-delay", "0")
+    # It would wait a while for further replicas.
+    await ask(own_redis, "CONFIG", "SET", "repl-diskless-sync-delay", 0)
+    of = ("--replicaof", "127.0.0.1", str(own_redis.settings.port))
     with running_redis(tmp_path / "replica", *of) as replica:
-        store = make(2, wait_replicas=1, wait_ms=20_000)
+        store = make(2, wait_replicas=1, wait_ms=20_000, timeout_ms=30_000)
         await store.load(NOW)
         await store.commit(Batch(1, agents_known=["beta"]))
         assert await ask(replica, "SMEMBERS", "{muster}:agents") == {b"beta"}

@@ -5,6 +5,7 @@ Nothing is ever sent twice by itself: a commit whose answer is lost may have hap
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -24,6 +25,10 @@ Command = Sequence[Argument]
 Entry = tuple[bytes, dict[bytes, bytes]]
 # Arguments of one command inside the script; Lua can pass some 8,000.
 ARGUMENTS_MAX = 1_000
+
+# What a link that ends raises. The last is uvloop's word for writing to one that has just been reset; the
+# library does not know it.
+_AWAY = (RedisError, OSError, RuntimeError)
 
 # Takes over: no smaller epoch gets here any more, and no commit of an earlier life is taken any more, not
 # even one that was on its way when its sender lost touch. KEYS: meta. ARGV: epoch.
@@ -66,7 +71,8 @@ class RedisLink:
         """Run one command and return its answer; raises DISK_FULL or STORE_UNAVAILABLE."""
         try:
             return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
-        except (RedisError, OSError) as error:
+        except _AWAY as error:
+            await self._hang_up(error)
             _translate(error)
 
     async def call_all(self, commands: Sequence[Command]) -> list[Any]:
@@ -77,7 +83,8 @@ class RedisLink:
         try:
             # An error as the pipeline would raise it shows the arguments of its command.
             answers: list[Any] = await pipeline.execute(raise_on_error=False)
-        except (RedisError, OSError) as error:
+        except _AWAY as error:
+            await self._hang_up(error)
             _translate(error)
         for answer in answers:
             if isinstance(answer, RedisError):
@@ -113,6 +120,12 @@ class RedisLink:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
+
+    async def _hang_up(self, error: Exception) -> None:
+        """Let go of connections that the library takes for good although they are not."""
+        if isinstance(error, RuntimeError):
+            with contextlib.suppress(*_AWAY):
+                await self._client.connection_pool.disconnect()
 
     async def _load(self, script: str) -> str:
         name: bytes | str = await self.call("SCRIPT LOAD", script)

@@ -38,6 +38,15 @@ def config(**changes: Any) -> BrokerConfig:
         ({"store": "redis", "redis_address": "10.0.0.7:6379"}, "set redis_ca"),
         ({"store": "redis", "redis_address": "localhost:1", "redis_prefix": "a{b"}, "redis_prefix"),
         ({"store": "redis", "redis_address": "localhost:1", "redis_key": FILE}, "come together"),
+        (
+            {
+                "store": "redis",
+                "redis_address": "localhost:1",
+                "redis_wait_replicas": 1,
+                "redis_wait_ms": 5_000,
+            },
+            "less than redis_timeout_ms",
+        ),
         ({"redis_sync": "never"}, "none of always, server"),
         ({"redis_wait_ms": 0}, "redis_wait_ms must be at least 1"),
         ({"redis_wait_replicas": -1}, "redis_wait_replicas must be at least 0"),
