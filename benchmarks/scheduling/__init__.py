@@ -18,6 +18,7 @@ from types import ModuleType
 from benchmarks.machine import commit, machine
 from benchmarks.programs import ROOT
 from benchmarks.scheduling.options import Options
+from benchmarks.scheduling.picture import gantt
 from benchmarks.turns import say
 
 DATA_DEFAULT = ROOT.parent / "shared" / "data"
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--seconds", type=float, help="budget of a plan, for 100 tasks in S1 (default: each figure's own)"
     )
+    parser.add_argument("--gantt", type=Path, metavar="FILE", help="only draw the chart of the document")
     parser.add_argument("--directory", type=Path, help="where data goes while it runs (default: $TMPDIR)")
     parsed = parser.parse_args(arguments)
     wanted = parsed.only or list(known)
@@ -62,6 +64,9 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"there is no figure {', '.join(unknown)}; there are {', '.join(known)}")
     if not parsed.data.is_dir():
         parser.error(f"{parsed.data} is not a folder; --data names the one with wfinstances/ in it")
+    if parsed.gantt:
+        parsed.gantt.write_text(gantt(parsed.data), encoding="utf-8")
+        return 0
     with tempfile.TemporaryDirectory(prefix="muster-bench-", dir=parsed.directory) as folder:
         options = Options(parsed.data, parsed.quick, Path(folder), parsed.draws, parsed.seconds)
         where, what = machine(options.directory), commit()

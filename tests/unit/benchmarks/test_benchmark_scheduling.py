@@ -1,0 +1,75 @@
+"""What the scheduling figures rest on: loader, drawn fleets, exhaustive optimum, names of modules."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.scheduling import figures
+from benchmarks.scheduling.exhaustive import optimum_ms
+from benchmarks.scheduling.s3_adversary import changed, first
+from benchmarks.scheduling.workflows import Workflow, load, on_fleet
+from services.scheduler.core.planning.portfolio import best_of_classics
+from services.scheduler.core.planning.problem import Dependency
+from services.scheduler.core.planning.search import plan, steps
+
+
+def document() -> dict[str, object]:
+    tasks = [
+        {"id": "a", "children": ["b", "c"], "inputFiles": [], "outputFiles": ["x", "y", "z"]},
+        {"id": "b", "children": ["c"], "inputFiles": ["x", "y"], "outputFiles": ["w"]},
+        {"id": "c", "children": [], "inputFiles": ["y", "w", "q"], "outputFiles": []},
+    ]
+    sizes = {"x": 1, "y": 20, "z": 300, "w": 4000, "q": 50000}
+    files = [{"id": name, "sizeInBytes": size} for name, size in sizes.items()]
+    runs = [("c", 0.0), ("a", 1.5), ("b", 2.0)]
+    execution = {"tasks": [{"id": name, "runtimeInSeconds": seconds} for name, seconds in runs]}
+    return {"workflow": {"specification": {"tasks": tasks, "files": files}, "execution": execution}}
+
+
+def test_what_a_parent_writes_and_a_child_reads_travels(tmp_path: Path) -> None:
+    path = tmp_path / "three.json"
+    path.write_text(json.dumps(document()), encoding="utf-8")
+    workflow = load(path)
+    assert workflow.runtime_ms == (1500.0, 2000.0, 1.0)
+    assert workflow.dependencies == (Dependency(0, 1, 21), Dependency(0, 2, 20), Dependency(1, 2, 4000))
+
+
+@pytest.mark.parametrize("ratio", [0.1, 1.0])
+def test_a_fleet_has_the_ratio_that_was_asked_for(ratio: float) -> None:
+    edges = (Dependency(0, 1, 10_000_000), Dependency(0, 2, 30_000_000))
+    problem = on_fleet(Workflow("w", ("a", "b", "c"), (60e3, 90e3, 30e3), edges), 16, ratio, 3)
+    assert problem == on_fleet(Workflow("w", ("a", "b", "c"), (60e3, 90e3, 30e3), edges), 16, ratio, 3)
+    assert problem.network is not None
+    delays = [
+        problem.network.delay_ms(edge.size_bytes, a, b)
+        for edge in edges
+        for a in problem.agents
+        for b in problem.agents
+        if a != b
+    ]
+    mean_ms = np.mean([ms for row in problem.duration_ms for ms in row if ms is not None])
+    assert np.mean(delays) == pytest.approx(ratio * mean_ms, rel=0.01)
+
+
+def test_the_exhaustive_optimum_is_what_the_plan_finds_on_tiny_instances() -> None:
+    draw = random.Random(5)
+    instance = first(draw)
+    for _ in range(15):
+        instance = changed(instance, draw)
+        problem = instance.problem()
+        best = optimum_ms(problem, best_of_classics(problem).makespan_ms)
+        assert plan(problem, steps(300)).schedule.makespan_ms == best
+
+
+def test_figures_are_found_by_their_names() -> None:
+    found = figures()
+    assert {"S1", "S2", "S3"} <= set(found)
+    assert list(found) == sorted(found, key=lambda name: int(name[1:]))
+    for module in found.values():
+        assert callable(module.run)
+        assert module.__doc__
