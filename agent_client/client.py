@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -240,8 +240,8 @@ class Client:
         )
         return answer
 
-    async def dead_letters(self, agent: str, *, limit: int = 100) -> list[broker.DeadLetter]:
-        """Return messages to an agent that were given up, oldest first, at most `limit`."""
+    async def dead_letters(self, agent: str, *, limit: int | None = 100) -> list[broker.DeadLetter]:
+        """Return messages to an agent that were given up, oldest first, at most `limit`; None for all."""
         request = broker.ListDeadLettersRequest(agent_id=agent)
         found = [
             letter
@@ -251,6 +251,28 @@ class Client:
             for letter in answer.dead_letters
         ]
         return found[:limit]
+
+    async def replay_dead_letters(self, agent: str, ids: Sequence[int]) -> list[broker.DeadLetterOutcome]:
+        """Send 1 to 1,000 dead letters of an agent once more; return what became of each, in order.
+
+        Each becomes a new message of its sender, at the end of its lane. One that is no dead letter (any
+        more) has an error in its outcome.
+        """
+        answer = await self._call(
+            "broker",
+            lambda channel: BrokerServiceStub(channel).ReplayDeadLetters,
+            broker.ReplayDeadLettersRequest(agent_id=agent, dead_letter_ids=ids),
+        )
+        return list(answer.outcomes)
+
+    async def drop_dead_letters(self, agent: str, ids: Sequence[int]) -> list[broker.DeadLetterOutcome]:
+        """Forget 1 to 1,000 dead letters of an agent; return what became of each, in order."""
+        answer = await self._call(
+            "broker",
+            lambda channel: BrokerServiceStub(channel).DropDeadLetters,
+            broker.DropDeadLettersRequest(agent_id=agent, dead_letter_ids=ids),
+        )
+        return list(answer.outcomes)
 
     # From the caller's loop to the link loop.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ceiling, messages, scheduling, tasks
+from benchmarks import agents, ceiling, messages, scheduling, tasks
 from benchmarks.figures import Figure
 from benchmarks.machine import commit, keeps_nothing, machine
 from benchmarks.programs import ProgramFailedError
@@ -21,6 +21,7 @@ RUNS_DEFAULT = 5
 Benchmark = Callable[[int, Path], Coroutine[Any, Any, list[Figure]]]
 
 BENCHMARKS: dict[str, tuple[str, Benchmark]] = {
+    "agents": ("P5: many agents connected to one broker and one registry; no peers", agents.run),
     "ceiling": ("what gRPC with TLS, etcd and fdatasync allow; no peers", ceiling.run),
     "messages": ("P1, P2: durable messages; NATS JetStream, Redis Streams, a bare forwarder", messages.run),
     "tasks": ("P3, P4: durable no-op tasks; Ray, Dask, Celery", tasks.run),

@@ -12,6 +12,7 @@ from typing import Any
 from muster.broker.v1 import broker_service_pb2 as broker
 from muster.common.v1 import priority_pb2
 
+from agent_client.cli import deadletters
 from agent_client.cli.mailbox import receiving, send
 from agent_client.cli.output import OK, PATIENCE_S, Output, clock, complain
 from agent_client.cli.words import Commands, command, group, positive, seconds
@@ -68,9 +69,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     got.add_argument("--timeout", type=seconds, metavar="S", help="end when none came for so long")
     box = command(message, common, "box", _box, "show how full a mailbox is")
     box.add_argument("agent", nargs="?", default="", help="whose mailbox; your own when left out")
-    dead = command(message, common, "deadletters", _dead, "list messages that were given up")
-    dead.add_argument("agent", nargs="?", default="", help="whose messages; your own when left out")
-    dead.add_argument("--limit", type=positive, default=100, help="at most this many (default 100)")
+    deadletters.add(message, common)
 
 
 async def _send(options: argparse.Namespace, output: Output) -> int:
@@ -127,25 +126,6 @@ async def _box(options: argparse.Namespace, output: Output) -> int:
     ]
     output.table(("LANE", "WAITING", "OUTSTANDING", "OLDEST"), rows, [to_plain(box)], "the mailbox is empty")
     output.line(f"{box.dead_letter_count} dead letters, {box.stream_count} streams receive")
-    return OK
-
-
-async def _dead(options: argparse.Namespace, output: Output) -> int:
-    async with Client(patience=PATIENCE_S) as client:
-        letters = await client.dead_letters(options.agent, limit=options.limit)
-    rows = [
-        (
-            clock(moment(letter.dead_time)),
-            letter.envelope.sender_id,
-            letter.envelope.message_id,
-            broker.TombstoneReason.Name(letter.reason).removeprefix("TOMBSTONE_REASON_"),
-            letter.message,
-        )
-        for letter in letters
-    ]
-    columns = ("WHEN", "SENDER", "MESSAGE", "REASON", "WHY")
-    empty = f"no dead letters for {options.agent or 'you'}"
-    output.table(columns, rows, map(to_plain, letters), empty, folds=("MESSAGE", "WHY"))
     return OK
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import time
+from typing import Any
 
 import pytest
 
@@ -94,6 +96,62 @@ def test_an_interrupted_receiver_loses_nothing_and_the_newest_takes_over(plane: 
     assert (second.returncode, complaint) == (130, "")
     succeed("message", "send", OWN, "three", home=plane.home)
     assert [one["payload"] for one in receive(plane, "--timeout", "2")] == ["three"]
+
+
+def dead_letters(plane: PlaneWithAgent) -> list[dict[str, Any]]:
+    return items("message", "deadletters", "list", OWN, home=plane.home)
+
+
+def test_dead_letters_are_listed_shown_replayed_and_dropped(plane: PlaneWithAgent) -> None:
+    for said in ("one", "two", "three"):
+        succeed("message", "send", OWN, said, "--ttl", "1", home=plane.home)
+    # Nobody receives: they expire, each in the look for expired ones that comes every second.
+    deadline = time.monotonic() + 30
+    while len(letters := dead_letters(plane)) < 3 and time.monotonic() < deadline:
+        pass
+    first, second, third = (str(letter["dead_letter_id"]) for letter in letters)
+    assert {letter["reason"] for letter in letters} == {"EXPIRED"}
+    assert len(succeed("message", "deadletters", home=plane.home).splitlines()) == 4
+    shown = succeed("message", "deadletters", "show", OWN, second, home=plane.home)
+    assert "payload: two" in shown
+    (as_json,) = items("message", "deadletters", "show", OWN, second, home=plane.home)
+    assert as_json["envelope"]["payload"] == "two"
+    # One that is there and one that is not: the first is done, the exit code tells of the second.
+    half = muster("message", "deadletters", "replay", OWN, second, "999999", "--json", home=plane.home)
+    assert half.returncode == 1
+    assert "999999: MESSAGE_NOT_FOUND" in half.stderr
+    done, refused = map(json.loads, half.stdout.splitlines())
+    assert (str(done["dead_letter_id"]), refused["error"]["reason"]) == (second, "MESSAGE_NOT_FOUND")
+    (again,) = receive(plane, "--count", "1")
+    assert (again["payload"], again["sequence_number"]) == ("two", done["sequence_number"])
+    assert succeed("message", "deadletters", "drop", OWN, first, home=plane.home) == f"{first} is forgotten\n"
+    assert [str(letter["dead_letter_id"]) for letter in dead_letters(plane)] == [third]
+    succeed("message", "deadletters", "drop", OWN, "--all", home=plane.home)
+    assert dead_letters(plane) == []
+    assert succeed("message", "deadletters", "drop", OWN, "--all", home=plane.home).startswith(
+        "no dead letters"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("show", OWN, "7777777"), 1, "has no dead letter 7777777"),
+        (("show", OWN), 2, "show takes AGENT and one ID"),
+        (("show", OWN, "x"), 2, "an ID of a dead letter is a number"),
+        (("replay",), 2, "say whose"),
+        (("drop", OWN), 2, "either IDs or --all"),
+        (("drop", OWN, "1", "--all"), 2, "either IDs or --all"),
+        (("one", "two"), 2, "list takes one AGENT"),
+        (("drop", "nobody", "1"), 1, "AGENT_NOT_FOUND"),
+    ],
+)
+def test_what_can_not_be_done_with_dead_letters_is_said(
+    plane: PlaneWithAgent, words: tuple[str, ...], code: int, said: str
+) -> None:
+    done = muster("message", "deadletters", *words, home=plane.home)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
 
 
 def test_boxes_and_dead_letters(plane: PlaneWithAgent) -> None:
