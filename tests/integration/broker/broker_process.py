@@ -39,10 +39,10 @@ class BrokerProcess:
         lines = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
         self.config_path.write_text("\n".join(lines) + "\n")
 
-    def start(self) -> None:
-        """Start it; it serves a little later."""
+    def start(self, *before: str) -> None:
+        """Start it; it serves a little later. `before` is a command that runs the one behind it."""
         assert self.process is None
-        command = [sys.executable, "-m", "services.broker", "--config", str(self.config_path)]
+        command = [*before, sys.executable, "-m", "services.broker", "--config", str(self.config_path)]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
 

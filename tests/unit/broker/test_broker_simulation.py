@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 
 import pytest
@@ -10,6 +11,7 @@ from services.broker.stores.memory import MemoryStore
 from tests.unit.broker.broker_checker import BrokenPromise
 from tests.unit.broker.broker_parties import World
 from tests.unit.broker.broker_sabotage import BUGS, BrokenMachine, LossyStore
+from tests.unit.broker.broker_seeds import play, play_all
 
 SEEDS = 200
 NIGHTLY_SEEDS = 100_000
@@ -20,14 +22,18 @@ SEEDS_TO_NOTICE = 60
 @pytest.mark.parametrize("block", range(0, SEEDS, 50))
 def test_every_world_keeps_every_promise(block: int) -> None:
     for seed in range(block, block + 50):
-        _play(seed)
+        play(seed)
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("block", range(SEEDS, NIGHTLY_SEEDS, 1_000))
-def test_very_many_worlds_keep_every_promise(block: int) -> None:
-    for seed in range(block, block + 1_000):
-        _play(seed)
+@pytest.mark.timeout(0)
+def test_very_many_worlds_keep_every_promise(capsys: pytest.CaptureFixture[str]) -> None:
+    found: list[str] = []
+    for done, broken in play_all(SEEDS, NIGHTLY_SEEDS - SEEDS, os.cpu_count() or 1):
+        found += broken
+        with capsys.disabled():
+            print(f"{done}/{NIGHTLY_SEEDS - SEEDS} worlds, {len(found)} broken", flush=True)
+    assert not found, "\n\n".join(found[:10])
 
 
 @pytest.mark.parametrize("name", BUGS)
@@ -53,10 +59,3 @@ def test_a_double_without_a_bug_passes() -> None:
     """What is noticed above is noticed because of the bug."""
     for seed in range(10):
         World(seed, MemoryStore(), inspects=False).play()
-
-
-def _play(seed: int) -> None:
-    try:
-        World(seed, MemoryStore()).play()
-    except (AssertionError, BrokenPromise) as error:
-        raise AssertionError(f"seed {seed}: {error}") from error
