@@ -91,9 +91,13 @@ def watch_deadlines(desk: Desk, session: Session, deadline: Instant) -> None:
 
 def watch_expiry(desk: Desk, domain: Domain, now: Instant) -> None:
     """See to it that what waits is looked at when the first of it expires."""
-    if not domain.armed and domain.waiting and domain.expire_first != NEVER:
-        domain.armed = True
-        desk.timers.arm(max(domain.expire_first, after(now, EXPIRY_SCAN_MS)), TimerKind.EXPIRY, domain)
+    if not domain.waiting or domain.expire_first == NEVER:
+        return
+    due = max(domain.expire_first, after(now, EXPIRY_SCAN_MS))
+    # One that came later may expire earlier than what is watched already.
+    if due < domain.expiry_due:
+        domain.expiry_due = due
+        desk.timers.arm(due, TimerKind.EXPIRY, domain)
 
 
 class _Parcel:

@@ -146,7 +146,10 @@ def delay_over(desk: Desk, domain: Domain, now: Instant) -> bool:
 
 def expire_waiting(desk: Desk, domain: Domain, now: Instant) -> None:
     """Give up what waits and has expired."""
-    domain.armed = False
+    if domain.expiry_due > now:
+        # Another timer of this domain; the one that counts is still to come.
+        return
+    domain.expiry_due = NEVER
     if domain.expire_first > now:
         return
     kept: deque[Item] = deque()

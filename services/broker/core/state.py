@@ -89,11 +89,11 @@ class Domain:
     """One order domain with its unsettled envelopes."""
 
     __slots__ = (
-        "armed",
         "blocked",
         "delayed",
         "delayed_until",
         "expire_first",
+        "expiry_due",
         "failures",
         "held",
         "key",
@@ -133,9 +133,9 @@ class Domain:
         self.tombstones: list[Tombstone] = []
         # The newest ack token at the time when a tombstone was told, by sequence number.
         self.told: dict[int, int] = {}
-        # A lower bound of when the first of `waiting` expires, and whether a timer watches it.
+        # A lower bound of when the first of `waiting` expires, and when the timer that watches it is due.
         self.expire_first = NEVER
-        self.armed = False
+        self.expiry_due = NEVER
 
     def __repr__(self) -> str:
         return (

@@ -32,6 +32,20 @@ def bench() -> Iterator[Bench]:
     validate(made.machine._desk)
 
 
+def test_a_short_ttl_behind_a_long_one_is_not_forgotten(bench: Bench) -> None:
+    alpha = bench.open("alpha", send_only=True)
+    beta = bench.receiver(credits_=1)
+    # The first one's expiry is watched; it is gone long before, and the next one expires much earlier.
+    bench.send(alpha, draft("long", ttl_ms=3_600_000))
+    bench.send(alpha, draft("longer", ttl_ms=7_200_000), draft("short", ttl_ms=1_000))
+    bench.pass_time(2_500)
+    told = of(bench.commit(), fx.TellTombstones)
+    assert [(stone.sequence, stone.reason) for one in told for stone in one.tombstones] == [
+        (3, DeadReason.EXPIRED)
+    ]
+    assert beta
+
+
 def test_nothing_is_answered_or_delivered_before_the_disk(bench: Bench) -> None:
     alpha = bench.open("alpha", send_only=True)
     bench.receiver()
