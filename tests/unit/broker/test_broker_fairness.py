@@ -9,7 +9,7 @@ from services.broker.core import events as ev
 from services.broker.core.handover import TURN
 from services.broker.core.model import Lane, Limits
 from services.common.core.errors import Reason
-from tests.unit.broker.test_broker_core import Bench, draft, numbers, of, outcomes
+from tests.unit.broker.broker_bench import Bench, draft, numbers, of, outcomes
 
 FLOOD = 1_500
 FRAME = 500
