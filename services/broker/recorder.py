@@ -30,7 +30,7 @@ from services.common.core.instants import Instant
 from services.common.outbox import Outbox
 
 # Entries brought to the outbox at once: enough to share one sync, few enough not to hold the loop.
-GROUP_MAX = 128
+GROUP_MAX = 512
 # Notes of what is rare have room of their own, so that a flood of envelopes does not push them out.
 RARE_MAX = 10_000
 ACTOR = "service/broker"

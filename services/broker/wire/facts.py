@@ -7,6 +7,7 @@ from typing import NamedTuple
 from muster.common.v1 import envelope_pb2
 
 _PREFIX = "MESSAGE_TYPE_"
+_NAMES = {number: name.removeprefix(_PREFIX).lower() for name, number in envelope_pb2.MessageType.items()}
 
 
 class EnvelopeFacts(NamedTuple):
@@ -23,9 +24,8 @@ class EnvelopeFacts(NamedTuple):
 def envelope_facts(body: bytes) -> EnvelopeFacts:
     """Return what the stored bytes of an envelope say."""
     envelope = envelope_pb2.Envelope.FromString(body)
-    name = envelope_pb2.MessageType.Name(envelope.message_type)
     return EnvelopeFacts(
-        name.removeprefix(_PREFIX).lower(),
+        _NAMES[envelope.message_type],
         envelope.collaboration_id,
         envelope.causation_id,
         envelope.correlation_id,
