@@ -286,6 +286,7 @@ class Driver(Inbox):
         metrics.retained_tasks.set(book.retained_task_count)
         metrics.work_streams.set(len(book.streams))
         metrics.watchers.set(len(self.hub))
+        metrics.take(book)
         for (operation, outcome), count in Counter(
             (entry.operation, entry.outcome) for entry in entries
         ).items():

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from services.common.metrics import SIZE_BUCKETS, Metrics
+from services.scheduler.core.book import Book
+from services.scheduler.core.observing import standing_counts
+
+#: Seconds, from what the plane itself costs to a working day.
+STAGE_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 10_000.0)
 
 
 class SchedulerMetrics:
@@ -36,5 +41,40 @@ class SchedulerMetrics:
         self.waiting_tasks = metrics.gauge("waiting_tasks", "Ready tasks that wait for an agent.")
         self.retained_tasks = metrics.gauge("retained_tasks", "Tasks of ended collaborations still kept.")
         self.work_streams = metrics.gauge("work_streams", "Agent instances that are linked.")
+        self.stage_seconds = metrics.histogram(
+            "task_stage_seconds",
+            "Time of tasks in each stage: ready (submitted to ready), assigned (ready to assigned), started "
+            "(assigned to started), done (started to done), and collaboration (submitted to ended).",
+            ("stage",),
+            buckets=STAGE_BUCKETS,
+        )
+        self.prediction_ratio = metrics.histogram(
+            "prediction_ratio",
+            "Actual over predicted duration of every run that succeeded.",
+            buckets=(0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0),
+        )
+        self.predictions = metrics.counter(
+            "predictions", "Runs that succeeded, by whether they fell into their 80 % interval.", ("inside",)
+        )
+        self.prediction_coverage = metrics.gauge(
+            "prediction_coverage", "Share of the latest runs inside their 80 % interval; 0.8 is calibrated."
+        )
+        self.alerts = metrics.gauge("alerts", "Alerts that stand, by kind.", ("kind",))
         self.watchers = metrics.gauge("watchers", "Watch streams.")
         self.watch_gaps = metrics.counter("watch_gaps", "Times that a slow watcher missed events.")
+
+    def take(self, book: Book) -> None:
+        """Take over what the core noted since the last time."""
+        observed = book.observed
+        if observed.stages:
+            for stage, milliseconds in observed.stages:
+                self.stage_seconds.labels(stage).observe(milliseconds / 1_000)
+            observed.stages.clear()
+        if observed.misses:
+            for miss in observed.misses:
+                self.prediction_ratio.observe(miss.ratio)
+                self.predictions.labels("yes" if miss.inside else "no").inc()
+            observed.misses.clear()
+            self.prediction_coverage.set(book.predictor.coverage())
+        for kind, count in standing_counts(book).items():
+            self.alerts.labels(kind).set(count)

@@ -17,18 +17,19 @@ from muster.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceServi
 from services.common.clock import Clock
 from services.common.core.entries import EntryDraft
 from services.common.core.errors import Reason, ServiceError, invalid
-from services.common.core.ids import CollaborationId, ResourceName, TaskId
+from services.common.core.ids import AgentId, CollaborationId, ResourceName, TaskId
 from services.common.identity import Principal
 from services.common.outbox import Outbox
 from services.common.rpc.interceptors import current_call
 from services.scheduler.core.book import Book
 from services.scheduler.core.course import Collaboration
 from services.scheduler.core.effects import Accepted
-from services.scheduler.core.events import CancelRequested, Event, ReplyId
-from services.scheduler.core.explain import explain, find_task
+from services.scheduler.core.events import AssessRequested, CancelRequested, Event, ReplyId
+from services.scheduler.core.explain import explain
 from services.scheduler.core.model import CollaborationState
 from services.scheduler.core.outlook import outlook
-from services.scheduler.core.queries import find, newest_first
+from services.scheduler.core.profiles import profile
+from services.scheduler.core.queries import find, find_task, newest_first
 from services.scheduler.core.validation import validate
 from services.scheduler.driver import Driver
 from services.scheduler.inbox import Reply
@@ -36,7 +37,7 @@ from services.scheduler.planner import Planner
 from services.scheduler.replica import Replica
 from services.scheduler.submit_stream import SubmitStream, submission_event
 from services.scheduler.watch_stream import WatchStream
-from services.scheduler.wire import answers, plans, views
+from services.scheduler.wire import answers, plans, profiles, views
 from services.scheduler.wire.explanations import explanation_message
 from services.scheduler.work_stream import WorkStream
 
@@ -56,6 +57,9 @@ ACCESS = {
     f"{SERVICE_NAME}/PlanCollaboration": _REQUESTERS,
     f"{SERVICE_NAME}/Work": frozenset({"agent"}),
     f"{SERVICE_NAME}/ListLocks": _READERS,
+    f"{SERVICE_NAME}/GetAgentProfile": _READERS,
+    f"{SERVICE_NAME}/AssessTask": _READERS,
+    f"{SERVICE_NAME}/ListAlerts": frozenset({"operator", "service"}),
     f"{SERVICE_NAME}/ExplainTask": _READERS,
 }
 _PAGE_DEFAULT = 100
@@ -234,6 +238,59 @@ class SchedulerServicer(SchedulerServiceServicer):
             collaboration = _permit(book, request.collaboration_id, caller)
             task = find_task(book, collaboration.collaboration_id, TaskId(request.task_id))
             return pb.ExplainTaskResponse(explanation=explanation_message(explain(book, task, now)))
+
+        return await driver.query(ask)
+
+    async def GetAgentProfile(
+        self, request: pb.GetAgentProfileRequest, context: Any
+    ) -> pb.GetAgentProfileResponse:
+        """Return what was learned about an agent."""
+        del context
+        driver = await self._replica.driver()
+        caller, agent_id = _caller(), AgentId(request.agent_id)
+        if caller.kind == "agent" and caller.name != agent_id:
+            raise ServiceError(
+                Reason.ACCESS_DENIED,
+                "agents see their own profile only: ask an operator for others'",
+                metadata={"identity": str(caller)},
+            )
+
+        def ask(book: Book) -> pb.GetAgentProfileResponse:
+            return pb.GetAgentProfileResponse(profile=profiles.profile_message(profile(book, agent_id)))
+
+        return await driver.query(ask)
+
+    async def AssessTask(self, request: pb.AssessTaskRequest, context: Any) -> pb.AssessTaskResponse:
+        """Let a result be judged by who asked for it, an operator or a service."""
+        del context
+        driver = await self._replica.driver()
+        call, caller = current_call.get(), _caller()
+        if not 0.0 <= request.score <= 1.0:
+            raise invalid("score", "must be a number from 0 to 1")
+        if len(request.comment.encode()) > _REASON_BYTES_MAX:
+            raise invalid("comment", f"is too long: at most {_REASON_BYTES_MAX} bytes")
+        assessed, task_id = CollaborationId(request.collaboration_id), TaskId(request.task_id)
+        await driver.query(lambda book: _permit(book, assessed, caller).requester)
+
+        def event(reply: ReplyId) -> Event:
+            return AssessRequested(
+                call.cause_id, assessed, task_id, request.score, request.comment, str(caller), reply
+            )
+
+        reply = await _ask(driver, event)
+        if not isinstance(reply, Collaboration):
+            raise _unexpected(reply)
+        newest = reply.tasks[task_id].newest
+        return pb.AssessTaskResponse(agent_id="" if newest is None else newest.instance.agent_id)
+
+    async def ListAlerts(self, request: pb.ListAlertsRequest, context: Any) -> pb.ListAlertsResponse:
+        """Return what is out of the ordinary."""
+        del context
+        driver = await self._replica.driver()
+
+        def ask(book: Book) -> pb.ListAlertsResponse:
+            found = book.observed.alerts.newest_first(include_cleared=request.include_cleared)
+            return pb.ListAlertsResponse(alerts=map(profiles.alert_message, found))
 
         return await driver.query(ask)
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from services.common.core.entries import Outcome
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.instants import Instant, after
-from services.scheduler.core import claims, lock_requests, outcomes, reports, savepoints, suspension
+from services.scheduler.core import (
+    claims,
+    lock_requests,
+    observing,
+    outcomes,
+    reports,
+    savepoints,
+    suspension,
+)
 from services.scheduler.core.book import Book, Step
 from services.scheduler.core.course import Task
 from services.scheduler.core.effects import CancelAttempt, CloseStream, EndLease, Probe, Welcome
@@ -62,6 +70,7 @@ def open_stream(step: Step, event: WorkOpened) -> None:
         f"agent/{event.instance.agent_id}",
         attributes={"incarnation": str(event.incarnation), "held": str(len(event.held))},
     )
+    observing.linked(step, instance)
     _reconcile(step, instance, event.stream, event.held)
     lock_requests.reconcile(step, instance, event.stream, event.held_locks)
     book.victims.put_instance(instance)

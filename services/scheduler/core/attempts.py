@@ -5,7 +5,7 @@ from __future__ import annotations
 from services.common.core.fencing import FencingToken
 from services.common.core.ids import AgentId
 from services.common.core.instants import after
-from services.scheduler.core import claims, learning, places
+from services.scheduler.core import claims, learning, observing, places
 from services.scheduler.core.book import Step
 from services.scheduler.core.course import Attempt, Collaboration, Task
 from services.scheduler.core.effects import Assign, CancelAttempt
@@ -28,6 +28,7 @@ def assign(step: Step, task: Task, instance: Instance, explanation: str) -> None
     resumes = task.state is TaskState.SUSPENDED
     task.state = TASK.next(str(task.key), task.state, TaskInput.ASSIGN)
     attempt = _hand_over(step, task, instance, explanation)
+    observing.stage(step, "assigned", step.now - (task.ready_time or step.now))
     token = attempt.token
     claims.bind(step, task, attempt, instance)
     _join(step, task.collaboration, instance.key.agent_id)
@@ -91,6 +92,7 @@ def start(step: Step, task: Task, attempt: Attempt, *, ended: bool) -> None:
     """
     if attempt.state is not AttemptState.ASSIGNED:
         return
+    observing.stage(step, "started", step.now - attempt.assign_time)
     if ended:
         task.replace(attempt._replace(start_time=step.now))
         return

@@ -11,6 +11,7 @@ from services.common.core.entries import EntryDraft, Outcome
 from services.common.core.fencing import FencingToken
 from services.common.core.ids import CollaborationId, ResourceName
 from services.common.core.instants import Instant
+from services.scheduler.core.analysis.classifier import Classifier
 from services.scheduler.core.course import Attempt, Change, Collaboration, Task
 from services.scheduler.core.directory import Directory
 from services.scheduler.core.effects import Effect, Publish, SaveCollaboration, SaveTask
@@ -28,6 +29,7 @@ from services.scheduler.core.model import (
     SchedulingPolicy,
     TaskKey,
 )
+from services.scheduler.core.monitoring.observed import Observed
 from services.scheduler.core.prediction.predictor import Predictor
 from services.scheduler.core.timers import Timer, Timers
 from services.scheduler.core.victims import Victims
@@ -129,8 +131,11 @@ class Book:
     accounts: Accounts = field(init=False)
     timers: Timers = field(default_factory=Timers)
     predictor: Predictor = field(default_factory=Predictor)
+    #: Made when it is first needed: `analysing.classifier_of`.
+    classifier: Classifier | None = None
     #: LEARNED, while something that was learned is not in the store.
     learned_timer: Timer | None = None
+    observed: Observed = field(default_factory=Observed)
     locks: LockTable = field(default_factory=LockTable)
     lock_uses: dict[LockId, LockUse] = field(default_factory=dict)
     #: Tasks in the placement index whose declared claims are granted; the next placement empties it.
@@ -179,13 +184,15 @@ class Book:
 class Step:
     """One event being handled: on which state, what time it is, why, and the effects so far."""
 
-    __slots__ = ("_jitter", "book", "cause_id", "effects", "now")
+    __slots__ = ("_jitter", "book", "cause_id", "classified", "effects", "now")
 
     def __init__(self, book: Book, now: Instant, cause_id: str, jitter: float = 0.0) -> None:
         self.book = book
         self.now = now
         self.cause_id = cause_id
         self.effects: list[Effect] = []
+        #: Texts whose type was read in this step.
+        self.classified = 0
         self._jitter = jitter
 
     def draw(self) -> float:

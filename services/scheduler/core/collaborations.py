@@ -8,7 +8,7 @@ from services.common.core.entries import Outcome
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.ids import CollaborationId, TaskId
 from services.common.core.instants import NEVER, Instant, after
-from services.scheduler.core import outcomes, places
+from services.scheduler.core import observing, outcomes, places
 from services.scheduler.core.admission import admit, size_of
 from services.scheduler.core.book import Book, Step
 from services.scheduler.core.course import Collaboration, Task
@@ -17,7 +17,7 @@ from services.scheduler.core.effects import Accepted, Answer, Forget, SaveSpecs
 from services.scheduler.core.events import CancelRequested, Submitted
 from services.scheduler.core.graph import upward_ranks
 from services.scheduler.core.history import History
-from services.scheduler.core.learning import expected_ms, type_of
+from services.scheduler.core.learning import expected_ms
 from services.scheduler.core.machine import TASK, TaskInput
 from services.scheduler.core.model import Submission, TaskKey
 from services.scheduler.core.placement import demand_of
@@ -131,7 +131,6 @@ def build(
             demand_of(task_spec, spec, book.settings.policy),
             collaboration.account,
             arrival,
-            type_of(task_spec),
             tuple(dependents.get(task_id, ())),
             len(task_spec.dependencies),
             due=due.get(task_id, NEVER),
@@ -178,6 +177,7 @@ def _accept(step: Step, event: Submitted) -> Accepted:
     book, submission = step.book, event.submission
     warnings = admit(book, submission.spec, step.now)
     collaboration = build(book, event.collaboration_id, submission, step.now, book.arrival + 1)
+    observing.keep_looking(step)
     step.effects.append(SaveSpecs(collaboration))
     step.collaboration_changed(collaboration)
     for task in collaboration.tasks.values():

@@ -132,12 +132,12 @@ class Task:
     account: Account = field(repr=False)
     #: Place in the order of submission over all tasks.
     arrival: int
-    #: Under which its course is learned; never empty.
-    task_type: str
     #: Tasks that depend on it.
     dependents: tuple[TaskId, ...] = ()
     #: Dependencies that have not succeeded yet; 0 in every state but PENDING, CANCELLED and FAILED.
     unmet: int = 0
+    #: Under which its course is learned; empty until it is first asked for.
+    task_type: str = ""
     state: TaskState = TaskState.PENDING
     #: Grows by one with every durable change of this task.
     generation: int = 0

@@ -55,6 +55,11 @@ class Directory:
             return None
         return next((view for view in agent.instances if view.instance_id == key.instance_id), None)
 
+    def instances(self, agent_id: AgentId) -> tuple[InstanceView, ...]:
+        """Return what the registry says about an agent's running copies."""
+        agent = self._agents.get(agent_id)
+        return () if agent is None else agent.instances
+
     def serves(self, demand: Demand) -> bool:
         """Return whether some known agent, live or not, could ever serve `demand`."""
         answer = self._answers.get(demand)

@@ -10,7 +10,7 @@ from typing import NamedTuple, NewType
 
 from services.common.core.errors import ServiceError
 from services.common.core.fencing import FencingToken
-from services.common.core.ids import AgentId, CollaborationId, InstanceId, ResourceName, Skill
+from services.common.core.ids import AgentId, CollaborationId, InstanceId, ResourceName, Skill, TaskId
 from services.scheduler.core.model import (
     AttemptRef,
     Failure,
@@ -47,6 +47,19 @@ class CancelRequested(NamedTuple):
     collaboration_id: CollaborationId
     actor: str
     reason: str
+    reply: ReplyId
+
+
+class AssessRequested(NamedTuple):
+    """Somebody who may (the edge has checked) says how good a result is."""
+
+    cause_id: str
+    collaboration_id: CollaborationId
+    task_id: TaskId
+    #: 0 to 1.
+    score: float
+    comment: str
+    actor: str
     reply: ReplyId
 
 
@@ -268,6 +281,7 @@ class PlacementDue(NamedTuple):
 Event = (
     Submitted
     | CancelRequested
+    | AssessRequested
     | Refused
     | WorkOpened
     | WorkFrame

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from services.common.core.errors import Reason, ServiceError
-from services.common.core.ids import CollaborationId, TaskId
 from services.common.core.instants import NEVER, Instant, rfc3339
-from services.scheduler.core import graph, lateness
+from services.scheduler.core import analysing, graph, lateness
 from services.scheduler.core.book import Book
 from services.scheduler.core.course import Place, Task
 from services.scheduler.core.fairness import dominant_share
 from services.scheduler.core.index import level_for
 from services.scheduler.core.instances import Instance
 from services.scheduler.core.model import InstanceKey, Priority, SchedulingPolicy
-from services.scheduler.core.queries import find, waiting_for
+from services.scheduler.core.queries import waiting_for
 
 #: Agents that one explanation shows; the others are counted.
 CANDIDATES_MAX = 16
@@ -53,18 +51,6 @@ class Explanation(NamedTuple):
     predicted_end: Instant | None
 
 
-def find_task(book: Book, collaboration_id: CollaborationId, task_id: TaskId) -> Task:
-    """Return a task; raises COLLABORATION_NOT_FOUND or TASK_NOT_FOUND."""
-    collaboration = find(book, collaboration_id)
-    task = collaboration.tasks.get(task_id)
-    if task is None:
-        raise ServiceError(
-            Reason.TASK_NOT_FOUND,
-            f"collaboration {collaboration_id} has no task {task_id[:64]!r}: `muster task list` names them",
-        )
-    return task
-
-
 def explain(book: Book, task: Task, now: Instant) -> Explanation:
     """Return why `task` is where it is, at this moment."""
     book.index.settle()
@@ -75,7 +61,7 @@ def explain(book: Book, task: Task, now: Instant) -> Explanation:
     return Explanation(
         task,
         tuple(_priority(book, task, now)),
-        tuple(_analysis(task)),
+        tuple(_analysis(book, task)),
         task.demand.style.policy,
         "" if newest is None else newest.explanation,
         _wait(book, task, free_count),
@@ -121,7 +107,7 @@ def _priority(book: Book, task: Task, now: Instant) -> list[Fact]:
     return facts
 
 
-def _analysis(task: Task) -> list[Fact]:
+def _analysis(book: Book, task: Task) -> list[Fact]:
     tasks = task.collaboration.tasks
     deps = {name: each.spec.dependencies for name, each in tasks.items()}
     durations = {name: each.spec.estimated_duration_ms for name, each in tasks.items()}
@@ -130,6 +116,7 @@ def _analysis(task: Task) -> list[Fact]:
     slack_ms = graph.slack(deps, durations)[task.key.task_id]
     meaning = "on the critical path" if slack_ms == 0 else "it may be so much later and delay nothing"
     return [
+        *_learned(book, task),
         Fact(
             "level",
             f"{level + 1} of {len(rows)}",
@@ -139,6 +126,37 @@ def _analysis(task: Task) -> list[Fact]:
         Fact("depends on", str(len(task.spec.dependencies)), f"{task.unmet} of them have not succeeded"),
         Fact("dependents", str(len(task.dependents)), ", ".join(task.dependents[:5])),
         Fact("declared duration", f"{task.spec.estimated_duration_ms} ms"),
+    ]
+
+
+def _learned(book: Book, task: Task) -> list[Fact]:
+    """Return what its text and history say about a task."""
+    found = analysing.analyse(book, task)
+    sources = {
+        "declared": "as its requester wrote",
+        "text": f"read from its text with confidence {found.confidence:.2f}; next likely: {found.runner_up}",
+        "skill": "its first required skill: no type was written, and its text says too little",
+    }
+    spec, complexity = task.spec, found.complexity
+    expected = book.predictor.typical(found.task_type, spec.estimated_duration_ms, spec.required_skills[0])
+    kind = book.predictor.types.get(found.task_type)
+    runs = 0 if kind is None else kind.count
+    return [
+        Fact("type", found.task_type, sources[found.source]),
+        Fact(
+            "expected duration",
+            f"{expected.mean_ms:.0f} ms",
+            f"80 % between {expected.low_ms:.0f} and {expected.high_ms:.0f} ms, from {runs} runs of its type",
+        ),
+        Fact("complexity", f"{complexity.score:.0f}", "of 100; the sum of the parts that follow"),
+        *(
+            Fact(
+                f"complexity: {factor.name}",
+                f"{factor.points:.1f}",
+                f"of {factor.points_max:.0f}: {factor.reason}",
+            )
+            for factor in complexity.factors
+        ),
     ]
 
 

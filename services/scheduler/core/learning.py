@@ -8,6 +8,7 @@ was learned since, and no decision waits for them.
 from __future__ import annotations
 
 from services.common.core.instants import after
+from services.scheduler.core import analysing, observing
 from services.scheduler.core.book import Book, Step
 from services.scheduler.core.course import Attempt, Predicted, Task
 from services.scheduler.core.effects import SaveLearned
@@ -19,9 +20,27 @@ SAVE_INTERVAL_MS = 1_000
 SAVED_MAX = 64
 
 
+#: Texts that are read in one event: the others are counted under their first skill.
+CLASSIFIED_MAX = 64
+
+
 def type_of(spec: TaskSpec) -> str:
-    """Return the type under which a task's course is learned: its own, else its first required skill."""
+    """Return a task's type as its specification says it: its own, else its first required skill."""
     return spec.task_type or spec.required_skills[0]
+
+
+def learned_type(step: Step, task: Task) -> str:
+    """Return the type under which a task's course is learned: its own, that of its text, its first skill."""
+    if not task.task_type:
+        spec = task.spec
+        if spec.task_type or not (spec.task_name or spec.description):
+            task.task_type = spec.task_type or spec.required_skills[0]
+        elif step.classified < CLASSIFIED_MAX:
+            step.classified += 1
+            task.task_type = analysing.classify(step.book, spec).task_type or spec.required_skills[0]
+        else:
+            return spec.required_skills[0]
+    return task.task_type
 
 
 def expected_ms(book: Book, spec: TaskSpec) -> int:
@@ -34,7 +53,7 @@ def predict(step: Step, task: Task, agent_id: str) -> Predicted:
     """Return how long a task is expected to take on an agent, as it is kept with the attempt."""
     spec = task.spec
     estimate = step.book.predictor.estimate(
-        agent_id, task.task_type, spec.estimated_duration_ms, spec.required_skills[0]
+        agent_id, learned_type(step, task), spec.estimated_duration_ms, spec.required_skills[0]
     )
     return Predicted(
         round(estimate.mean_ms),
@@ -47,22 +66,26 @@ def predict(step: Step, task: Task, agent_id: str) -> Predicted:
 def learn(step: Step, task: Task, attempt: Attempt) -> None:
     """Learn from an attempt that has just ended by its agent's doing: success, failure or time-out."""
     spec, agent_id = task.spec, attempt.instance.agent_id
-    predictor = step.book.predictor
+    predictor, task_type = step.book.predictor, learned_type(step, task)
     success = attempt.state is AttemptState.SUCCEEDED
     if success:
         start = attempt.start_time
         # A result that came with its start in one frame: all that is known is how long it held its slot.
         since = attempt.assign_time if start is None or start == attempt.end_time else start
-        predictor.finished(
+        ran_ms = step.now - since
+        expected = predictor.finished(
             agent_id,
-            task.task_type,
+            task_type,
             spec.estimated_duration_ms,
-            step.now - since,
+            ran_ms,
             now=step.now,
             skill=spec.required_skills[0],
         )
-    predictor.ended(agent_id, task.task_type, spec.required_skills, success=success, now=step.now)
-    _save_later(step)
+        observing.stage(step, "done", ran_ms)
+        observing.missed(step, task_type, expected, ran_ms)
+        analysing.learn_text(step.book, task)
+    predictor.ended(agent_id, task_type, spec.required_skills, success=success, now=step.now)
+    save_later(step)
 
 
 def save(step: Step, _: None = None) -> None:
@@ -74,10 +97,11 @@ def save(step: Step, _: None = None) -> None:
         del changed[key]
         step.effects.append(SaveLearned(key, book.predictor.value(key)))
     if changed:
-        _save_later(step)
+        save_later(step)
 
 
-def _save_later(step: Step) -> None:
+def save_later(step: Step) -> None:
+    """Have what changed written before long."""
     book = step.book
     if book.learned_timer is None:
         due = after(step.now, SAVE_INTERVAL_MS)

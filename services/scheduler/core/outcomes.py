@@ -5,7 +5,7 @@ from __future__ import annotations
 from services.common.core.backoff import backoff_ms
 from services.common.core.entries import Outcome
 from services.common.core.instants import after
-from services.scheduler.core import attempts, claims, gangs, learning, places
+from services.scheduler.core import attempts, claims, gangs, learning, observing, places
 from services.scheduler.core.book import Step
 from services.scheduler.core.course import Attempt, Collaboration, Task
 from services.scheduler.core.machine import COLLABORATION, TASK, AttemptInput, CollaborationInput, TaskInput
@@ -158,6 +158,7 @@ def make_ready(step: Step, task: Task, cause_id: str) -> None:
     task.state = TASK.next(str(task.key), task.state, TaskInput.DEPENDENCIES_MET)
     task.ready_time = step.now
     task.cause_id = cause_id
+    observing.stage(step, "ready", step.now - task.collaboration.submit_time)
     places.enter_queue(step, task)
     step.task_changed(task)
 
@@ -252,6 +253,7 @@ def end_if_done(step: Step, collaboration: Collaboration, cause_id: str) -> None
 def _end(step: Step, collaboration: Collaboration, given: CollaborationInput) -> None:
     collaboration.state = COLLABORATION.next(collaboration.collaboration_id, collaboration.state, given)
     collaboration.end_time = step.now
+    observing.stage(step, "collaboration", step.now - collaboration.submit_time)
     step.collaboration_changed(collaboration)
     step.book.note_end(collaboration)
 

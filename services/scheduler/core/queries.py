@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from services.common.core.errors import Reason, ServiceError
-from services.common.core.ids import CollaborationId
+from services.common.core.ids import CollaborationId, TaskId
 from services.scheduler.core import gangs
 from services.scheduler.core.book import Book
 from services.scheduler.core.course import Collaboration, Place, Task
@@ -25,6 +25,18 @@ def find(book: Book, collaboration_id: CollaborationId) -> Collaboration:
             f"collaboration {collaboration_id} is not known (any more); the audit log keeps its course",
         )
     return collaboration
+
+
+def find_task(book: Book, collaboration_id: CollaborationId, task_id: TaskId) -> Task:
+    """Return a task; raises COLLABORATION_NOT_FOUND or TASK_NOT_FOUND."""
+    collaboration = find(book, collaboration_id)
+    task = collaboration.tasks.get(task_id)
+    if task is None:
+        raise ServiceError(
+            Reason.TASK_NOT_FOUND,
+            f"collaboration {collaboration_id} has no task {task_id[:64]!r}: `muster task list` names them",
+        )
+    return task
 
 
 def newest_first(

@@ -17,6 +17,7 @@ from services.scheduler.core import (
     claims,
     collaborations,
     gangs,
+    observing,
     outcomes,
     places,
     suspension,
@@ -50,6 +51,7 @@ from services.scheduler.core.timers import TimerKind
 def recover(step: Step, event: Recovered) -> None:
     """Take over everything that the store holds. Called once, on an empty book."""
     step.book.predictor.restore(event.learned)
+    observing.keep_looking(step)
     stored = sorted(event.collaborations, key=lambda each: each.spec.arrival)
     restored = [_restore(step, each) for each in stored]
     ended = [collaboration for collaboration in restored if collaboration.ended]

@@ -10,10 +10,12 @@ from services.common.core.instants import Instant, after
 from services.scheduler.core import (
     agents,
     apply,
+    assessing,
     collaborations,
     learning,
     lock_changes,
     lock_requests,
+    observing,
     outcomes,
     recovery,
     savepoints,
@@ -24,6 +26,7 @@ from services.scheduler.core.course import Place, Task
 from services.scheduler.core.effects import Answer, Effect
 from services.scheduler.core.events import (
     AgentsChanged,
+    AssessRequested,
     CancelRequested,
     Event,
     LockKeysChanged,
@@ -115,6 +118,7 @@ def _lose(step: Step, instance: Instance) -> None:
 _HANDLERS: dict[type[Any], Callable[[Step, Any], None]] = {
     Submitted: collaborations.submit,
     CancelRequested: collaborations.cancel,
+    AssessRequested: assessing.assess,
     Refused: _refuse,
     WorkOpened: agents.open_stream,
     WorkFrame: agents.take_frame,
@@ -137,4 +141,5 @@ _ON_TIMER: dict[TimerKind, Callable[[Step, Any], None]] = {
     TimerKind.PROBE: agents.probe,
     TimerKind.LOCK_WAIT: lock_requests.give_up,
     TimerKind.LEARNED: learning.save,
+    TimerKind.OBSERVE: observing.look,
 }

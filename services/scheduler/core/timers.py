@@ -40,6 +40,8 @@ class TimerKind(IntEnum):
     LOCK_WAIT = auto()
     #: No subject: what was learned is due to be kept.
     LEARNED = auto()
+    #: No subject: what runs and what waits is to be looked at.
+    OBSERVE = auto()
 
 
 class Timer:

@@ -42,6 +42,7 @@ def decode(key: LearnedKey, raw: bytes) -> Learned:
         row.skill,
         row.count,
         Instant(row.time_ms),
+        tuple(row.texts),
     )
 
 
@@ -73,6 +74,7 @@ def _type(cell: TypeCell) -> record_pb.LearnedTypeRecord:
         skill=cell.skill,
         count=cell.count,
         time_ms=cell.time,
+        texts=cell.texts,
     )
 
 

@@ -120,6 +120,8 @@ class TypeCell:
     skill: str = ""
     count: int = 0
     time: Instant = BEGINNING
+    #: What tasks of this type say of themselves, oldest first: the classifier learns from them.
+    texts: tuple[str, ...] = ()
     edition: int = 0
     #: `count` at which all estimates of the type are computed anew; neither of the two is kept.
     renew_count: int = 0

@@ -63,6 +63,7 @@ _FADED = 0.95
 #: The prior of every success rate: nine of ten, worth two outcomes.
 SUCCESS_PRIOR = 0.9
 SUCCESS_WEIGHT = 2.0
+_SUCCESS_PRIOR_MAX = 0.95
 #: A declared skill level counts as much as this many outcomes.
 LEVEL_WEIGHT = 4.0
 
@@ -117,7 +118,10 @@ class Predictor:
     def success(self, agent_id: str, task_type: str) -> float:
         """Return the probability that an attempt of this type by this agent succeeds."""
         kind = self.types.get(task_type)
-        prior = SUCCESS_PRIOR if kind is None else kind.outcomes.mean(SUCCESS_PRIOR, SUCCESS_WEIGHT)
+        # A type that never failed so far is no proof that it can not.
+        prior = SUCCESS_PRIOR
+        if kind is not None:
+            prior = min(kind.outcomes.mean(SUCCESS_PRIOR, SUCCESS_WEIGHT), _SUCCESS_PRIOR_MAX)
         pair = self._pair(agent_id, task_type)
         return prior if pair is None else pair.outcomes.mean(prior, SUCCESS_WEIGHT)
 
@@ -138,11 +142,15 @@ class Predictor:
         level = min(max(level, 0.01), 0.99)
         return level * LEVEL_WEIGHT + good, (1.0 - level) * LEVEL_WEIGHT + bad
 
-    def offset(self, agent_id: str, task_type: str) -> tuple[float, float]:
-        """Return (logarithm of an agent's factor on a type's usual duration, its variance)."""
-        agent, kind = self.agents.get(agent_id), self.types.get(task_type)
-        pair = None if agent is None else agent.pairs.get(task_type)
-        return self._offset(agent, pair, kind)
+    def factor(self, agent_id: str) -> tuple[float, float]:
+        """Return (logarithm of an agent's factor on usual durations over all its types, its variance)."""
+        agent = self.agents.get(agent_id)
+        return (0.0, _AGENT_SQUARE) if agent is None else self._speed(agent)
+
+    def coverage(self) -> float:
+        """Return the share of runs inside their 80 % interval over all types, 0 before any was judged."""
+        judged = sum(kind.judged for kind in self.types.values())
+        return sum(kind.inside for kind in self.types.values()) / judged if judged else 0.0
 
     # Learning.
 

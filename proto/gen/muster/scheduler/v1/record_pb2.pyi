@@ -486,6 +486,7 @@ class LearnedTypeRecord(_message.Message):
     SKILL_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     TIME_MS_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
     misses: _builtins.float
     widening: _builtins.float
     """Logarithm of the factor by which its intervals are widened."""
@@ -500,6 +501,10 @@ class LearnedTypeRecord(_message.Message):
     def line(self) -> Global___LearnedLineRecord: ...
     @_builtins.property
     def outcomes(self) -> Global___LearnedRateRecord: ...
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What tasks of this type say of themselves, oldest first: at most 16 of at most 160 characters."""
+
     def __init__(
         self,
         *,
@@ -512,10 +517,11 @@ class LearnedTypeRecord(_message.Message):
         skill: _builtins.str = ...,
         count: _builtins.int = ...,
         time_ms: _builtins.int = ...,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["line", b"line", "outcomes", b"outcomes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "inside", b"inside", "judged", b"judged", "line", b"line", "misses", b"misses", "outcomes", b"outcomes", "skill", b"skill", "time_ms", b"time_ms", "widening", b"widening"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "inside", b"inside", "judged", b"judged", "line", b"line", "misses", b"misses", "outcomes", b"outcomes", "skill", b"skill", "texts", b"texts", "time_ms", b"time_ms", "widening", b"widening"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

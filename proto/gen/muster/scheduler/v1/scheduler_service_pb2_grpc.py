@@ -94,6 +94,21 @@ class SchedulerServiceStub:
                 request_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ExplainTaskRequest.SerializeToString,
                 response_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ExplainTaskResponse.FromString,
                 _registered_method=True)
+        self.GetAgentProfile = channel.unary_unary(
+                '/muster.scheduler.v1.SchedulerService/GetAgentProfile',
+                request_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetAgentProfileRequest.SerializeToString,
+                response_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetAgentProfileResponse.FromString,
+                _registered_method=True)
+        self.AssessTask = channel.unary_unary(
+                '/muster.scheduler.v1.SchedulerService/AssessTask',
+                request_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.AssessTaskRequest.SerializeToString,
+                response_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.AssessTaskResponse.FromString,
+                _registered_method=True)
+        self.ListAlerts = channel.unary_unary(
+                '/muster.scheduler.v1.SchedulerService/ListAlerts',
+                request_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListAlertsRequest.SerializeToString,
+                response_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListAlertsResponse.FromString,
+                _registered_method=True)
 
 
 class SchedulerServiceServicer:
@@ -179,6 +194,27 @@ class SchedulerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetAgentProfile(self, request, context):
+        """GetAgentProfile returns what was learned about an agent, and how sure that is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AssessTask(self, request, context):
+        """AssessTask says how good the result of a task is; its agent's profile learns from it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAlerts(self, request, context):
+        """ListAlerts returns what is out of the ordinary now, and what was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SchedulerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -236,6 +272,21 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.ExplainTask,
                     request_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ExplainTaskRequest.FromString,
                     response_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ExplainTaskResponse.SerializeToString,
+            ),
+            'GetAgentProfile': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAgentProfile,
+                    request_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetAgentProfileRequest.FromString,
+                    response_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetAgentProfileResponse.SerializeToString,
+            ),
+            'AssessTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.AssessTask,
+                    request_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.AssessTaskRequest.FromString,
+                    response_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.AssessTaskResponse.SerializeToString,
+            ),
+            'ListAlerts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAlerts,
+                    request_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListAlertsRequest.FromString,
+                    response_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListAlertsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -538,6 +589,87 @@ class SchedulerService:
             '/muster.scheduler.v1.SchedulerService/ExplainTask',
             muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ExplainTaskRequest.SerializeToString,
             muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ExplainTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAgentProfile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/muster.scheduler.v1.SchedulerService/GetAgentProfile',
+            muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetAgentProfileRequest.SerializeToString,
+            muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetAgentProfileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AssessTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/muster.scheduler.v1.SchedulerService/AssessTask',
+            muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.AssessTaskRequest.SerializeToString,
+            muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.AssessTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAlerts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/muster.scheduler.v1.SchedulerService/ListAlerts',
+            muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListAlertsRequest.SerializeToString,
+            muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ListAlertsResponse.FromString,
             options,
             channel_credentials,
             insecure,

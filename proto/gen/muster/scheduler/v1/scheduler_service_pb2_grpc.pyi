@@ -60,6 +60,12 @@ class SchedulerServiceStub:
     """ListLocks returns who holds and who waits for each resource, and since when."""
     ExplainTask: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.ExplainTaskRequest, _scheduler_service_pb2.ExplainTaskResponse]
     """ExplainTask says why a task has the place, the agent or the wait that it has."""
+    GetAgentProfile: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.GetAgentProfileRequest, _scheduler_service_pb2.GetAgentProfileResponse]
+    """GetAgentProfile returns what was learned about an agent, and how sure that is."""
+    AssessTask: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.AssessTaskRequest, _scheduler_service_pb2.AssessTaskResponse]
+    """AssessTask says how good the result of a task is; its agent's profile learns from it."""
+    ListAlerts: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListAlertsRequest, _scheduler_service_pb2.ListAlertsResponse]
+    """ListAlerts returns what is out of the ordinary now, and what was."""
 
 @_typing.type_check_only
 class SchedulerServiceAsyncStub(SchedulerServiceStub):
@@ -91,6 +97,12 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     """ListLocks returns who holds and who waits for each resource, and since when."""
     ExplainTask: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ExplainTaskRequest, _scheduler_service_pb2.ExplainTaskResponse]  # type: ignore[assignment]
     """ExplainTask says why a task has the place, the agent or the wait that it has."""
+    GetAgentProfile: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.GetAgentProfileRequest, _scheduler_service_pb2.GetAgentProfileResponse]  # type: ignore[assignment]
+    """GetAgentProfile returns what was learned about an agent, and how sure that is."""
+    AssessTask: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.AssessTaskRequest, _scheduler_service_pb2.AssessTaskResponse]  # type: ignore[assignment]
+    """AssessTask says how good the result of a task is; its agent's profile learns from it."""
+    ListAlerts: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListAlertsRequest, _scheduler_service_pb2.ListAlertsResponse]  # type: ignore[assignment]
+    """ListAlerts returns what is out of the ordinary now, and what was."""
 
 class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
     """SchedulerService decides which agent gets which task, and who holds which resource.
@@ -185,5 +197,29 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_service_pb2.ExplainTaskResponse, _abc.Awaitable[_scheduler_service_pb2.ExplainTaskResponse]]:
         """ExplainTask says why a task has the place, the agent or the wait that it has."""
+
+    @_abc_1.abstractmethod
+    def GetAgentProfile(
+        self,
+        request: _scheduler_service_pb2.GetAgentProfileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_service_pb2.GetAgentProfileResponse, _abc.Awaitable[_scheduler_service_pb2.GetAgentProfileResponse]]:
+        """GetAgentProfile returns what was learned about an agent, and how sure that is."""
+
+    @_abc_1.abstractmethod
+    def AssessTask(
+        self,
+        request: _scheduler_service_pb2.AssessTaskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_service_pb2.AssessTaskResponse, _abc.Awaitable[_scheduler_service_pb2.AssessTaskResponse]]:
+        """AssessTask says how good the result of a task is; its agent's profile learns from it."""
+
+    @_abc_1.abstractmethod
+    def ListAlerts(
+        self,
+        request: _scheduler_service_pb2.ListAlertsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_service_pb2.ListAlertsResponse, _abc.Awaitable[_scheduler_service_pb2.ListAlertsResponse]]:
+        """ListAlerts returns what is out of the ordinary now, and what was."""
 
 def add_SchedulerServiceServicer_to_server(servicer: SchedulerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
