@@ -10,10 +10,10 @@ from typing import Any
 from muster.scheduler.v1 import plan_pb2
 
 from agent_client.cli.collaborations import read_spec
-from agent_client.cli.gantt import Bar, draw
 from agent_client.cli.output import OK, USAGE, Output, complain
 from agent_client.cli.words import Commands, command, positive, seconds
 from agent_client.client import Client
+from agent_client.gantt import Bar, Chart, draw
 from agent_client.plain import to_plain
 
 PLAN_HELP = """\
@@ -137,7 +137,7 @@ def _picture(plan: plan_pb2.Plan, title: str) -> str:
         )
         for task in plan.tasks
     ]
-    return draw(bars, title)
+    return draw([Chart(title, bars)])
 
 
 def _seconds(delta: timedelta) -> str:

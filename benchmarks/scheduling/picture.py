@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from agent_client.gantt import Bar, Chart, draw
 from benchmarks.scheduling.workflows import load, on_fleet
-from services.scheduler.core.planning.gantt import Chart, critical_tasks, draw
+from services.scheduler.core.planning.arrangement import Arrangement
 from services.scheduler.core.planning.lists import heft
 from services.scheduler.core.planning.search import plan, steps
 from services.scheduler.core.planning.validate import check
@@ -21,6 +22,11 @@ def gantt(data: Path) -> str:
     charts = []
     for name, schedule in (("HEFT", heft(problem)), ("Muster", plan(problem, steps(_STEPS)).schedule)):
         check(problem, schedule)
-        title = f"{name}: {schedule.makespan_ms / 1000:.1f} s"
-        charts.append(Chart(title, schedule, frozenset(critical_tasks(problem, schedule))))
-    return draw(problem, charts, workflow.task_names)
+        critical = frozenset(Arrangement(problem, schedule).critical())
+        bars = [
+            Bar(f"agent {at.agent}", workflow.task_names[task], at.start_ms, at.finish_ms, task in critical)
+            for task, at in enumerate(schedule.slots)
+        ]
+        rows = [f"agent {agent}" for agent in problem.agents]
+        charts.append(Chart(f"{name}: {schedule.makespan_ms / 1000:.1f} s", bars, rows))
+    return draw(charts)

@@ -15,10 +15,10 @@ from multiprocessing.connection import wait
 from services.common import logs
 from services.common.clock import SystemClock
 from services.common.core.errors import Reason, ServiceError
-from services.scheduler.core.planning.bounds import lower_bounds
-from services.scheduler.core.planning.critical import critical_chain
+from services.scheduler.core.planning.arrangement import Arrangement
 from services.scheduler.core.planning.pareto import Found, Search, Worth
 from services.scheduler.core.planning.problem import Problem
+from services.scheduler.core.planning.search import plan
 
 _log = logs.get("scheduler.planner")
 #: Requests that are searched for or wait for it; more are refused with QUOTA_EXCEEDED.
@@ -86,15 +86,22 @@ async def _end(pool: ProcessPoolExecutor) -> None:
 
 
 def search(problem: Problem, worth: Worth, most: int, budget_ms: int) -> Found:
-    """Return up to `most` plans; looks at one at least."""
+    """Return up to `most` plans; looks at some whatever the budget is."""
     clock = SystemClock()
-    ends_ms = clock.monotonic_ms() + budget_ms
-    found = Search(problem, worth)
-    while found.step() and clock.monotonic_ms() < ends_ms:
+    begun_ms = clock.monotonic_ms()
+
+    def spent(share: float) -> float:
+        return (clock.monotonic_ms() - begun_ms) / (budget_ms * share)
+
+    # One plan: all of the time for its end. Several: half of it, and the rest for what they differ in.
+    fastest = plan(problem, lambda _: spent(1.0 if most == 1 else 0.5))
+    archive = Search(problem, worth)
+    archive.offer(fastest.schedule)
+    while spent(1.0) < 1.0 and archive.step():
         pass
-    choices = found.front(most)
-    critical = [critical_chain(problem, choice.schedule) for choice in choices]
-    return Found(choices, critical, lower_bounds(problem).best_ms, found.tried)
+    choices = archive.front(most)
+    critical = [tuple(Arrangement(problem, choice.schedule).critical()) for choice in choices]
+    return Found(choices, critical, fastest.bound_ms, fastest.steps + archive.tried)
 
 
 def _settle_in() -> None:

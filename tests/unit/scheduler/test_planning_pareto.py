@@ -7,13 +7,12 @@ import random
 
 import pytest
 
-from services.scheduler.core.planning.critical import critical_chain
 from services.scheduler.core.planning.pareto import Choice, Objectives, Search, Worth, jain, judge, spread
 from services.scheduler.core.planning.portfolio import best_of_classics
 from services.scheduler.core.planning.problem import Problem, whole_agents
 from services.scheduler.core.planning.schedule import Schedule, Slot
 from services.scheduler.core.planning.validate import check
-from tests.unit.scheduler.planning_problems import heft_paper, random_problem
+from tests.unit.scheduler.planning_problems import random_problem
 
 
 def random_worth(problem: Problem, seed: int) -> Worth:
@@ -120,42 +119,3 @@ def test_jains_index() -> None:
     assert jain([1.0, 1.0, 1.0]) == pytest.approx(1.0)
     assert jain([1.0, 0.0, 0.0, 0.0]) == pytest.approx(0.25)
     assert jain([0.0, 0.0]) == 1.0
-
-
-# The chain that decides the end.
-
-
-def test_the_critical_chain_of_the_published_example_ends_it() -> None:
-    problem = heft_paper()
-    schedule = best_of_classics(problem)
-    chain = critical_chain(problem, schedule)
-    assert schedule.slots[chain[-1]].finish_ms == schedule.makespan_ms
-    assert schedule.slots[chain[0]].start_ms == 0
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_each_of_a_critical_chain_waits_for_the_one_ahead(seed: int) -> None:
-    problem = random_problem(seed)
-    schedule = best_of_classics(problem)
-    chain = critical_chain(problem, schedule)
-    slots = schedule.slots
-    assert slots[chain[-1]].finish_ms == schedule.makespan_ms
-    for ahead, task in itertools.pairwise(chain):
-        needs = any(other == ahead for other, _ in problem.before[task])
-        one, other = slots[ahead], slots[task]
-        same_slot = (one.agent, one.slot) == (other.agent, other.slot)
-        shares = bool(problem.locks.get(ahead, frozenset()) & problem.locks.get(task, frozenset()))
-        assert needs or same_slot or shares
-        assert slots[ahead].finish_ms <= slots[task].start_ms
-
-
-def test_a_chain_goes_through_slots_and_locks() -> None:
-    problem = Problem(
-        ((5, None), (None, 7), (3, None)),
-        slots_from_ms=whole_agents(2),
-        locks={0: frozenset({"bridge"}), 1: frozenset({"bridge"})},
-    )
-    schedule = Schedule((Slot(0, 0, 3, 8), Slot(1, 0, 8, 15), Slot(0, 0, 0, 3)))
-    check(problem, schedule)
-    assert critical_chain(problem, schedule) == (2, 0, 1)
-    assert critical_chain(Problem(()), Schedule(())) == ()

@@ -80,7 +80,7 @@ class Found(NamedTuple):
     """What a search brought."""
 
     choices: list[Choice]
-    #: For each choice, see `critical_chain`.
+    #: For each choice, see `Arrangement.critical`.
     critical: list[tuple[int, ...]]
     bound_ms: int
     tried: int

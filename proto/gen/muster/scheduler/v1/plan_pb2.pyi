@@ -120,9 +120,7 @@ class Plan(_message.Message):
 
     @_builtins.property
     def critical_tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The chain of tasks that decides when the plan ends, first task first: each waits for the one before, as
-        its result, its slot or its lock.
-        """
+        """Tasks without slack, in order: if one of them is late, so is the end."""
 
     def __init__(
         self,
