@@ -102,10 +102,12 @@ class BrokerApp:
                 raise ValueError("replicas of a broker need an election")
             self.replica = self._replica(store, election)
             self._broker, access = self.replica, ACCESS_OF_REPLICAS
+            self._own_metrics.leads.set_function(lambda: self.replica.leads)
             servicer: Any = RelayingServicer(self.replica, self._relay)
         else:
             self.driver = self._driver(store)
             self._broker, access = Sole(self.driver), ACCESS
+            self._own_metrics.leads.set(1)
             servicer = self._servicer(self.driver)
         self._server = GrpcServer(
             self._tls, config.listen, access, self._metrics, logs.get("broker.rpc"), outbox=outbox

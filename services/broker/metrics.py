@@ -42,6 +42,7 @@ class BrokerMetrics:
         self.unrecorded = metrics.counter(
             "unrecorded_envelopes", "Envelopes without audit entries: the backlog was full."
         )
+        self.leads = metrics.gauge("leads", "1 while the mailboxes are served by this process.")
         self._state: State | None = None
         self._read(self.pending_bytes, lambda state: state.pending_bytes)
         self._read(self.dedup_bytes, lambda state: state.dedup_bytes)

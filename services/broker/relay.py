@@ -81,9 +81,6 @@ class Relay:
         try:
             while (frame := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
                 await context.write(frame)
-            if await call.code() is not grpc.StatusCode.OK:
-                # grpc.aio gives the end of the stream first and why afterwards.
-                await call
         except grpc.aio.AioRpcError as error:
             _raise(link, upward, error)
         except asyncio.CancelledError:

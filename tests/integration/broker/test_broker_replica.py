@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 import pytest_asyncio
+from muster.broker.v1 import broker_service_pb2 as pb
+from muster.broker.v1.broker_service_pb2_grpc import BrokerServiceStub
 
 from services.broker.app import BrokerApp
 from services.broker.core.model import Batch, Recovered
 from services.broker.stores.memory import MemoryStore
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.instants import Instant
+from services.common.rpc.channel import make_channel
+from services.common.rpc.status import from_rpc_error
 from services.common.testing.election import MemoryBallot
 from services.common.testing.outbox import MemoryOutbox
 from tests.conftest import Certificates, Eventually
@@ -158,6 +164,35 @@ async def test_a_standby_that_leaves_sends_its_agents_away(row: Row, eventually:
     assert error is not None
     assert error.reason is Reason.SHUTTING_DOWN
     assert first.replica.leads
+
+
+async def test_answers_and_refusals_come_through_a_standby_as_they_are(
+    row: Row, eventually: Eventually, certificates: Certificates
+) -> None:
+    first, second = await row.add(), await row.add()
+    await eventually(lambda: first.replica.leads)
+    channel = make_channel(second.address, certificates.tls("agent/beta"), "broker")
+    stub = BrokerServiceStub(channel)
+    await stub.Subscribe(pb.SubscribeRequest(pattern="roads.*"))
+    listed = await stub.ListSubscriptions(pb.ListSubscriptionsRequest())
+    assert list(listed.patterns) == ["roads.*"]
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await stub.Subscribe(pb.SubscribeRequest(pattern="roads..closed"))
+    error = from_rpc_error(refusal.value)
+    assert (error.reason, error.violations[0].field) == (Reason.INVALID_FIELD, "pattern")
+    # Bytes that are no frame end the stream at the replica that they came to, and its part at the leader.
+    raw: Any = channel.stream_stream(
+        "/muster.broker.v1.BrokerService/Mailbox", request_serializer=None, response_deserializer=None
+    )
+    call = raw()
+    await call.write(b"\xff\xff\xff")
+    with pytest.raises(grpc.aio.AioRpcError) as hostile:
+        await call.read()
+    assert from_rpc_error(hostile.value).reason is Reason.MALFORMED_FRAME
+    await channel.close(None)
+    assert [link.streams for link in second._relay._links] == [0]
+    # Which of them serves is a metric.
+    assert [next(iter(app._own_metrics.leads.collect())).samples[0].value for app in row.apps] == [1, 0]
 
 
 async def test_many_streams_share_connections_between_replicas(
