@@ -124,8 +124,11 @@ class Replica:
         if self._seat is not None:
             driver = self._seat.driver
             driver.begin_drain()
-            await driver.wait_idle()
-            driver.retire(shutting_down())
+            try:
+                await driver.wait_idle()
+            finally:
+                # Also when the caller's patience ends first: a store that does not answer is not waited for.
+                driver.retire(shutting_down())
         self._tell()
         await self._idle.wait()
 

@@ -33,6 +33,7 @@ class SharedStore(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.newest = 0
+        self.is_away = False
 
     def of(self, epoch: int) -> FencedStore:
         """Return the store of one leadership."""
@@ -47,15 +48,19 @@ class FencedStore(MemoryStore):
         self._shared, self._epoch = shared, epoch
 
     async def load(self, now: Instant) -> Recovered:
-        if self._epoch < self._shared.newest:
-            raise ServiceError(Reason.NOT_COORDINATOR, "replaced")
+        self._check()
         self._shared.newest = self._epoch
         return await self._shared.load(now)
 
     async def commit(self, batch: Batch) -> None:
+        self._check()
+        await self._shared.commit(batch)
+
+    def _check(self) -> None:
+        if self._shared.is_away:
+            raise ServiceError(Reason.STORE_UNAVAILABLE, "away")
         if self._epoch < self._shared.newest:
             raise ServiceError(Reason.NOT_COORDINATOR, "replaced")
-        await self._shared.commit(batch)
 
 
 class Row:
@@ -193,6 +198,22 @@ async def test_answers_and_refusals_come_through_a_standby_as_they_are(
     assert [link.streams for link in second._relay._links] == [0]
     # Which of them serves is a metric.
     assert [next(iter(app._own_metrics.leads.collect())).samples[0].value for app in row.apps] == [1, 0]
+
+
+async def test_leaving_does_not_wait_for_a_store_that_is_away(
+    row: Row, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.broker.app.SETTLE_S_MAX", 0.1)
+    app = await row.add()
+    await eventually(lambda: app.replica.leads)
+    alpha = await row.open(app, "agent/alpha", send_only=True)
+    row.store.is_away = True
+    with pytest.raises(ServiceError) as away:
+        await alpha.send(envelope("m-1", "beta"))
+    assert away.value.reason is Reason.STORE_UNAVAILABLE
+    row.apps.remove(app)
+    await asyncio.wait_for(app.drain(), 60)
+    assert row.ballot.leader is None
 
 
 async def test_many_streams_share_connections_between_replicas(

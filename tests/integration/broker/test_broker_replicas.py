@@ -268,14 +268,25 @@ async def test_replicas_are_killed_very_often_under_load(
     await _kill_replicas(fleet, certificates, eventually, NIGHTLY_KILLS)
 
 
-async def test_redis_is_killed_under_load(
-    fleet: Fleet, certificates: Certificates, eventually: Eventually
-) -> None:
+async def _kill_redis(fleet: Fleet, certificates: Certificates, eventually: Eventually, kills: int) -> None:
     def harm(_: int) -> None:
         fleet.redis.kill()
         fleet.redis.start()
 
-    await _course_with(fleet, certificates, eventually, 3, harm)
+    await _course_with(fleet, certificates, eventually, kills, harm)
+
+
+async def test_redis_is_killed_under_load(
+    fleet: Fleet, certificates: Certificates, eventually: Eventually
+) -> None:
+    await _kill_redis(fleet, certificates, eventually, 3)
+
+
+@pytest.mark.nightly
+async def test_redis_is_killed_very_often_under_load(
+    fleet: Fleet, certificates: Certificates, eventually: Eventually
+) -> None:
+    await _kill_redis(fleet, certificates, eventually, NIGHTLY_KILLS)
 
 
 async def test_a_leader_that_was_stopped_wakes_and_harms_nothing(
