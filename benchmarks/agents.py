@@ -13,7 +13,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import psutil
 from muster.common.v1.page_pb2 import PageRequest
 from muster.registry.v1.agent_pb2 import AGENT_STATE_READY
 from muster.registry.v1.registry_service_pb2 import ListAgentsRequest
@@ -22,7 +21,7 @@ from muster.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from benchmarks.crowd import crowd_name, raise_file_limit
 from benchmarks.exchange import UNLOADED_COUNT, UNLOADED_RATE, latency
 from benchmarks.figures import Figure
-from benchmarks.plane import RunningPlane, operator_tls, running_plane
+from benchmarks.plane import RunningPlane, operator_tls, running_plane, service_process
 from benchmarks.programs import ProgramFailedError, module, running
 from benchmarks.turns import Contender, Measured, Outcome, say, take_turns
 from services.common.rpc.channel import make_channel
@@ -45,7 +44,7 @@ async def crowded(folder: Path) -> Measured:
     names = [crowd_name(number) for number in range(COUNT)]
     async with running_plane(folder, [*AGENTS, *names]) as plane:
         alone = await latency(_p2(plane), folder)
-        services = {name: _process(name) for name in ("broker", "registry")}
+        services = {name: service_process(name) for name in ("broker", "registry")}
         before = {name: process.memory_info().rss for name, process in services.items()}
         async with AsyncExitStack() as stack:
             crowds = [
@@ -90,14 +89,6 @@ def _crowd_commands(plane: RunningPlane) -> list[list[str]]:
         )
         for first in range(0, COUNT, share)
     ]  # fmt: skip
-
-
-def _process(service: str) -> psutil.Process:
-    """Return the process of a service of the plane that this process started."""
-    for child in psutil.Process().children(recursive=True):
-        if f"services.{service}" in child.cmdline():
-            return child
-    raise ProgramFailedError(f"no process of {service} was found")
 
 
 async def _count_ready(plane: RunningPlane) -> int:

@@ -7,19 +7,22 @@ written with, and the generated stubs, which show what the broker itself does.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.ceiling import bare_forwarder, data_sync
-from benchmarks.exchange import UNLOADED_COUNT, UNLOADED_RATE, Volume, both
+from benchmarks.exchange import UNLOADED_COUNT, UNLOADED_RATE, Command, Volume, both, latency, throughput
 from benchmarks.figures import Figure, Param
 from benchmarks.peer_servers import jetstream, peer_script, redis
-from benchmarks.plane import running_plane
+from benchmarks.plane import running_plane, service_process
 from benchmarks.programs import module
 from benchmarks.turns import Contender, Measured, Outcome, take_turns
 
 AGENTS = ("sender", "receiver")
 CLIENT, STUBS = "Muster, agent_client", "Muster, generated stubs"
+UNRECORDED = "Muster, generated stubs, envelopes not recorded"
+OURS = (CLIENT, STUBS, UNRECORDED)
 JETSTREAM, REDIS = "NATS JetStream, nats-py", "Redis Streams, redis-py"
 FORWARDER, SYNC = "bare forwarder", "fdatasync"
 
@@ -27,15 +30,53 @@ FORWARDER, SYNC = "bare forwarder", "fdatasync"
 VOLUMES = {
     CLIENT: Volume(count=20_000, warmup=2_000),
     STUBS: Volume(count=60_000, warmup=5_000),
+    UNRECORDED: Volume(count=60_000, warmup=5_000),
     JETSTREAM: Volume(count=8_000, warmup=1_000),
     REDIS: Volume(count=20_000, warmup=2_000),
     FORWARDER: Volume(count=60_000, warmup=5_000),
 }
+# Services whose processor time is counted; they are calm when they use less than this share of a processor.
+COSTED = ("broker", "audit")
+CALM_SHARE, CALM_S_MAX = 0.1, 30
 # How the peers are set up, for the figures' parameters.
 _PEERS: dict[str, dict[str, Param]] = {
     JETSTREAM: {"peer_tls": False, "peer_fsync": "every 2 min (default)"},
     REDIS: {"peer_tls": False, "peer_fsync": "always"},
 }
+
+
+async def _with_cost(command: Command, volume: Volume, folder: Path) -> Measured:
+    """Return throughput, latency, and the processor time of broker and audit for one message, in µs.
+
+    All that a message leads to is counted, also what comes after the last ack: its entries' way to audit.
+    """
+    before = _spent_s()
+    rate = await throughput(command, volume, folder)
+    spent = await _when_calm()
+    count = volume.count + volume.warmup
+    cost = {f"{name}_us": (spent[name] - before[name]) / count * 1e6 for name in COSTED}
+    return {"rate": rate, **cost, **await latency(command, folder)}
+
+
+def _spent_s() -> dict[str, float]:
+    """Return the processor time so far of the services that carry a message, in seconds."""
+    spent = {}
+    for name in COSTED:
+        times = service_process(name).cpu_times()
+        spent[name] = times.user + times.system
+    return spent
+
+
+async def _when_calm() -> dict[str, float]:
+    """Return `_spent_s` once the services have nothing left to do."""
+    spent = _spent_s()
+    for _ in range(CALM_S_MAX):
+        before = spent
+        await asyncio.sleep(1)
+        spent = _spent_s()
+        if sum(spent.values()) - sum(before.values()) < CALM_SHARE:
+            break
+    return spent
 
 
 async def through_client(folder: Path) -> Measured:
@@ -47,12 +88,21 @@ async def through_client(folder: Path) -> Measured:
                 "env", f"MUSTER_HOME={plane.home}", *module("benchmarks.client_load", role, *options)
             ]  # fmt: skip
 
-        return await both(command, VOLUMES[CLIENT], folder)
+        return await _with_cost(command, VOLUMES[CLIENT], folder)
+
+
+async def without_entries(folder: Path) -> Measured:
+    """Measure the broker with the leanest client when envelopes are not recorded: what audit costs."""
+    return await _through_stubs(folder, {"MUSTER_BROKER_AUDIT_MESSAGES": "none"})
 
 
 async def through_stubs(folder: Path) -> Measured:
     """Measure the broker with the leanest client."""
-    async with running_plane(folder, AGENTS) as plane:
+    return await _through_stubs(folder, {})
+
+
+async def _through_stubs(folder: Path, environ: Mapping[str, str]) -> Measured:
+    async with running_plane(folder, AGENTS, environ) as plane:
 
         def command(role: str, options: Sequence[str]) -> list[str]:
             return module(
@@ -61,7 +111,7 @@ async def through_stubs(folder: Path) -> Measured:
                 *options,
             )  # fmt: skip
 
-        return await both(command, VOLUMES[STUBS], folder)
+        return await _with_cost(command, VOLUMES[STUBS], folder)
 
 
 async def through_jetstream(folder: Path) -> Measured:
@@ -88,6 +138,7 @@ async def run(runs: int, directory: Path) -> list[Figure]:
     measures: dict[str, Callable[[Path], Awaitable[Measured]]] = {
         CLIENT: through_client,
         STUBS: through_stubs,
+        UNRECORDED: without_entries,
         JETSTREAM: through_jetstream,
         REDIS: through_redis,
         FORWARDER: bare_forwarder,
@@ -96,8 +147,23 @@ async def run(runs: int, directory: Path) -> list[Figure]:
     contenders = [Contender(name, measure, is_peer=name in _PEERS) for name, measure in measures.items()]
     outcome = await take_turns(contenders, runs, directory)
     return [
-        *(figure for ours in (CLIENT, STUBS) for figure in _throughput(outcome, ours)),
-        *(figure for ours in (CLIENT, STUBS) for figure in _latency(outcome, ours)),
+        *(figure for ours in OURS for figure in _throughput(outcome, ours)),
+        *(figure for ours in OURS for figure in _latency(outcome, ours)),
+        *(figure for ours in OURS for figure in _cost(outcome, ours)),
+    ]
+
+
+def _cost(outcome: Outcome, ours: str) -> list[Figure]:
+    return [
+        Figure(
+            "P1.cost",
+            f"processor time of {name} for one durable message ({ours})",
+            outcome.of(ours, f"{name}_us").median,
+            "us",
+            more_is_better=False,
+            params=outcome.params(ours, f"{name}_us", count=VOLUMES[ours].count),
+        )
+        for name in COSTED
     ]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from benchmarks.programs import ProgramFailedError, module, running
 from services.common.identity import Principal
@@ -44,15 +46,28 @@ def operator_tls(home: Path) -> TlsIdentity:
 
 
 @asynccontextmanager
-async def running_plane(folder: Path, agents: Sequence[str]) -> AsyncIterator[RunningPlane]:
-    """Start etcd and every service as processes of their own; stop them when the block ends."""
+async def running_plane(
+    folder: Path, agents: Sequence[str], environ: Mapping[str, str] | None = None
+) -> AsyncIterator[RunningPlane]:
+    """Start etcd and every service as processes of their own; stop them when the block ends.
+
+    `environ` adds to their environment, for settings such as MUSTER_BROKER_AUDIT_MESSAGES.
+    """
     home = folder / "plane"
     certificates(home, agents)
     command = module(
         "services.local", "up", "--directory", home, "--port-base", 0, "--json-events", "--until-stdin-ends"
     )
-    async with running("plane", command, folder) as program:
+    async with running("plane", command, folder, environ) as program:
         while (event := await program.next_event())["event"] != "ready":
             if event["event"] == "failed":
                 raise ProgramFailedError(f"the plane did not start: {event['message']}")
         yield RunningPlane(home, event["addresses"])
+
+
+def service_process(service: str) -> psutil.Process:
+    """Return the process of a service of the plane that this process started."""
+    for child in psutil.Process().children(recursive=True):
+        if f"services.{service}" in child.cmdline():
+            return child
+    raise ProgramFailedError(f"no process of {service} was found")
