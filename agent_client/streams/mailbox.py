@@ -11,7 +11,7 @@ from muster.common.v1 import envelope_pb2
 
 from agent_client.core.inbox import Handing, InboxCore, Key, Settlement, Verdict
 from agent_client.core.outbox import Answer, OutboxCore, SendOutcome
-from agent_client.core.retry import Reconnect
+from agent_client.core.retry import BackoffPolicy, Reconnect
 from agent_client.core.vocabulary import Priority
 from agent_client.errors import AgentLeftError, LimitError, UnavailableError, from_status, to_fault
 from agent_client.link import Delivered, Envelope, Profile, Sink
@@ -28,6 +28,8 @@ from agent_client.wire import (
 )
 
 log = logging.getLogger("agent_client")
+# A broker that comes back is found again within a second: its mailboxes are what everybody waits for.
+RECONNECT_MS_MAX = 1_000
 
 
 class MailboxStream:
@@ -43,7 +45,7 @@ class MailboxStream:
         self._sends: dict[str, tuple[envelope_pb2.Envelope, Pending[int]]] = {}
         # Deliveries that came again while the agent's code is asked about the ones before.
         self._later: dict[Key, Delivered] = {}
-        self._reconnect = Reconnect()
+        self._reconnect = Reconnect(BackoffPolicy(max_ms=RECONNECT_MS_MAX))
         self._left = False
         self._incarnation = 0
         self._wake = Event()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from services.broker.config import BrokerConfig
 from services.broker.core.table import TABLE, DeliveryInput, DeliveryState
+from services.broker.metrics import BrokerMetrics
+from services.common.metrics import Metrics
 from services.common.service_config import ServiceConfig
 
 README = Path(__file__).parents[3] / "services" / "broker" / "README.md"
@@ -32,6 +34,20 @@ def states() -> str:
     return "\n".join(lines) + "\n"
 
 
+def diagram() -> str:
+    """Return the table as a diagram that GitHub draws."""
+    lines = ["```mermaid", "stateDiagram-v2", f"  [*] --> {TABLE.start.name}"]
+    ways: dict[tuple[DeliveryState, DeliveryState], list[str]] = {}
+    for state, given, target in TABLE.rows():
+        ways.setdefault((state, target), []).append(given.name)
+    lines += [
+        f"  {state.name} --> {target.name}: {', '.join(inputs)}" for (state, target), inputs in ways.items()
+    ]
+    ends = [state for state in DeliveryState if not any(source is state for source, _, _ in TABLE.rows())]
+    lines += [f"  {state.name} --> [*]" for state in ends]
+    return "\n".join([*lines, "```"]) + "\n"
+
+
 def limits() -> str:
     own = [
         field
@@ -55,6 +71,22 @@ def _amount(value: object, unit: str) -> str:
 
 def test_the_states_are_the_tables() -> None:
     assert section("states") == states()
+
+
+def test_the_diagram_is_the_tables() -> None:
+    assert section("diagram") == diagram()
+
+
+def test_each_input_of_the_table_has_its_metric() -> None:
+    metrics = Metrics("broker")
+    BrokerMetrics(metrics)
+    shown = {
+        sample.labels["input"]
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "muster_broker_delivery_transitions"
+    }
+    assert shown == {given.name.lower() for given in DeliveryInput}
 
 
 def test_the_limits_are_the_settings() -> None:
