@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from services.common.core.instants import NEVER, rfc3339
-from services.scheduler.core import attempts, claims, gangs, preemption
+from services.scheduler.core import attempts, claims, gangs, preemption, speculation
 from services.scheduler.core.book import Step
 from services.scheduler.core.course import Place, Task
 from services.scheduler.core.index import level_for
@@ -27,7 +27,9 @@ def place(step: Step) -> None:
         # What a task gives back may go to one that has an agent: look again. This ends: every round assigns a
         # task, or moves one from the index to the lock table for want of a lock or back for want of an agent,
         # and none of them makes a lock or an agent free that was not.
-        if not moved and not preemption.make_room(step) and not claims.give_back(step):
+        if moved or preemption.make_room(step) or claims.give_back(step):
+            continue
+        if not speculation.help_stragglers(step):
             return
 
 

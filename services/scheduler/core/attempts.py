@@ -18,7 +18,7 @@ from services.scheduler.core.machine import (
     CollaborationInput,
     TaskInput,
 )
-from services.scheduler.core.model import AttemptState, CollaborationState, Failure, TaskState
+from services.scheduler.core.model import AttemptState, CollaborationState, Failure, Speculation, TaskState
 from services.scheduler.core.timers import TimerKind
 
 
@@ -82,7 +82,41 @@ def _hand_over(
     instance.turn = book.index.next_turn()
     book.index.touch(instance)
     book.victims.put(task, attempt, instance)
+    watch_straggling(step, task, attempt)
     return attempt
+
+
+def assign_beside(step: Step, task: Task, instance: Instance, why: str) -> Attempt:
+    """Let a second attempt of a running task begin beside the first one."""
+    attempt = _hand_over(step, task, instance, why, speculative=True)
+    _join(step, task.collaboration, instance.key.agent_id)
+    step.task_changed(task)
+    if instance.stream is not None:
+        step.effects.append(Assign(instance.stream, task.collaboration, task, attempt, ()))
+    return attempt
+
+
+def expected_at(step: Step, task: Task, instance: Instance) -> int:
+    """Return how long a task is expected to take at an instance, in milliseconds."""
+    return learning.predict(step, task, instance.key.agent_id).mean_ms
+
+
+def watch_straggling(step: Step, task: Task, attempt: Attempt) -> None:
+    """Have an attempt noticed when it takes longer than predicted, if a second one may help it."""
+    spec, settings = task.spec, step.book.settings
+    if (
+        settings.speculation_share <= 0.0
+        or spec.speculation is Speculation.NEVER
+        or spec.resources
+        or spec.gang is not None
+    ):
+        return
+    slow_ms = learning.quantile_ms(step, task, attempt.instance.agent_id, settings.straggle_quantile)
+    subject = (task, attempt.token.number)
+    due = after(attempt.assign_time, slow_ms)
+    # Of two attempts the newer one is watched.
+    step.book.timers.cancel(task.straggle_timer)
+    task.straggle_timer = step.book.timers.set(due, TimerKind.STRAGGLE, subject)
 
 
 def start(step: Step, task: Task, attempt: Attempt, *, ended: bool) -> None:
@@ -139,6 +173,16 @@ def close(
     book.timers.cancel(task.savepoint_timer)
     task.savepoint_timer = None
     book.victims.drop(task, attempt)
+    elapsed_ms = step.now - attempt.assign_time
+    if attempt.speculative:
+        predicted = attempt.predicted
+        book.budget.settle(0 if predicted is None else predicted.mean_ms, elapsed_ms, step.now)
+    else:
+        book.budget.done(elapsed_ms, step.now)
+    if not task.open_attempts:
+        book.timers.cancel(task.straggle_timer)
+        task.straggle_timer = None
+        book.stragglers.pop(task.key, None)
     if not task.open_attempts:
         task.progress, task.stage = 0.0, ""
     instance = book.instance_of(attempt)

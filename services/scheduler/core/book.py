@@ -33,6 +33,7 @@ from services.scheduler.core.monitoring.observed import Observed
 from services.scheduler.core.prediction.predictor import Predictor
 from services.scheduler.core.timers import Timer, Timers
 from services.scheduler.core.victims import Victims
+from services.scheduler.core.work_budget import WorkBudget
 
 _GOLDEN_RATIO = 0.6180339887498949
 
@@ -72,6 +73,11 @@ class Settings:
     preempting_priority: Priority = Priority.EMERGENCY
     suspend_grace_ms: int = 2_000
     savepoint_interval_ms: int = 1_000
+    #: Share of the work done lately that second attempts may take; 0 for none of them.
+    speculation_share: float = 0.05
+    #: Share of predicted durations after which an attempt counts as slow.
+    straggle_quantile: float = 0.99
+    speculation_window_ms: int = 3_600_000
 
 
 @dataclass(slots=True, eq=False)
@@ -140,6 +146,9 @@ class Book:
     lock_uses: dict[LockId, LockUse] = field(default_factory=dict)
     #: Tasks in the placement index whose declared claims are granted; the next placement empties it.
     reserved: dict[LockId, Task] = field(default_factory=dict)
+    #: Running tasks whose attempt takes longer than predicted, and what helping them may cost.
+    stragglers: dict[TaskKey, Task] = field(default_factory=dict)
+    budget: WorkBudget = field(init=False)
     #: Attempts that may make room for more urgent work.
     victims: Victims = field(default_factory=Victims)
     #: Tasks in the placement index that may take the slot of another, in the order in which they came.
@@ -162,6 +171,7 @@ class Book:
         self.index = PlacementIndex(self.settings.ageing_ms, self.settings.ageing_share)
         self.index.estimate = lambda agent, kind, ms: self.predictor.estimate(agent, kind, ms).mean_ms
         self.accounts = Accounts(dict(self.settings.requester_weights))
+        self.budget = WorkBudget(self.settings.speculation_share, self.settings.speculation_window_ms)
 
     def task(self, key: TaskKey | AttemptRef) -> Task | None:
         """Return the named task, None when it is not known."""

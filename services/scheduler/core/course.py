@@ -179,6 +179,8 @@ class Task:
     watches: dict[int, Timer] = field(default_factory=dict)
     #: When a victim was asked to make room for it.
     room_time: Instant | None = None
+    #: When its first attempt will have taken longer than predicted.
+    straggle_timer: Timer | None = None
     #: When the newest savepoint will be made durable; None when it is.
     savepoint_timer: Timer | None = None
     deadline_timer: Timer | None = None

@@ -74,6 +74,8 @@ def _check_task(book: Book, task: Task) -> None:
         assert holder.held.get(task.key) is task, f"{task} is not with {holder}"
         suspending = attempt.state is AttemptState.SUSPENDING
         assert suspending == (attempt.suspend_time is not None), f"{task}: {attempt}"
+    assert task.straggle_timer is None or current, task
+    assert (task.key not in book.stragglers) or current, task
     assert task.excused_count + task.failure_count <= task.attempt_count, task
     assert task.savepoint is None or not task.ended, task
     assert task.savepoint_timer is None or current, task

@@ -63,6 +63,15 @@ def predict(step: Step, task: Task, agent_id: str) -> Predicted:
     )
 
 
+def quantile_ms(step: Step, task: Task, agent_id: str, share: float) -> int:
+    """Return the duration that a share of a task's runs on an agent is not expected to exceed."""
+    spec = task.spec
+    estimate = step.book.predictor.estimate(
+        agent_id, task.task_type, spec.estimated_duration_ms, spec.required_skills[0]
+    )
+    return round(estimate.quantile(share))
+
+
 def learn(step: Step, task: Task, attempt: Attempt) -> None:
     """Learn from an attempt that has just ended by its agent's doing: success, failure or time-out."""
     spec, agent_id = task.spec, attempt.instance.agent_id

@@ -110,8 +110,13 @@ def time_out(step: Step, subject: tuple[Task, int]) -> None:
 def excuse_open(step: Step, task: Task, why: str) -> None:
     """End what still runs of a task whose fate is settled; its agents are told that they are fenced."""
     for attempt in task.open_attempts:
-        task.excused_count += 1
-        attempts.close(step, task, attempt, AttemptInput.CANCEL, notice=why)
+        excuse(step, task, attempt, why)
+
+
+def excuse(step: Step, task: Task, attempt: Attempt, why: str) -> None:
+    """End one attempt that is not needed; the caller makes it durable."""
+    task.excused_count += 1
+    attempts.close(step, task, attempt, AttemptInput.CANCEL, notice=why)
 
 
 def suspend(step: Step, task: Task, attempt: Attempt, notice: str = "") -> None:

@@ -166,6 +166,7 @@ def _resume_task(step: Step, task: Task) -> None:
             suspension.watch_again(step, task, attempt)
         else:
             attempts.watch(step, task, attempt)
+        attempts.watch_straggling(step, task, attempt)
     if task.state is TaskState.READY and task.retry_time is not None:
         places.enter_delay(step, task, task.retry_time)
     elif task.state in TASK_WAITING:

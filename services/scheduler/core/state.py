@@ -19,6 +19,7 @@ from services.scheduler.core import (
     outcomes,
     recovery,
     savepoints,
+    speculation,
     suspension,
 )
 from services.scheduler.core.book import Book, Settings, Step
@@ -136,6 +137,7 @@ _ON_TIMER: dict[TimerKind, Callable[[Step, Any], None]] = {
     TimerKind.ATTEMPT_TIMEOUT: outcomes.time_out,
     TimerKind.SUSPEND_GRACE: suspension.take_away,
     TimerKind.SAVEPOINT: savepoints.settle,
+    TimerKind.STRAGGLE: speculation.notice,
     TimerKind.DEADLINE: outcomes.pass_deadline,
     TimerKind.GRACE: _lose,
     TimerKind.PROBE: agents.probe,
