@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from services.common.config import knob
 from services.common.service_config import ServiceConfig
 from services.scheduler.core.book import Settings
-from services.scheduler.core.model import SchedulingPolicy
+from services.scheduler.core.model import Priority, SchedulingPolicy
 
 _CORE = Settings()
 
@@ -85,6 +85,27 @@ class SchedulerConfig(ServiceConfig):
     lock_request_max: int = knob(
         _CORE.lock_request_max, "Locks that the code of one instance may hold or wait for."
     )
+    preempting_priority: str = knob(
+        _CORE.preempting_priority.name,
+        "The least urgent class whose ready tasks may take the slot of less urgent running work: "
+        "EMERGENCY or HIGH.",
+    )
+    suspend_grace_ms: int = knob(
+        _CORE.suspend_grace_ms, "How long an attempt that makes room may take to save and stop.", unit="ms"
+    )
+    savepoint_interval_ms: int = knob(
+        _CORE.savepoint_interval_ms, "How often a savepoint of one task is written at most.", unit="ms"
+    )
+    speculation_share: float = knob(
+        _CORE.speculation_share,
+        "Share of the work done lately that second attempts beside slow ones may take; 0 for none.",
+    )
+    straggle_quantile: float = knob(
+        _CORE.straggle_quantile, "Share of predicted durations after which an attempt counts as slow."
+    )
+    speculation_window_ms: int = knob(
+        _CORE.speculation_window_ms, "Time constant in which work done fades from that account.", unit="ms"
+    )
     registry_wait_ms: int = knob(
         2_000, "How long a new leader waits for the registry's first view before it serves.", unit="ms"
     )
@@ -100,6 +121,10 @@ class SchedulerConfig(ServiceConfig):
     def __post_init__(self) -> None:
         """Check the settings; raises ValueError."""
         super().__post_init__()
+        if self.preempting_priority not in ("EMERGENCY", "HIGH"):
+            raise ValueError("preempting_priority must be EMERGENCY or HIGH")
+        if not (0.0 <= self.speculation_share <= 1.0 and 0.5 <= self.straggle_quantile < 1.0):
+            raise ValueError("speculation_share must be 0 to 1, straggle_quantile 0.5 to below 1")
         if self.probe_interval_ms * 2 > self.silence_ms_max:
             raise ValueError("silence_ms_max must be at least twice probe_interval_ms: one probe may be late")
         takeover_ms = self.election_ttl_s * 1_000 + self.registry_wait_ms
@@ -140,6 +165,12 @@ class SchedulerConfig(ServiceConfig):
             loss_max=self.loss_max,
             wave_max=self.wave_max,
             lock_request_max=self.lock_request_max,
+            preempting_priority=Priority[self.preempting_priority],
+            suspend_grace_ms=self.suspend_grace_ms,
+            savepoint_interval_ms=self.savepoint_interval_ms,
+            speculation_share=self.speculation_share,
+            straggle_quantile=self.straggle_quantile,
+            speculation_window_ms=self.speculation_window_ms,
             policy=SchedulingPolicy[self.scheduling_policy],
             requester_weights=_weights(self.requester_weights),
             ageing_ms=self.ageing_ms,
