@@ -173,6 +173,11 @@ class Client:
             async for event in events:
                 yield event
 
+    async def _end_of(self, collaboration_id: str) -> CollaborationInfo:
+        """Return a collaboration as it is when it has ended: its last change says all of it but the tasks."""
+        watch = _Watch(self._connection, collaboration_id, 0, collaborations_only=True)
+        return await self._thread.run(watch.end())
+
     async def locks(self, resource: str = "") -> list[scheduler.Lock]:
         """Return who holds and who waits for `resource`, or for every resource."""
         answer = await self._call(
@@ -326,9 +331,7 @@ class Collaboration:
         """
         try:
             async with asyncio.timeout(timeout):
-                async for _ in self.watch():
-                    pass
-                return (await self.info()).result()
+                return (await self._client._end_of(self.id)).result()
         except TimeoutError:
             raise CallTimeoutError(
                 f"collaboration {self.id} has not ended within {timeout} s; it goes on"
@@ -342,8 +345,16 @@ class Collaboration:
 class _Watch:
     """Follows one collaboration across broken streams; runs on the link loop."""
 
-    def __init__(self, connection: Connection, collaboration_id: str, from_generation: int) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        collaboration_id: str,
+        from_generation: int,
+        *,
+        collaborations_only: bool = False,
+    ) -> None:
         self._connection, self._collaboration_id = connection, collaboration_id
+        self._collaborations_only = collaborations_only
         self._cursor = WatchCursor(from_generation)
         # Tasks that are still to come after the collaboration's last state; None while it goes on.
         self._left: int | None = None
@@ -363,11 +374,23 @@ class _Watch:
                         if self._is_last(event):
                             return
 
+    async def end(self) -> CollaborationInfo:
+        """Return the collaboration as its last change shows it."""
+        last: CollaborationInfo | None = None
+        async with contextlib.aclosing(self.run()) as events:
+            async for event in events:
+                if isinstance(event.change, CollaborationInfo):
+                    last = event.change
+        # The events end with a change of the collaboration itself, or with an error.
+        assert last is not None  # noqa: S101
+        return last
+
     def _is_last(self, event: Event) -> bool:
         match event.change:
             case CollaborationInfo() as change:
                 # In a snapshot the collaboration comes first, then its tasks; else the last state comes last.
-                after = change.task_count if self._cursor.in_snapshot else 0
+                tasks_follow = self._cursor.in_snapshot and not self._collaborations_only
+                after = change.task_count if tasks_follow else 0
                 self._left = after if change.final else None
             case TaskInfo() if self._left is not None:
                 self._left -= 1
@@ -375,7 +398,9 @@ class _Watch:
 
     def _request(self) -> scheduler.WatchCollaborationsRequest:
         request = scheduler.WatchCollaborationsRequest(
-            collaboration_id=self._collaboration_id, from_generation=self._cursor.resume_from
+            collaboration_id=self._collaboration_id,
+            from_generation=self._cursor.resume_from,
+            collaborations_only=self._collaborations_only,
         )
         self._cursor.opened()
         return request

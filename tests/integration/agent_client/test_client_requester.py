@@ -204,16 +204,24 @@ async def test_results_and_failures(plane: FakePlane, client: Client, eventually
     handle = client.collaboration("c1")
     waiting = asyncio.create_task(handle.result())
     await eventually(lambda: plane.watches)
-    plane.collaboration = collaboration_pb2.Collaboration(
-        collaboration_id="c1",
-        state=collaboration_pb2.COLLABORATION_STATE_FAILED,
-        failure=task_pb2.TaskFailure(reason="NO_ROAD", message="no road leads there"),
-    )
-    plane.watches[0].say(frame(collaboration(4, collaboration_pb2.COLLABORATION_STATE_FAILED)))
+    # The last change has the whole story, and its tasks are not asked for.
+    assert plane.watches[0].hello.collaborations_only
+    failed = collaboration_pb2.COLLABORATION_STATE_FAILED
+    why = task_pb2.TaskFailure(reason="NO_ROAD", message="no road leads there")
+    plane.watches[0].say(frame(collaboration(3), collaboration(4, failed, failure=why)))
     with pytest.raises(CollaborationFailedError, match="NO_ROAD"):
         await waiting
     with pytest.raises(CallTimeoutError, match="it goes on"):
         await handle.result(timeout=0.05)
+
+
+async def test_a_result_that_is_there_comes_with_the_snapshot(
+    plane: FakePlane, client: Client, eventually: Eventually
+) -> None:
+    waiting = asyncio.create_task(client.collaboration("c1").result())
+    await eventually(lambda: plane.watches)
+    plane.watches[0].say(frame(collaboration(7, COMPLETED, task_count=3)))
+    assert (await waiting).collaboration_id == "c1"
 
 
 async def test_gap_is_told(plane: FakePlane, client: Client, eventually: Eventually) -> None:
