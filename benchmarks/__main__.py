@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from benchmarks import agents, ceiling, messages, scheduling, tasks
+from benchmarks import agents, audit, ceiling, idle, messages, scheduling, tasks
 from benchmarks.figures import Figure
 from benchmarks.machine import commit, keeps_nothing, machine
 from benchmarks.programs import ProgramFailedError
@@ -22,7 +22,9 @@ Benchmark = Callable[[int, Path], Coroutine[Any, Any, list[Figure]]]
 
 BENCHMARKS: dict[str, tuple[str, Benchmark]] = {
     "agents": ("P5: many agents connected to one broker and one registry; no peers", agents.run),
+    "audit": ("P6: audit entries per second; no peers", audit.run),
     "ceiling": ("what gRPC with TLS, etcd and fdatasync allow; no peers", ceiling.run),
+    "idle": ("P10: CPU of a plane with 100 agents and nothing to do; no peers", idle.run),
     "messages": ("P1, P2: durable messages; NATS JetStream, Redis Streams, a bare forwarder", messages.run),
     "tasks": ("P3, P4: durable no-op tasks; Ray, Dask, Celery", tasks.run),
     "task-cost": ("P3, P4 and where their time goes; no peers", tasks.run_alone),

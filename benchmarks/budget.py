@@ -19,7 +19,6 @@ from typing import Any
 from services.common.etcd.channel import EtcdTls
 from services.local.certs import PlaneCertificates
 
-# A process' CPU clock in all its threads; see clock_getcpuclockid(3).
 _PROCESS_CLOCK = 2
 _HTTP_SECONDS_MAX = 10.0
 
@@ -78,10 +77,15 @@ class Meter:
     def read(self) -> Reading:
         """Return what everything stands at; blocks for some milliseconds."""
         return Reading(
-            {name: time.clock_gettime(~pid << 3 | _PROCESS_CLOCK) for name, pid in self._pids.items()},
+            {name: cpu_seconds(pid) for name, pid in self._pids.items()},
             _counters(_get(self._etcd, self._etcd_tls), _ETCD_COUNTERS),
             _counters(_get(self._leader, self._plane_tls), _LEADER_COUNTERS),
         )
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process in all its threads; see clock_getcpuclockid(3)."""
+    return time.clock_gettime(~pid << 3 | _PROCESS_CLOCK)
 
 
 def spent(before: Reading, after: Reading, tasks: int) -> dict[str, float]:

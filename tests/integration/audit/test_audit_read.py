@@ -17,6 +17,7 @@ from agent_client.verify import (
     verify_consistency,
     verify_inclusion,
 )
+from services.audit import reader
 from services.common.core.errors import Reason, ServiceError
 from services.common.rpc.status import from_rpc_error
 from tests.conftest import Eventually
@@ -65,6 +66,20 @@ async def test_a_producer_finds_at_once_what_was_acked(audit: Audit) -> None:
     for n in range(1, 20):
         await audit.append(frame(n))
         assert len(await audit.entries(subject=f"message/{n}")) == 1
+
+
+async def test_whoever_asks_does_not_wait_for_the_index_to_rest(
+    audit: Audit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "_REST_S", 600.0)
+    tail = audit.stub().Tail(pb.TailRequest(from_leaf_index=0))
+    for n in range(1, 4):
+        await audit.append(frame(n))
+        page = await audit.stub().Query(pb.QueryRequest(subject=f"message/{n}"))
+        assert [logged.entry.subject for logged in page.entries] == [f"message/{n}"]
+        assert page.tree_size > page.entries[0].leaf_index
+    assert (await tail.read()).entries
+    tail.cancel()
 
 
 async def test_filters_narrow(audit: Audit) -> None:

@@ -390,6 +390,18 @@ async def test_a_defect_answers_everybody_who_waits(rig: Open, monkeypatch: pyte
     await here.outbox.record([draft("c")])
 
 
+async def test_a_backlog_and_the_first_entry_are_shipped_without_a_pause(
+    serve: Serve, rig: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipper, "PACE_S", 600.0)
+    audit = AuditTwin()
+    here = await rig()
+    await here.outbox.record([draft(f"op.{n}") for n in range(3_000)])
+    here.ship_to(await serve(Append=audit))
+    await here.outbox.wait_shipped()
+    assert len(audit.operations) == 3_000
+
+
 @given(
     st.text(max_size=3_000), st.dictionaries(st.text(max_size=1_500), st.text(max_size=1_500), max_size=40)
 )

@@ -62,6 +62,18 @@ async def test_what_is_written_is_read_and_survives_a_restart(database: Open) ->
     assert settings == ["wal", 2, 1, 1]
 
 
+async def test_a_derived_file_is_whole_and_not_synced_at_each_commit(tmp_path: Path) -> None:
+    database = open_database(tmp_path / "index.db", SCHEMA, derived=True, cache_bytes=8 * 2**20)
+    settings = await database.write(
+        lambda connection: [
+            connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("journal_mode", "synchronous", "cache_size")
+        ]
+    )
+    assert settings == ["wal", 1, -8 * 2**10]
+    await database.close()
+
+
 async def test_a_failed_work_rolls_back_and_its_error_comes_out(database: Open) -> None:
     one = await database()
 
