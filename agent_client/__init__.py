@@ -1,7 +1,7 @@
 """The client of Muster: write an agent, submit a collaboration, check the log."""
 
 from agent_client.agent import Agent
-from agent_client.client import Client, Collaboration, Event
+from agent_client.client import Client, Collaboration
 from agent_client.context import Context, load_context
 from agent_client.core.records import FencingToken, Payload
 from agent_client.core.vocabulary import MessageType, Priority
@@ -42,6 +42,7 @@ from agent_client.views import (
     Result,
     TaskInfo,
 )
+from agent_client.watching import Event
 
 __all__ = [
     "AccessError",

@@ -12,8 +12,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,36 +28,17 @@ from muster.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
 
 from agent_client.connection import Connection, Method
 from agent_client.context import load_context
-from agent_client.core.watch import WatchCursor
 from agent_client.errors import CallTimeoutError, InvalidRequestError, Violation
 from agent_client.loop import link_thread
 from agent_client.spec import Spec, build_spec
 from agent_client.tls import Dialer
-from agent_client.views import (
-    Change,
-    CollaborationInfo,
-    Gap,
-    Progress,
-    Result,
-    TaskInfo,
-    change_of,
-)
-from agent_client.wire import moment
+from agent_client.views import CollaborationInfo, Result
+from agent_client.watching import Event, Watch
 
 # Items asked for in one page of a list.
 PAGE_SIZE = 200
 # Seconds that a call may take with all its retries, unless the client is made with another patience.
 PATIENCE_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One change of a collaboration; `generation` is 0 for progress, which is not durable."""
-
-    collaboration_id: str
-    generation: int
-    time: datetime | None
-    change: Change
 
 
 class Client:
@@ -168,14 +148,14 @@ class Client:
 
         A broken stream is resumed where it was, as long as the plane comes back within the client's patience.
         """
-        watch = _Watch(self._connection, collaboration_id, from_generation)
+        watch = Watch(self._connection, collaboration_id, from_generation)
         async with contextlib.aclosing(self._thread.relay(watch.run())) as events:
             async for event in events:
                 yield event
 
     async def _end_of(self, collaboration_id: str) -> CollaborationInfo:
         """Return a collaboration as it is when it has ended: its last change says all of it but the tasks."""
-        watch = _Watch(self._connection, collaboration_id, 0, collaborations_only=True)
+        watch = Watch(self._connection, collaboration_id, 0, collaborations_only=True)
         return await self._thread.run(watch.end())
 
     async def locks(self, resource: str = "") -> list[scheduler.Lock]:
@@ -340,80 +320,6 @@ class Collaboration:
     async def cancel(self, reason: str = "") -> CollaborationInfo:
         """Cancel what has not ended of it."""
         return await self._client.cancel(self.id, reason)
-
-
-class _Watch:
-    """Follows one collaboration across broken streams; runs on the link loop."""
-
-    def __init__(
-        self,
-        connection: Connection,
-        collaboration_id: str,
-        from_generation: int,
-        *,
-        collaborations_only: bool = False,
-    ) -> None:
-        self._connection, self._collaboration_id = connection, collaboration_id
-        self._collaborations_only = collaborations_only
-        self._cursor = WatchCursor(from_generation)
-        # Tasks that are still to come after the collaboration's last state; None while it goes on.
-        self._left: int | None = None
-
-    async def run(self) -> AsyncGenerator[Event, None]:
-        """Yield the events until the collaboration has ended."""
-        frames = self._connection.follow(
-            "scheduler",
-            lambda channel: SchedulerServiceStub(channel).WatchCollaborations,
-            self._request,
-        )
-        async with contextlib.aclosing(frames):
-            async for frame in frames:
-                for message in frame.events:
-                    if (event := self._read(message)) is not None:
-                        yield event
-                        if self._is_last(event):
-                            return
-
-    async def end(self) -> CollaborationInfo:
-        """Return the collaboration as its last change shows it."""
-        last: CollaborationInfo | None = None
-        async with contextlib.aclosing(self.run()) as events:
-            async for event in events:
-                if isinstance(event.change, CollaborationInfo):
-                    last = event.change
-        # The events end with a change of the collaboration itself, or with an error.
-        assert last is not None  # noqa: S101
-        return last
-
-    def _is_last(self, event: Event) -> bool:
-        match event.change:
-            case CollaborationInfo() as change:
-                # In a snapshot the collaboration comes first, then its tasks; else the last state comes last.
-                tasks_follow = self._cursor.in_snapshot and not self._collaborations_only
-                after = change.task_count if tasks_follow else 0
-                self._left = after if change.final else None
-            case TaskInfo() if self._left is not None:
-                self._left -= 1
-        return self._left == 0
-
-    def _request(self) -> scheduler.WatchCollaborationsRequest:
-        request = scheduler.WatchCollaborationsRequest(
-            collaboration_id=self._collaboration_id,
-            from_generation=self._cursor.resume_from,
-            collaborations_only=self._collaborations_only,
-        )
-        self._cursor.opened()
-        return request
-
-    def _read(self, message: collaboration_pb2.CollaborationEvent) -> Event | None:
-        change = change_of(message)
-        if change is None:
-            return None
-        if isinstance(change, Gap):
-            self._cursor.gap()
-        elif not isinstance(change, Progress):
-            self._cursor.seen(message.generation)
-        return Event(message.collaboration_id, message.generation, moment(message.event_time), change)
 
 
 def _state(name: str) -> collaboration_pb2.CollaborationState.ValueType:

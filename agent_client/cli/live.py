@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from agent_client.cli.output import Output, clock, visible
-from agent_client.client import Event
 from agent_client.views import CollaborationInfo, Gap, Progress, TaskInfo
+from agent_client.watching import Event
 
 STYLES = {
     "PENDING": "dim",
