@@ -29,6 +29,7 @@ from muster.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
 from agent_client.connection import Connection, Method
 from agent_client.context import load_context
 from agent_client.errors import CallTimeoutError, InvalidRequestError, Violation
+from agent_client.insight import Insight
 from agent_client.loop import link_thread
 from agent_client.spec import Spec, build_spec
 from agent_client.tls import Dialer
@@ -60,6 +61,8 @@ class Client:
         identity = context.agent(agent) if agent else context.operator()
         self._thread = link_thread()
         self._connection = Connection(Dialer(context, identity), patience)
+        # What the coordinator has learned and noticed.
+        self.insight = Insight(self._call)
 
     async def __aenter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""`muster agents list|show|watch|enroll`."""
+"""`muster agents list|show|profile|watch|enroll`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from muster.registry.v1 import agent_pb2
 
 from agent_client.cli.local import ask_local
 from agent_client.cli.output import OK, PATIENCE_S, Output, clock
+from agent_client.cli.profiles import add_profile
 from agent_client.cli.words import Commands, command, group, name
 from agent_client.client import Client
 from agent_client.context import HOME_VARIABLE, find_home
@@ -22,6 +23,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     listed.add_argument("--skill", default="", help="only agents with this skill")
     shown = command(agents, common, "show", _show, "show one agent with its instances")
     shown.add_argument("name", help="the agent's name, as `muster agents list` shows it")
+    add_profile(agents, common)
     command(agents, common, "watch", _watch, "follow the agents' changes; Ctrl-C ends it")
     enrolled = command(
         agents,

@@ -12,6 +12,7 @@ from muster.scheduler.v1 import task_pb2
 
 from agent_client.cli.live import LiveView
 from agent_client.cli.output import FAILED, OK, PATIENCE_S, USAGE, Output, clock, complain
+from agent_client.cli.profiles import add_assess
 from agent_client.cli.words import Commands, command, group, natural, positive
 from agent_client.client import Client, Collaboration
 from agent_client.errors import NotFoundError
@@ -57,6 +58,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     shown = command(task, common, "show", _task, "show one task: attempts, why this agent, why it waits")
     shown.add_argument("collaboration", help=ID_HELP)
     shown.add_argument("task", help="its task_id, as `muster task list` shows it")
+    add_assess(task, common)
     locks = command(commands, common, "locks", _locks, "who holds and who waits for each resource")
     locks.add_argument("resource", nargs="?", default="", help="only this one")
 

@@ -260,3 +260,16 @@ def test_a_line_without_decay_is_least_squares(points: list[tuple[float, float]]
     assert line.mean_actual == pytest.approx(level, abs=1e-9)
     assert line.declared_squares == pytest.approx(sum((x - middle) ** 2 for x, _ in points), abs=1e-6)
     assert line.products == pytest.approx(sum((x - middle) * (y - level) for x, y in points), abs=1e-6)
+
+
+def test_what_is_learned_after_it_was_taken_for_the_store_is_to_be_kept_again() -> None:
+    predictor = Predictor()
+    run(predictor, "a", "t", 900)
+    keys = [*predictor.changed]
+    assert {key.name for key in keys} == {"a", "t"}
+    for key in keys:
+        del predictor.changed[key]
+        predictor.value(key)
+    # The same agent, type and instant: nothing may be skipped because it was done a moment ago.
+    predictor.ended("a", "t", ("work",), success=True, now=NOW)
+    assert [*predictor.changed] == keys

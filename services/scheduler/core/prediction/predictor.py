@@ -85,6 +85,8 @@ class Predictor:
         self.types: dict[str, TypeCell] = {}
         #: What changed since it was last taken for the store.
         self.changed: dict[LearnedKey, None] = {}
+        # The cells that were opened last, with whose they are.
+        self._opened: tuple[str, str, Instant, PairCell, TypeCell] | None = None
         # Of each skill, how its types deviate from what is declared; until a type is renewed.
         self._skills: dict[str, tuple[float, float]] = {}
         self._cache: dict[tuple[str, str, int, str], tuple[int, int, Estimate]] = {}
@@ -214,6 +216,8 @@ class Predictor:
 
     def value(self, key: LearnedKey) -> Learned | None:
         """Return a copy of what is to be kept under `key`; None when it is to be deleted."""
+        # What is learned from now on is to be kept with the next change.
+        self._opened = None
         cell = (self.agents if key.kind == "agents" else self.types).get(key.name)
         return None if cell is None else cell.copy()
 
@@ -234,6 +238,10 @@ class Predictor:
 
     def _open(self, agent_id: str, task_type: str, now: Instant, skill: str) -> tuple[PairCell, TypeCell]:
         """Return the cells to learn into, aged to `now`, as the ones used last."""
+        opened = self._opened
+        if opened is not None and opened[:3] == (agent_id, task_type, now):
+            # One result is learned from twice, duration and outcome: the second time all of this is done.
+            return opened[3], opened[4]
         kind = self.types.pop(task_type, None)
         if kind is None:
             kind = TypeCell(time=now)
@@ -260,8 +268,12 @@ class Predictor:
                 cell.time = now
                 cell.edition += left < _FADED
         agent.time = max(agent.time, now)
-        self.changed[LearnedKey("agents", agent_id)] = None
-        self.changed[LearnedKey("types", task_type)] = None
+        # A plain tuple is found like the key it equals, and costs a fifth to make.
+        if ("agents", agent_id) not in self.changed:
+            self.changed[LearnedKey("agents", agent_id)] = None
+        if ("types", task_type) not in self.changed:
+            self.changed[LearnedKey("types", task_type)] = None
+        self._opened = (agent_id, task_type, now, pair, kind)
         return pair, kind
 
     def _drop(self, kind: Literal["agents", "types"], rows: dict[str, Any], most: int) -> None:
