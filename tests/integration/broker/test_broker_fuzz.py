@@ -216,7 +216,8 @@ HELLOS: dict[str, tuple[bytes, Reason | None, str]] = {
     "a hello and more": (first_frame() + b"\x38\x01", Reason.MALFORMED_FRAME, "and nothing else"),
     "no bytes": (b"", Reason.MALFORMED_FRAME, "must hold a hello"),
     "no version": (first_frame(versions=[]), Reason.UNSUPPORTED_VERSION, "version 1"),
-    "many versions": (first_frame(versions=range(2, 100_000)), Reason.UNSUPPORTED_VERSION, "version 1"),
+    "many versions": (first_frame(versions=range(1, 100_000)), Reason.INVALID_FIELD, "hello.versions"),
+    "other versions": (first_frame(versions=[2, 3]), Reason.UNSUPPORTED_VERSION, "version 1"),
     "an instance with a space": (first_frame(instance_id="a b"), Reason.INVALID_FIELD, "hello.instance_id"),
     "a long instance": (first_frame(instance_id="a" * 65), Reason.INVALID_FIELD, "hello.instance_id"),
     # Once it reached the store, and ended the broker.
