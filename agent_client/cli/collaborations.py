@@ -189,6 +189,13 @@ async def _task(options: argparse.Namespace, output: Output) -> int:
     return OK
 
 
+def _savepoint(task: TaskInfo) -> str:
+    if not task.message.HasField("savepoint"):
+        return ""
+    saved = task.message.savepoint
+    return f"of try {saved.attempt_number}, {saved.bytes} bytes, {clock(moment(saved.save_time))}"
+
+
 def _show(task: TaskInfo, output: Output) -> None:
     output.line(f"{task.id}  {task.state}  generation {task.message.generation}")
     for label, text in (
@@ -196,6 +203,7 @@ def _show(task: TaskInfo, output: Output) -> None:
         ("failure", task.failure),
         ("skills", ", ".join(task.message.spec.required_skills)),
         ("depends on", ", ".join(task.message.spec.dependencies)),
+        ("savepoint", _savepoint(task)),
         ("resources", ", ".join(claim.resource for claim in task.message.spec.resources)),
     ):
         if text:
@@ -207,6 +215,8 @@ def _show(task: TaskInfo, output: Output) -> None:
             f"try {attempt.token.number} (token {attempt.token.epoch}.{attempt.token.number})  {state}  "
             f"{attempt.agent_id}/{attempt.instance_id}  {clock(moment(attempt.assign_time))} to {ended}"
         )
+        if attempt.speculative:
+            output.line("  a second attempt beside one that was slow")
         if attempt.explanation:
             output.line(f"  chosen because {attempt.explanation}")
         if attempt.HasField("failure"):

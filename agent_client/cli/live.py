@@ -20,6 +20,7 @@ STYLES = {
     "READY": "yellow",
     "ASSIGNED": "cyan",
     "RUNNING": "cyan bold",
+    "SUSPENDED": "yellow bold",
     "SUCCEEDED": "green",
     "COMPLETED": "green bold",
     "FAILED": "red bold",
