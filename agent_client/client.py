@@ -22,7 +22,7 @@ from muster.common.v1 import page_pb2
 from muster.registry.v1 import agent_pb2
 from muster.registry.v1 import registry_service_pb2 as registry
 from muster.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
-from muster.scheduler.v1 import collaboration_pb2, plan_pb2
+from muster.scheduler.v1 import collaboration_pb2, explanation_pb2, plan_pb2
 from muster.scheduler.v1 import scheduler_service_pb2 as scheduler
 from muster.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
 
@@ -169,6 +169,16 @@ class Client:
             scheduler.ListLocksRequest(resource=resource),
         )
         return [*answer.locks]
+
+    async def explain(self, collaboration_id: str, task_id: str) -> explanation_pb2.TaskExplanation:
+        """Return why a task has the place, the agent or the wait that it has."""
+        answer = await self._call(
+            "scheduler",
+            lambda channel: SchedulerServiceStub(channel).ExplainTask,
+            scheduler.ExplainTaskRequest(collaboration_id=collaboration_id, task_id=task_id),
+        )
+        explanation: explanation_pb2.TaskExplanation = answer.explanation
+        return explanation
 
     # Agents and services.
 

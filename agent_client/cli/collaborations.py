@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from muster.scheduler.v1 import task_pb2
+from muster.scheduler.v1 import collaboration_pb2, task_pb2
 
 from agent_client.cli.live import LiveView
 from agent_client.cli.output import FAILED, OK, PATIENCE_S, USAGE, Output, clock, complain
@@ -59,6 +59,9 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     shown.add_argument("collaboration", help=ID_HELP)
     shown.add_argument("task", help="its task_id, as `muster task list` shows it")
     add_assess(task, common)
+    explained = command(task, common, "explain", _explain, "why a task has its place, its agent or its wait")
+    explained.add_argument("collaboration", help=ID_HELP)
+    explained.add_argument("task", help="its task_id, as `muster task list` shows it")
     locks = command(commands, common, "locks", _locks, "who holds and who waits for each resource")
     locks.add_argument("resource", nargs="?", default="", help="only this one")
 
@@ -224,6 +227,37 @@ def _show(task: TaskInfo, output: Output) -> None:
     if task.result is not None:
         output.line("result")
         output.line(json.dumps(task.result, ensure_ascii=False, indent=2, default=repr))
+
+
+async def _explain(options: argparse.Namespace, output: Output) -> int:
+    async with Client(patience=PATIENCE_S) as client:
+        found = await client.explain(options.collaboration, options.task)
+    if output.as_json:
+        output.json(to_plain(found))
+        return OK
+    state = task_pb2.TaskState.Name(found.state).removeprefix("TASK_STATE_")
+    policy = collaboration_pb2.SchedulingPolicy.Name(found.scheduling_policy)
+    output.line(f"{found.task_id}  {state}  policy {policy.removeprefix('SCHEDULING_POLICY_')}")
+    if found.waiting_for:
+        output.line(f"waits for {found.waiting_for}")
+    if found.chosen_because:
+        output.line(f"chosen because {found.chosen_because}")
+    for title, parts in (("priority", found.priority), ("analysis", found.analysis)):
+        output.line(title)
+        for part in parts:
+            meaning = f"  ({part.meaning})" if part.meaning else ""
+            output.line(f"  {part.name:<18} {part.value}{meaning}")
+    if found.HasField("predicted_end_time"):
+        output.line(
+            f"will end at {clock(moment(found.predicted_end_time))} at the earliest, as far as predicted"
+        )
+    if found.candidate_count:
+        output.line(f"candidates: {found.candidate_count}, of which {found.free_count} free")
+    for candidate in found.candidates:
+        score = " + ".join(f"{part.weight:g} * {part.name} {part.value:.2f}" for part in candidate.parts)
+        why = candidate.obstacle or (f"{candidate.score:.2f} = {score}" if score else "free")
+        output.line(f"  {candidate.agent_id}/{candidate.instance_id}  {why}")
+    return OK
 
 
 async def _locks(options: argparse.Namespace, output: Output) -> int:

@@ -67,12 +67,12 @@ def divide(case: Case, declared: tuple[dict[str, int], ...] | None = None) -> li
         )
         task.owner = number
         lane.add(task, 1)
-        offers[number] = Offer(lane, SimpleNamespace(wanted=0, slots=1))
+        offers[number] = Offer({account: lane}, SimpleNamespace(wanted=0, slots=1))
     counts = [0] * len(shapes)
     while offers:
         for offer in offers.values():
             offer.pool.wanted = 0
-        [(task, _, _)] = serve([*offers.values()], totals, 1)
+        [(task, _, _)] = serve([*offers.values()], [accounts[each] for each in offers], totals, 1)
         number = task.owner
         shape = shapes[number]
         if any(left[name] < amount for name, amount in shape.items()):

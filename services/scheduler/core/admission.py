@@ -29,7 +29,42 @@ def admit(book: Book, spec: CollaborationSpec, now: Instant) -> tuple[str, ...]:
     # What costs least is asked first: a plane that is full must not be kept busy by what it refuses.
     _check_bounds(book, spec)
     validate(spec, now, book.settings.limits)
-    return _check_skills(book, spec)
+    return (*_check_skills(book, spec), *_check_meetable(book, spec))
+
+
+def _check_meetable(book: Book, spec: CollaborationSpec) -> tuple[str, ...]:
+    """Return what no known agents could do, however long one waits; refuse it when that was asked for."""
+    missing: dict[str, None] = {}
+    for task in spec.tasks:
+        for name, amount in task.needs:
+            most = book.directory.largest(name)
+            if most < amount:
+                missing[
+                    f"task {task.task_id}: {amount} {name} needed, the most that any agent has is {most}"
+                ] = None
+    for task in spec.tasks:
+        if task.gang is not None and task.gang.rank == 0:
+            demand = demand_of(task)
+            known = book.directory.count(demand)
+            alike = sum(
+                each.gang is not None and each.gang.gang_id == task.task_id and demand_of(each) == demand
+                for each in spec.tasks
+            )
+            if known < alike:
+                wanted = " + ".join(sorted(demand.skills))
+                missing[
+                    f"task {task.task_id}: a gang of {alike} with {wanted} needed, {known} such agents known"
+                ] = None
+    stories = [*missing][:_NAMED_MAX]
+    if len(missing) > _NAMED_MAX:
+        stories.append(f"and {len(missing) - _NAMED_MAX} more of the kind")
+    if stories and spec.unknown_skill_policy is UnknownSkillPolicy.FAIL:
+        raise ServiceError(
+            Reason.UNMEETABLE,
+            "; ".join(stories) + ": register such agents first, or submit with UNKNOWN_SKILL_POLICY_WAIT",
+            metadata={"missing": "; ".join(stories)[:1_024]},
+        )
+    return tuple(stories)
 
 
 def _check_bounds(book: Book, spec: CollaborationSpec) -> None:

@@ -26,9 +26,9 @@ from services.scheduler.core.events import (
     WorkFrame,
     WorkOpened,
 )
-from services.scheduler.core.index import level_for
 from services.scheduler.core.instances import NO_SKILLS, Instance
 from services.scheduler.core.model import AttemptRef, AttemptState, InstanceKey, TaskKey
+from services.scheduler.core.pools import level_for
 from services.scheduler.core.timers import Timer, TimerKind
 
 #: Probes are sent at multiples of this, in milliseconds.

@@ -12,10 +12,10 @@ from services.common.core.instants import NEVER, rfc3339
 from services.scheduler.core import attempts, claims, gangs, preemption, speculation
 from services.scheduler.core.book import Step
 from services.scheduler.core.course import Place, Task
-from services.scheduler.core.index import level_for
 from services.scheduler.core.instances import Instance
 from services.scheduler.core.model import Priority
 from services.scheduler.core.placement import Placement, plan
+from services.scheduler.core.pools import level_for
 
 
 def place(step: Step) -> None:

@@ -169,7 +169,7 @@ class Book:
     def __post_init__(self) -> None:
         """Make what depends on the settings."""
         self.index = PlacementIndex(self.settings.ageing_ms, self.settings.ageing_share)
-        self.index.estimate = lambda agent, kind, ms: self.predictor.estimate(agent, kind, ms).mean_ms
+        self.index.pools.estimate = lambda agent, kind, ms: self.predictor.estimate(agent, kind, ms).mean_ms
         self.accounts = Accounts(dict(self.settings.requester_weights))
         self.budget = WorkBudget(self.settings.speculation_share, self.settings.speculation_window_ms)
 

@@ -69,6 +69,24 @@ class Directory:
             answer = self._answers[demand] = self._find(demand)
         return answer
 
+    def largest(self, capacity: str) -> int:
+        """Return the most that one known instance has of a capacity."""
+        return max(
+            (
+                amount
+                for agent in self._agents.values()
+                for instance in agent.instances
+                for name, amount in instance.capacities
+                if name == capacity
+            ),
+            default=0,
+        )
+
+    def count(self, demand: Demand) -> int:
+        """Return how many known agents, live or not, have the skills of `demand`."""
+        names = demand.agents or self._agents.keys()
+        return sum(demand.skills <= self._skills_of(agent_id) for agent_id in names)
+
     def unknown_skills(self, demand: Demand) -> list[Skill]:
         """Return the skills that no known agent has, in order of name."""
         return sorted(skill for skill in demand.skills if self._skills[skill] <= 0)

@@ -9,9 +9,9 @@ from services.scheduler.core import analysing, graph, lateness
 from services.scheduler.core.book import Book
 from services.scheduler.core.course import Place, Task
 from services.scheduler.core.fairness import dominant_share
-from services.scheduler.core.index import level_for
 from services.scheduler.core.instances import Instance
 from services.scheduler.core.model import InstanceKey, Priority, SchedulingPolicy
+from services.scheduler.core.pools import level_for
 from services.scheduler.core.queries import waiting_for
 
 #: Agents that one explanation shows; the others are counted.

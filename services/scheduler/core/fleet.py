@@ -55,6 +55,8 @@ class Fleet:
         self.live: dict[int, None] = {}
         self.free_count = 0
         self.totals = Totals()
+        #: The largest turn of all.
+        self.newest_turn = 0
         #: Rows by agent.
         self.agents: dict[AgentId, list[int]] = {}
         self._answers: OrderedDict[tuple[frozenset[Skill], frozenset[AgentId]], Eligible] = OrderedDict()
@@ -83,6 +85,7 @@ class Fleet:
         self.held[row] = held
         self.free[row] = free
         self.turn[row] = instance.turn
+        self.newest_turn = max(self.newest_turn, instance.turn)
         self.fresh[row] = instance.fresh_starts
         self.cost[row] = instance.cost
 

@@ -8,7 +8,8 @@ when an instance that could serve it may have a free slot; it leaves when a plac
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,40 +20,36 @@ from services.scheduler.core.course import Task
 from services.scheduler.core.fairness import Account
 from services.scheduler.core.fleet import Fleet
 from services.scheduler.core.instances import Instance, Levels
-from services.scheduler.core.lanes import Lane, Offer, order_of, serve, serve_aged
+from services.scheduler.core.lanes import Lane, Offer, Turn, order_of, serve, serve_aged
 from services.scheduler.core.model import GangPlace, InstanceKey, Priority, TaskKey
 from services.scheduler.core.placement import Demand, Pool, Snapshot
-from services.scheduler.core.policies.base import Columns
-from services.scheduler.core.policies.registry import POLICIES
-from services.scheduler.core.prospects import Estimate, durations
+from services.scheduler.core.pools import Pools, level_for
 
 #: Demands without a waiting task that are kept, so that a steady stream of tasks does not make them anew.
 _IDLE_QUEUES_MAX = 1_024
+#: Queues that are remembered for one instance.
+_SERVED_KEPT_MAX = 64
+#: Up to this many requesters are asked whether they have a task; of more, a list is made.
+_ACCOUNTS_FEW = 64
+#: Below this length the line of all tasks is not cleaned.
+_LINE_MIN = 1_024
+_AGEING = (Priority.HIGH, Priority.NORMAL, Priority.LOW)
 #: Up to this many rows with a free slot are looked at one by one; beyond it array operations are cheaper.
 _FEW_ROWS = 8
-
-
-def level_for(levels: Levels, demand: Demand) -> float | None:
-    """Return the level of the weakest required skill; None when one is missing."""
-    weakest = 1.0
-    for skill in demand.skills:
-        level = levels.get(skill)
-        if level is None:
-            return None
-        weakest = min(weakest, level)
-    return weakest
 
 
 class _Queue:
     """The ready tasks of one demand."""
 
-    __slots__ = ("demand", "lanes", "live", "skill")
+    __slots__ = ("classes", "demand", "live", "others", "skill")
 
     def __init__(self, demand: Demand, skill: Skill | None) -> None:
         self.demand = demand
         #: Under which it is found; None when it is found under its agents.
         self.skill = skill
-        self.lanes: dict[tuple[Priority, Account], Lane] = {}
+        self.others = tuple(each for each in demand.skills if each != skill)
+        #: Lanes by class, then by requester; none of them is empty.
+        self.classes: dict[Priority, dict[Account, Lane]] = {}
         self.live = 0
 
 
@@ -61,17 +58,22 @@ class PlacementIndex:
 
     def __init__(self, ageing_ms: int = 60_000, ageing_share: int = 4) -> None:
         self._ageing_ms = ageing_ms
-        self._ageing_share = ageing_share
         self._queues: dict[Demand, _Queue] = {}
         self._idle: dict[_Queue, None] = {}
         self._by_skill: dict[Skill, dict[_Queue, None]] = {}
         self._by_agent: dict[AgentId, dict[_Queue, None]] = {}
         self._runnable: dict[_Queue, None] = {}
+        #: Requesters with a waiting task by class, and in how many lanes.
+        self._waiting: dict[Priority, dict[Account, int]] = {priority: {} for priority in Priority}
+        #: Every task by the instant at which it became ready, nearly: whether anything is aged at all.
+        self._line: deque[Task] = deque()
+        #: Which queues an instance serves, by row, while neither queues nor its skills have changed.
+        self._served: dict[int, tuple[int, Levels, list[tuple[_Queue, float]]]] = {}
+        self._queues_edition = 0
         self._touched: dict[Instance, None] = {}
         self._number = 0
         self.fleet = Fleet()
-        #: What predicts durations; None takes what the task declares.
-        self.estimate: Estimate | None = None
+        self.pools = Pools(self.fleet, ageing_share)
         #: Ready tasks that wait for an agent.
         self.waiting_count = 0
         #: Members that wait, by their gang; they are in no queue. See `core.gangs`.
@@ -93,13 +95,22 @@ class PlacementIndex:
             queue = self._new_queue(task.demand)
         elif queue.live == 0:
             self._idle.pop(queue, None)
-        key = (task.priority, task.account)
-        lane = queue.lanes.get(key)
+        priority, account = task.priority, task.account
+        lanes = queue.classes.get(priority)
+        if lanes is None:
+            lanes = queue.classes[priority] = {}
+        lane = lanes.get(account)
         if lane is None:
-            lane = queue.lanes[key] = Lane(*key)
+            lane = lanes[account] = Lane(priority, account)
+            waiting = self._waiting[priority]
+            waiting[account] = waiting.get(account, 0) + 1
         task.queue_number = number = self._next()
         task.lane = lane
         lane.add(task, number)
+        line = self._line
+        line.append(task)
+        if len(line) > max(_LINE_MIN, 2 * self.waiting_count):
+            self._line = deque(each for each in line if each.queue_number)
         queue.live += 1
         self.waiting_count += 1
         # Whether an agent is free is found out by the next snapshot: cheaper than asking for every task.
@@ -123,12 +134,21 @@ class PlacementIndex:
         if lane is not None:
             lane.remove()
             if lane.live == 0:
-                del queue.lanes[lane.priority, lane.account]
+                self._drop_lane(queue, lane)
         if queue.live == 0:
             self._runnable.pop(queue, None)
             self._idle[queue] = None
             if len(self._idle) > _IDLE_QUEUES_MAX:
                 self._drop_queue(next(iter(self._idle)))
+
+    def _drop_lane(self, queue: _Queue, lane: Lane) -> None:
+        lanes, waiting = queue.classes[lane.priority], self._waiting[lane.priority]
+        del lanes[lane.account]
+        if not lanes:
+            del queue.classes[lane.priority]
+        waiting[lane.account] -= 1
+        if not waiting[lane.account]:
+            del waiting[lane.account]
 
     # Instances.
 
@@ -140,6 +160,7 @@ class PlacementIndex:
     def forget_instance(self, instance: Instance) -> None:
         """Take an instance out for good."""
         self._touched.pop(instance, None)
+        self._served.pop(instance.row, None)
         self.fleet.forget(instance)
 
     def next_turn(self) -> int:
@@ -156,14 +177,33 @@ class PlacementIndex:
 
     def _wake(self, instance: Instance) -> None:
         """Let the queues be looked at that an instance with a free slot may serve."""
-        levels = instance.levels
-        for skill in levels:
-            for queue in self._by_skill.get(skill, ()):
-                if queue.live and queue.demand.skills <= levels.keys():
-                    self._runnable[queue] = None
-        for queue in self._by_agent.get(instance.key.agent_id, ()):
+        for queue, _ in self._serves(instance):
             if queue.live:
                 self._runnable[queue] = None
+
+    def _serves(self, instance: Instance) -> list[tuple[_Queue, float]]:
+        """Return the queues that an instance can serve, each with its level for it."""
+        levels = instance.levels
+        known = self._served.get(instance.row)
+        if known is not None and known[0] == self._queues_edition and known[1] is levels:
+            return known[2]
+        found: list[tuple[_Queue, float]] = []
+        for skill, level in levels.items():
+            for queue in self._by_skill.get(skill, ()):
+                weakest = level
+                for other in queue.others:
+                    weakest = min(weakest, levels.get(other, 0.0))
+                if weakest > 0.0:
+                    found.append((queue, weakest))
+        for queue in self._by_agent.get(instance.key.agent_id, ()):
+            own = level_for(levels, queue.demand)
+            if own is not None:
+                found.append((queue, own))
+        if len(found) <= _SERVED_KEPT_MAX:
+            self._served[instance.row] = (self._queues_edition, levels, found)
+        else:
+            self._served.pop(instance.row, None)
+        return found
 
     # Reading.
 
@@ -182,109 +222,93 @@ class PlacementIndex:
         None when no ready task has a free agent. With `above`, only tasks of more urgent classes than it.
         """
         self.settle()
-        offers: list[Offer] = []
+        fleet = self.fleet
+        if not fleet.live:
+            self._runnable.clear()
+        if not self._runnable:
+            return None
+        pools = self._few() if len(fleet.live) <= _FEW_ROWS else self._many()
+        if not pools:
+            return None
+        # More than there are slots could not be placed; what is left over is seen by the next snapshot.
+        most = min(task_max, fleet.free_count)
+        turns: list[Turn] = []
+        served: frozenset[int] = frozenset()
+        for priority in Priority:
+            if above is not None and priority >= above:
+                break
+            if priority is Priority.HIGH and above is None and self._any_aged(now):
+                # After every emergency and before the rest: what is owed to age.
+                less = [each for other in _AGEING for each in self._offers(pools, other)]
+                turns += serve_aged(less, now, self._ageing_ms, most - len(turns), self._next)
+                served = frozenset(task.queue_number for task, _, aged in turns if aged)
+            if self._waiting[priority] and len(turns) < most:
+                offers = self._offers(pools, priority)
+                accounts = self._accounts(offers, priority)
+                turns += serve(offers, accounts, fleet.totals, most - len(turns), served)
+        return Snapshot(turns, self.key_of) if turns else None
+
+    def _any_aged(self, now: Instant) -> bool:
+        line = self._line
+        while line and not line[0].queue_number:
+            line.popleft()
+        return bool(line) and (line[0].ready_time or 0) + self._ageing_ms <= now
+
+    def _accounts(self, offers: list[Offer], priority: Priority) -> Iterable[Account]:
+        """Return the requesters that may have a task in one of the offers."""
+        waiting = self._waiting[priority]
+        if len(waiting) <= _ACCOUNTS_FEW:
+            return waiting
+        return dict.fromkeys(account for lanes, _ in offers for account in lanes)
+
+    def _offers(self, pools: list[tuple[_Queue, Pool]], priority: Priority) -> list[Offer]:
+        """Return the lanes of one class with the slots that they may have."""
+        offers = []
+        for queue, pool in pools:
+            lanes = queue.classes.get(priority)
+            if lanes:
+                mine: Pool | None = pool
+                if self.withheld and priority is not Priority.EMERGENCY:
+                    mine = self.pool(queue.demand, spare_withheld=True)
+                if mine is not None:
+                    offers.append(Offer(lanes, mine))
+        return offers
+
+    def _few(self) -> list[tuple[_Queue, Pool]]:
+        """Return the pools of the queues that a handful of instances with free slots can serve."""
+        fleet = self.fleet
+        found: dict[_Queue, list[tuple[int, float]]] = {}
+        for row in fleet.live:
+            instance = fleet.instances[row]
+            if instance is None:
+                continue
+            for queue, level in self._serves(instance):
+                if queue.live and (not queue.demand.needs or self.pools.has(row, queue.demand)):
+                    found.setdefault(queue, []).append((row, level))
+        self._runnable = dict.fromkeys(found)
+        pools = []
+        for queue, rows in found.items():
+            if len(rows) == 1:
+                pools.append((queue, self.pools.alone(queue.demand, *rows[0])))
+            else:
+                array = np.array([row for row, _ in rows], np.int64)
+                levels = np.array([each for _, each in rows])
+                pools.append((queue, self.pools.of(queue.demand, array, levels)))
+        return pools
+
+    def _many(self) -> list[tuple[_Queue, Pool]]:
+        pools = []
         for queue in [*self._runnable]:
             pool = self.pool(queue.demand)
             if pool is None:
                 del self._runnable[queue]
             else:
-                offers += self._offers(queue, pool, above)
-        if not offers:
-            return None
-        fleet = self.fleet
-        # More than there are slots could not be placed; what is left over is seen by the next snapshot.
-        most = min(task_max, fleet.free_count)
-        aged = serve_aged(offers, now, self._ageing_ms, most, self._next)
-        if not aged:
-            return Snapshot(serve(offers, fleet.totals, most), self.key_of)
-        urgent = serve(
-            [each for each in offers if each.lane.priority is Priority.EMERGENCY], fleet.totals, most
-        )
-        served = frozenset(task.queue_number for task, _, _ in aged)
-        others = [each for each in offers if each.lane.priority is not Priority.EMERGENCY]
-        rest = serve(others, fleet.totals, most, served)
-        return Snapshot([*urgent, *aged, *rest], self.key_of)
-
-    def _offers(self, queue: _Queue, pool: Pool, above: Priority | None) -> Iterator[Offer]:
-        """Yield a queue's lanes with the slots that they may have."""
-        kept = self.pool(queue.demand, spare_withheld=True) if self.withheld else pool
-        for lane in queue.lanes.values():
-            if above is None or lane.priority < above:
-                if lane.priority is Priority.EMERGENCY:
-                    yield Offer(lane, pool)
-                elif kept is not None:
-                    yield Offer(lane, kept)
+                pools.append((queue, pool))
+        return pools
 
     def pool(self, demand: Demand, *, spare_withheld: bool = False) -> Pool | None:
         """Return the free slots for a demand, None when there is none."""
-        fleet = self.fleet
-        if len(fleet.live) <= _FEW_ROWS:
-            found = self._few(demand)
-            if not found:
-                return None
-            rows = np.array([row for row, _ in found], np.int64)
-            level = np.array([each for _, each in found])
-        else:
-            rows, level = fleet.eligible(demand.skills, demand.agents)
-            open_rows = fleet.free[rows] > 0
-            rows, level = rows[open_rows], level[open_rows]
-        if spare_withheld:
-            mine = np.array([row not in self.withheld for row in rows.tolist()], bool)
-            rows, level = rows[mine], level[mine]
-        left = []
-        for name, amount in demand.needs:
-            column = fleet.left(name)
-            if column is None:
-                return None
-            fits = column[rows] >= amount
-            rows, level = rows[fits], level[fits]
-        if not len(rows):
-            return None
-        free = fleet.free[rows]
-        for name, _ in demand.needs:
-            column = fleet.left(name)
-            if column is not None:
-                left.append(column[rows])
-        owed = fleet.fresh[rows] >= self._ageing_share - 1
-        pool = Pool(
-            demand, rows, self._columns(demand, rows, level, free), free, owed if owed.any() else None
-        )
-        pool.left = tuple(left)
-        return pool
-
-    def _few(self, demand: Demand) -> list[tuple[int, float]]:
-        found = []
-        for row in self.fleet.live:
-            instance = self.fleet.instances[row]
-            if instance is None or (demand.agents and instance.key.agent_id not in demand.agents):
-                continue
-            level = level_for(instance.levels, demand)
-            if level is not None:
-                found.append((row, level))
-        return found
-
-    def _columns(self, demand: Demand, rows: Any, level: Any, free: Any) -> Columns:
-        fleet = self.fleet
-        held = fleet.held[rows]
-        duration, least = None, 0.0
-        cost, least_cost = level, 0.0
-        if POLICIES[demand.style.policy].predicts:
-            cost = fleet.cost[rows]
-            least_cost = float(cost.min())
-            duration = durations(self.estimate, fleet, rows, demand.style)
-            least = 0.0 if duration is None else float(duration.min())
-        return Columns(
-            level,
-            held,
-            held + free,
-            fleet.turn[rows],
-            self._number,
-            cost,
-            duration,
-            np.zeros(len(rows), np.int64),
-            least_cost,
-            least,
-        )
+        return self.pools.among_all(demand, self.withheld if spare_withheld else frozenset())
 
     def key_of(self, row: int) -> InstanceKey:
         """Return whose row this is; only rows of the present snapshot have an owner for sure."""
@@ -301,6 +325,7 @@ class PlacementIndex:
         if not demand.agents:
             skill = min(sorted(demand.skills), key=lambda each: len(self._by_skill.get(each, ())))
         queue = self._queues[demand] = _Queue(demand, skill)
+        self._queues_edition += 1
         if skill is not None:
             self._by_skill.setdefault(skill, {})[queue] = None
         for agent_id in demand.agents:
@@ -308,6 +333,7 @@ class PlacementIndex:
         return queue
 
     def _drop_queue(self, queue: _Queue) -> None:
+        self._queues_edition += 1
         del self._queues[queue.demand]
         del self._idle[queue]
         if queue.skill is not None:

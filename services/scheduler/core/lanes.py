@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from services.common.core.instants import Instant
@@ -96,9 +96,10 @@ def is_live(entry: Entry) -> bool:
 
 
 class Offer(NamedTuple):
-    """A lane, and the free agents for its demand: a `Pool`, of which only the bound matters here."""
+    """A queue's lanes of one class by requester, and the free agents for its demand."""
 
-    lane: Lane
+    lanes: Mapping[Account, Lane]
+    #: A `Pool`, of which only the bounds matter here.
     pool: Any
 
 
@@ -107,124 +108,148 @@ Turn = tuple[Task, Any, bool]
 
 
 def serve(
-    offers: Sequence[Offer], totals: Totals, most: int, skip: frozenset[int] = frozenset()
+    offers: Sequence[Offer],
+    accounts: Iterable[Account],
+    totals: Totals,
+    most: int,
+    skip: frozenset[int] = frozenset(),
 ) -> list[Turn]:
-    """Return up to `most` tasks in serving order, from each pool no more than it has slots.
+    """Return up to `most` tasks of one class in serving order, from each pool no more than it has slots.
 
-    `skip` are numbers of tasks that are served already.
+    `accounts` are at least those with a lane, each once; `skip` are numbers of tasks that are served already.
+    Next is always the requester with the smallest dominant share, counting what it has got in this call; of
+    equals the one whose first task comes first.
     """
-    classes: dict[int, dict[Account, _Bid]] = {}
-    for offer in offers:
-        rest = smallest(offer.lane.heap, offer.lane.live, is_live)
-        entry = next(rest, None)
-        if entry is None:
-            continue
-        bids = classes.setdefault(offer.lane.priority, {})
-        bid = bids.get(offer.lane.account)
-        if bid is None:
-            bid = bids[offer.lane.account] = _Bid(offer.lane.account)
-        bid.heads.append((entry[0], entry[1], entry[2], rest, offer.pool))
     turns: list[Turn] = []
-    for priority in sorted(classes):
-        bids = classes[priority]
-        if len(bids) == 1:
-            [bid] = bids.values()
-            heapq.heapify(bid.heads)
+    slots = totals.slots or 1
+    # A requester's tasks are looked at when it is its turn: its first entry says only what its share is.
+    line: list[tuple[float, int, int, Account, _Bid | None]] = [
+        (
+            dominant_share(each.held, each.needs, each.weight, totals)
+            if each.needs
+            else each.held / slots / each.weight,
+            -1,
+            number,
+            each,
+            None,
+        )
+        for number, each in enumerate(accounts)
+    ]
+    heapq.heapify(line)
+    while line and len(turns) < most:
+        share, _, number, account, bid = line[0]
+        if bid is None:
+            bid = _Bid(account, offers)
+            if bid.heads:
+                heapq.heapreplace(line, (share, bid.heads[0][0], number, account, bid))
+            else:
+                heapq.heappop(line)
+            continue
+        if len(line) == 1:
             while bid.heads and len(turns) < most:
                 bid.take(turns, skip)
-        else:
-            _share_out([*bids.values()], turns, totals, most, skip)
-        if len(turns) >= most:
             break
+        served = False
+        while bid.heads and not served:
+            served = bid.take(turns, skip)
+        if not bid.heads:
+            heapq.heappop(line)
+            continue
+        if served:
+            bid.held += 1
+            needs = turns[-1][0].spec.needs
+            if needs:
+                bid.add(needs)
+            share = (
+                dominant_share(bid.held, bid.needs, account.weight, totals)
+                if bid.needs
+                else bid.held / slots / account.weight
+            )
+        heapq.heapreplace(line, (share, bid.heads[0][0], number, account, bid))
     return turns
+
+
+#: (order, number, task, the lane's others once they are asked for, lane, pool).
+_Head = tuple[int, int, Task, Iterator[Entry] | None, Lane, Any]
 
 
 class _Bid:
     """What one requester wants to have served in one class, with what it would hold then."""
 
-    __slots__ = ("account", "heads", "held", "needs")
+    __slots__ = ("heads", "held", "needs")
 
-    def __init__(self, account: Account) -> None:
-        self.account = account
-        self.heads: list[tuple[int, int, Task, Iterator[Entry], Any]] = []
+    def __init__(self, account: Account, offers: Sequence[Offer]) -> None:
         self.held = account.held
         self.needs = account.needs
-
-    def share(self, totals: Totals) -> float:
-        return dominant_share(self.held, self.needs, self.account.weight, totals)
+        #: The first entry of each of its lanes, as a heap, with the lane's others once they are asked for.
+        self.heads = heads = list[_Head]()
+        for lanes, pool in offers:
+            lane = lanes.get(account)
+            if lane is not None:
+                heap = lane.heap
+                key, number, task = heap[0]
+                while number != task.queue_number:
+                    heapq.heappop(heap)
+                    key, number, task = heap[0]
+                heads.append((key, number, task, None, lane, pool))
+        heapq.heapify(heads)
 
     def take(self, turns: list[Turn], skip: frozenset[int]) -> bool:
         """Serve the first task, and return whether there was one to serve."""
         heads = self.heads
-        _, number, task, rest, pool = heads[0]
+        _, number, task, rest, lane, pool = heads[0]
         if pool.wanted >= pool.slots:
             heapq.heappop(heads)
             return False
+        if rest is None:
+            rest = smallest(lane.heap, lane.live, is_live)
+            next(rest)
         entry = next(rest, None)
         if entry is None:
             heapq.heappop(heads)
         else:
-            heapq.heapreplace(heads, (entry[0], entry[1], entry[2], rest, pool))
+            heapq.heapreplace(heads, (entry[0], entry[1], entry[2], rest, lane, pool))
         if number in skip:
             return False
         pool.wanted += 1
         turns.append((task, pool, False))
         return True
 
-    def add(self, task: Task) -> None:
-        """Count a task as held."""
-        self.held += 1
-        if task.spec.needs:
-            self.needs = dict(self.needs)
-            for name, amount in task.spec.needs:
-                self.needs[name] = self.needs.get(name, 0) + amount
-
-
-def _share_out(bids: list[_Bid], turns: list[Turn], totals: Totals, most: int, skip: frozenset[int]) -> None:
-    """Serve the requester with the smallest dominant share, again and again; of equals the first in order."""
-    for bid in bids:
-        heapq.heapify(bid.heads)
-    line = [(bid.share(totals), bid.heads[0][0], number, bid) for number, bid in enumerate(bids)]
-    heapq.heapify(line)
-    while line and len(turns) < most:
-        _, _, number, bid = line[0]
-        served = False
-        while bid.heads and not served:
-            served = bid.take(turns, skip)
-        if served:
-            bid.add(turns[-1][0])
-        if bid.heads:
-            heapq.heapreplace(line, (bid.share(totals), bid.heads[0][0], number, bid))
-        else:
-            heapq.heappop(line)
+    def add(self, needs: Iterable[tuple[str, int]]) -> None:
+        """Count what a task needs as held."""
+        self.needs = dict(self.needs)
+        for name, amount in needs:
+            self.needs[name] = self.needs.get(name, 0) + amount
 
 
 def serve_aged(
     offers: Sequence[Offer], now: Instant, ageing_ms: int, most: int, turn: Callable[[], int]
 ) -> list[Turn]:
-    """Return up to `most` aged tasks that a slot is owed to, requesters taking turns."""
-    line: list[tuple[int, int, int, Task, Iterator[Task], Offer]] = []
-    for number, offer in enumerate(offers):
-        if offer.lane.priority is Priority.EMERGENCY:
+    """Return up to `most` aged tasks that a slot is owed to, requesters taking turns.
+
+    `offers` are of every class but EMERGENCY.
+    """
+    line: list[tuple[int, int, int, Task, Iterator[Task], Account, Any]] = []
+    for lanes, pool in offers:
+        if not pool.owes():
             continue
-        rest = offer.lane.aged(now, ageing_ms)
-        task = next(rest, None)
-        if task is not None and offer.pool.owes():
-            account = offer.lane.account
-            line.append((account.aged_turn, task.ready_time or 0, number, task, rest, offer))
+        for account, lane in lanes.items():
+            rest = lane.aged(now, ageing_ms)
+            task = next(rest, None)
+            if task is not None:
+                line.append((account.aged_turn, task.ready_time or 0, len(line), task, rest, account, pool))
     heapq.heapify(line)
     turns: list[Turn] = []
     while line and len(turns) < most:
-        aged_turn, _, number, task, rest, offer = heapq.heappop(line)
-        account = offer.lane.account
+        aged_turn, _, number, task, rest, account, pool = heapq.heappop(line)
         if aged_turn == account.aged_turn:
-            turns.append((task, offer.pool, True))
+            turns.append((task, pool, True))
             account.aged_turn = turn()
             following = next(rest, None)
             if following is None:
                 continue
             task = following
-        heapq.heappush(line, (account.aged_turn, task.ready_time or 0, number, task, rest, offer))
+        heapq.heappush(line, (account.aged_turn, task.ready_time or 0, number, task, rest, account, pool))
     return turns
 
 

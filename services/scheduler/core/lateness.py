@@ -27,7 +27,7 @@ def predicted_end(book: Book, task: Task, now: Instant) -> Instant:
 
 def duration_ms(book: Book, task: Task) -> int:
     """Return how long a task is predicted to take where it runs, or as it declares."""
-    estimate, spec = book.index.estimate, task.spec
+    estimate, spec = book.index.pools.estimate, task.spec
     newest = task.current
     if estimate is None or newest is None:
         return spec.estimated_duration_ms

@@ -15,13 +15,13 @@ from services.common.core.errors import FieldViolation, Reason, ServiceError
 from services.common.core.instants import Instant
 from services.scheduler.core.book import Book
 from services.scheduler.core.course import Task
-from services.scheduler.core.index import level_for
 from services.scheduler.core.instances import Instance
 from services.scheduler.core.learning import type_of
 from services.scheduler.core.model import CollaborationSpec, InstanceKey, LockMode, TaskSpec, TaskState
 from services.scheduler.core.placement import demand_of
 from services.scheduler.core.planning.pareto import Worth
 from services.scheduler.core.planning.problem import Dependency, Problem
+from services.scheduler.core.pools import level_for
 
 #: Waiting tasks of others that are planned around; those served after them are not looked at.
 AHEAD_MAX = 5_000

@@ -4,7 +4,7 @@ Tasks come in serving order (`core.lanes`) and each goes to the slot with the la
 (`core.policies`). The slots of an instance are told apart: the j-th free one is scored as if the ones before
 it were taken. Since a score never rises with j, walking each demand's slots in falling order of score and
 passing over those that others took gives what choosing anew for every task would give, at the price of one
-sort for each demand; a wave of a hundred thousand tasks costs about a microsecond for each.
+sort for each demand.
 
 The plan is a proposal: `core.apply` verifies each placement against the state as it then is, and may accept
 a part.
@@ -27,7 +27,7 @@ from services.scheduler.core.model import (
     SchedulingPolicy,
     TaskSpec,
 )
-from services.scheduler.core.policies.base import Columns, total
+from services.scheduler.core.policies.base import Columns, Policy, total
 from services.scheduler.core.policies.registry import POLICIES
 
 #: Tasks that are matched together at most: the price of a matching grows with their cube.
@@ -81,38 +81,54 @@ def demand_of(
 class Pool:
     """The free slots for one demand, best first as far as a plan asks for them."""
 
-    def __init__(self, demand: Demand, rows: Any, columns: Columns, free: Any, owed: Any) -> None:
+    def __init__(
+        self, demand: Demand, rows: Any, free: Any, columns: Callable[[], Columns], owed: Callable[[], Any]
+    ) -> None:
         self.demand = demand
+        #: Rows of the fleet with their free slots: arrays, or plain numbers for one instance alone.
         self.rows = rows
-        self.columns = columns
         self.free = free
-        #: Which rows owe their next start to an aged task; None when none of them does.
-        self.owed = owed
+        self._columns = columns
+        self._owed = owed
         #: Free instances and free slots.
-        self.count = len(rows)
-        self.slots = int(free.sum()) if len(rows) > 1 else int(free[0])
+        alone = isinstance(rows, int)
+        self.count = 1 if alone else len(rows)
+        self.slots = free if alone else int(free.sum())
         #: Tasks of a snapshot that may use it.
         self.wanted = 0
-        #: What each row has left of the capacities that the demand needs.
-        self.left: tuple[Any, ...] = ()
+        #: What each row has left of the capacities that the demand needs; none when it needs nothing.
+        self.left: tuple[dict[int, int], ...] = ()
         self._at = 0
         self._order: list[int] = []
         self._j: list[int] = []
         self._parts: list[tuple[str, float, list[float]]] = []
         self._scores: list[float] = []
 
+    def owed_rows(self) -> set[int]:
+        """Return the rows that owe their next start to an aged task."""
+        owed = self._owed()
+        if isinstance(self.rows, int):
+            return {self.rows} if owed else set()
+        return set(self.rows[owed].tolist())
+
     def owes(self) -> bool:
         """Return whether one of its slots is owed to an aged task."""
-        return self.owed is not None and bool(self.owed.any())
+        return bool(np.any(self._owed()))
 
     def rank(self, most: int) -> None:
-        """Sort the `most` best slots, and as many more as an explanation names; once is enough."""
-        if self._parts:
+        """Sort the `most` best slots and as many more as an explanation names.
+
+        Asked for less than before it does nothing; asked for more, what was sorted keeps its position.
+        """
+        if len(self._order) >= min(most, self.slots):
             return
         policy, weights = POLICIES[self.demand.style.policy], self.demand.style.weights
-        columns = self.columns
+        columns = self._columns()
+        if isinstance(self.rows, int):
+            self._rank_alone(policy, weights, columns, min(most, self.free))
+            return
         scores = total(policy.parts(columns, weights))
-        most = self.slots if self.demand.needs or self.owed is not None else most + RUNNERS_UP_MAX
+        most = min(most + RUNNERS_UP_MAX, self.slots)
         best = _top(scores, columns.turn, most)
         rows = self.rows[best]
         counts = np.minimum(self.free[best], most)
@@ -125,18 +141,35 @@ class Pool:
             columns = columns.pick(best)
         parts = policy.parts(columns, weights)
         scores = total(parts)
-        order = np.lexsort((columns.j, columns.turn, -scores))
+        # The best of all are among these rows; beyond `most` a row that was left out might come in between.
+        order = np.lexsort((columns.j, columns.turn, -scores))[:most]
         # Lists: what is read one by one is read faster from them.
         self._parts = [(part.name, part.weight, part.values[order].tolist()) for part in parts]
         self._scores = scores[order].tolist()
         self._order = rows[order].tolist()
         self._j = columns.j[order].tolist()
 
+    def _rank_alone(self, policy: Policy, weights: PolicyWeights, columns: Columns, count: int) -> None:
+        """Rank the slots of the only instance: they come in their own order."""
+        scored = [policy.parts(columns._replace(j=j), weights) for j in range(count)]  # type: ignore[arg-type]
+        self._parts = [
+            (part.name, part.weight, [float(parts[number].values) for parts in scored])
+            for number, part in enumerate(scored[0])
+        ]
+        self._scores = [float(total(parts)) for parts in scored]
+        self._order = [self.rows] * count
+        self._j = [*range(count)]
+
     def take(self, taken: dict[int, int], spent: Spent) -> int:
         """Take the best slot that is left; return its position, -1 when there is none."""
         order, j, at = self._order, self._j, self._at
-        count = len(order)
-        while at < count:
+        while True:
+            if at == len(order):
+                # Others took what was sorted: sort eight times as much.
+                self.rank(8 * at + 1)
+                order, j = self._order, self._j
+                if at == len(order):
+                    break
             row = order[at]
             if taken.get(row, 0) == j[at] and (not self.left or self._fits(row, spent)):
                 taken[row] = j[at] + 1
@@ -148,7 +181,8 @@ class Pool:
 
     def take_owed(self, taken: dict[int, int], spent: Spent) -> int:
         """Take the best slot that is owed to an aged task; return its position, -1 when there is none."""
-        owing = set(self.rows[self.owed].tolist())
+        owing = self.owed_rows()
+        self.rank(self.slots)
         for at, row in enumerate(self._order):
             if row in owing and not taken.get(row) and self._j[at] == 0:
                 if self.left and not self._fits(row, spent):
@@ -169,10 +203,9 @@ class Pool:
     def _fits(self, row: int, spent: Spent) -> bool:
         """Take what the demand needs of a row's capacities; return whether it was there."""
         amounts = spent.setdefault(row, {})
-        position = int(np.flatnonzero(self.rows == row)[0])
         needs = self.demand.needs
         for (name, amount), left in zip(needs, self.left, strict=True):
-            if amounts.get(name, 0) + amount > left[position]:
+            if amounts.get(name, 0) + amount > left[row]:
                 return False
         for name, amount in needs:
             amounts[name] = amounts.get(name, 0) + amount
@@ -241,11 +274,11 @@ def plan(snapshot: Snapshot) -> list[Placement]:
     number = 0
     while number < wave:
         task, pool, aged = turns[number]
-        pool.rank(wave)
+        pool.rank(pool.wanted)
         if pool.demand.style.policy is SchedulingPolicy.BEST_MATCH and not aged:
             group = _matched_together(turns, number)
             if len(group) > 1:
-                placements += _match(group, taken, wave)
+                placements += _match(group, taken)
                 number += len(group)
                 continue
         at = pool.take_owed(taken, spent) if aged else pool.take(taken, spent)
@@ -273,11 +306,11 @@ def _matched_together(
 _BEST_MATCH = SchedulingPolicy.BEST_MATCH
 
 
-def _match(group: Sequence[tuple[Any, Pool, bool]], taken: dict[int, int], wave: int) -> list[Placement]:
+def _match(group: Sequence[tuple[Any, Pool, bool]], taken: dict[int, int]) -> list[Placement]:
     """Place the tasks of a group together; see `core.matching` for what is best."""
     choices: dict[Demand, list[tuple[int, int, int, float]]] = {}
     for _, pool, _ in group:
-        pool.rank(wave)
+        pool.rank(2 * len(group) + pool.wanted)
         if pool.demand not in choices:
             choices[pool.demand] = pool.left_over(taken)[: len(group)]
     found = best_match(

@@ -164,6 +164,10 @@ class _Findings:
                 "collaboration.coordinator_agent", spec.coordinator_agent, AGENT_ID, _AGENT_ALLOWED
             )
         self.check_payload("collaboration.shared_context", spec.shared_context)
+        for name, weight in spec.weights._asdict().items():
+            if not 0.0 <= weight <= limits.weight_max:
+                most = f"{limits.weight_max:g}"
+                self.add(f"collaboration.policy_weights.{name}", f"is {weight:g}: choose 0 to {most}")
 
     def check_task(self, path: str, task: TaskSpec) -> None:
         limits = self._limits
@@ -179,6 +183,10 @@ class _Findings:
         for index, agent in enumerate(task.required_agents):
             self.check_name(f"{path}.required_agents[{index}]", agent, AGENT_ID, _AGENT_ALLOWED)
         self.check_claims(f"{path}.resources", task.resources)
+        self.check_count(f"{path}.needs", len(task.needs), 0, limits.need_max)
+        for name, amount in task.needs:
+            self.check_name(f"{path}.needs", name, SKILL, _SKILL_ALLOWED)
+            self.check_range(f"{path}.needs", amount, 1, limits.need_amount_max)
         self.check_payload(f"{path}.payload", task.payload)
         self._check_times(path, task)
 

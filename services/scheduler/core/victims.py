@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 from services.common.core.instants import Instant
 from services.scheduler.core.course import Attempt, Task
-from services.scheduler.core.index import level_for
 from services.scheduler.core.instances import Instance, Levels
 from services.scheduler.core.model import AttemptState, Priority, TaskKey
 from services.scheduler.core.placement import Demand
+from services.scheduler.core.pools import level_for
 
 #: What one earlier suspension of a task counts, in milliseconds of lost work: it spreads the burden.
 REPEAT_MS = 10_000

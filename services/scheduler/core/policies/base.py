@@ -15,7 +15,10 @@ Numbers = npt.NDArray[np.int64]
 
 
 class Columns(NamedTuple):
-    """Free slots of agents that can do a task. Slot `j` of an instance is its j-th free one."""
+    """Free slots of agents that can do a task. Slot `j` of an instance is its j-th free one.
+
+    For a single slot every column is a plain number instead: policies use arithmetic that serves both.
+    """
 
     #: Level of the weakest required skill, 0 to 1.
     level: Floats

@@ -6,8 +6,6 @@ weights to a sum of 1: the score is their weighted sum.
 
 from __future__ import annotations
 
-import numpy as np
-
 from services.scheduler.core.model import PolicyWeights
 from services.scheduler.core.policies.base import Columns, Floats, Part
 
@@ -25,9 +23,7 @@ class MultiObjectivePolicy:
         )
         duration = columns.duration_ms
         early = (
-            np.ones_like(columns.level)
-            if duration is None
-            else _best_over(duration, columns.least_duration_ms)
+            columns.level * 0.0 + 1.0 if duration is None else _best_over(duration, columns.least_duration_ms)
         )
         return (
             Part("early finish", finish, early),

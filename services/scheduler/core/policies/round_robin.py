@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from services.scheduler.core.model import PolicyWeights
 from services.scheduler.core.policies.base import Columns, Part
 
@@ -16,5 +14,5 @@ class RoundRobinPolicy:
     def parts(self, columns: Columns, weights: PolicyWeights) -> tuple[Part, ...]:
         """See `Policy.parts`."""
         del weights
-        waited = np.where(columns.j == 0, columns.newest - columns.turn, -columns.j)
-        return (Part("turns waited", 1.0, waited.astype(np.float64)),)
+        waited = (columns.newest - columns.turn) * (columns.j == 0) - columns.j
+        return (Part("turns waited", 1.0, waited * 1.0),)

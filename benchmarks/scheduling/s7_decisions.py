@@ -1,0 +1,102 @@
+"""Decisions per second with 10,000 agents and 100,000 queued tasks: one at a time, and in waves.
+
+Single: every agent is busy and 100,000 tasks wait; an agent ends a task, and the core decides what it gets:
+selection in serving order (classes, fair shares of 20 requesters, deadlines, ageing), agents by skill, named
+agents and needs, score with runners-up, verification, and the attempt with its records and audit entry. Wave:
+all the agents' slots are free at once; a decision is a task selected and planned (`index.snapshot`, `plan`),
+what follows it (attempt, records, entry) is a figure of its own. Nothing is written to a store.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from time import process_time
+from typing import Any
+
+from benchmarks.figures import Figure, percentile
+from benchmarks.scheduling.crowd import Crowd, resident_mb
+from benchmarks.scheduling.options import Options
+from benchmarks.turns import say
+from services.scheduler.core.events import PlacementDue
+from services.scheduler.core.placement import plan
+
+AGENTS, QUEUED = 10_000, 100_000
+
+
+def run(options: Options) -> Iterator[Figure]:
+    """Measure both; `quick` takes a tenth of the agents and tasks."""
+    scale = 10 if options.quick else 1
+    agents, queued = AGENTS // scale, QUEUED // scale
+    params: dict[str, Any] = {"agents": agents, "queued": queued, "requesters": 20, "skills": 50}
+    crowd = Crowd(agents)
+    crowd.offer(1)
+    crowd.submit(queued + agents)
+    crowd.place()
+    say(f"{agents} agents are busy, {crowd.state.book.index.waiting_count} tasks wait")
+    gc.collect()
+    gc.freeze()
+    steps: list[float] = []
+    decisions: list[float] = []
+    for frame in crowd.frames(5_000 // scale):
+        begun = process_time()
+        effects = crowd.state.handle(frame, crowd.now)
+        reported = process_time()
+        effects += crowd.state.handle(PlacementDue("place"), crowd.now)
+        ended = process_time()
+        crowd.take(effects)
+        steps.append(ended - begun)
+        decisions.append(ended - reported)
+    spread = {"p50_us": percentile(decisions, 0.5) * 1e6, "p99_us": percentile(decisions, 0.99) * 1e6}
+    yield Figure("S7", "single decisions", len(decisions) / sum(decisions), "1/s", params=params | spread)
+    yield Figure(
+        "S7",
+        "single decisions with the report that frees the slot",
+        len(steps) / sum(steps),
+        "1/s",
+        params=params,
+    )
+    yield Figure("S7", "resident memory at most", resident_mb(), "MB", more_is_better=False, params=params)
+    del crowd
+    gc.unfreeze()
+    gc.collect()
+    yield from _waves(agents, queued, params)
+
+
+def _waves(agents: int, queued: int, params: dict[str, Any]) -> Iterator[Figure]:
+    crowd = Crowd(agents, seed=2)
+    crowd.submit(queued)
+    crowd.offer(12)
+    index, settings = crowd.state.book.index, crowd.state.book.settings
+    gc.collect()
+    gc.freeze()
+    # What the core does on PlacementDue, with the clock read in between: see core/apply.py.
+    index.snapshot(1, crowd.now)
+    planned, planning = 0, 0.0
+    for wave in (settings.wave_max, queued):
+        best = 0.0
+        for _ in range(3):
+            begun = process_time()
+            snapshot = index.snapshot(wave, crowd.now)
+            placements = [] if snapshot is None else plan(snapshot)
+            planning = process_time() - begun
+            planned = len(placements)
+            best = max(best, planned / planning)
+        yield Figure(
+            "S7",
+            "decisions in a wave",
+            best,
+            "1/s",
+            params=params | {"wave": wave, "placed": planned, "best_of": 3},
+        )
+    begun = process_time()
+    given = crowd.place()
+    whole = process_time() - begun
+    yield Figure(
+        "S7",
+        "decisions in waves, attempts, records and entries made",
+        len(given) / whole,
+        "1/s",
+        params=params | {"wave": settings.wave_max, "placed": len(given)},
+    )
+    gc.unfreeze()
