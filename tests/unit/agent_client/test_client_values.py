@@ -80,6 +80,8 @@ def spec(**fields: Any) -> collaboration_pb2.CollaborationSpec:
 def test_every_field_of_the_protos_can_be_written() -> None:
     built = build_spec(
         {
+            "scheduling_policy": "multi_objective",
+            "policy_weights": {"finish_time": 2, "quality": 1, "cost": 0.5, "fairness": 0.5},
             "name": "flood",
             "collaboration_type": "flood-response",
             "priority": "emergency",
