@@ -110,6 +110,8 @@ def test_every_field_of_the_protos_can_be_written() -> None:
                     "payload": [1, 2],
                     "attempt_timeout": 60,
                     "speculation": "never",
+                    "needs": {"gpu_milli": 500},
+                    "gang": {"size": 2, "members": [["one"], {"required_skills": ["two"]}]},
                 },
                 {"task_id": "b", "required_skills": ["two"], "payload": None},
             ],
