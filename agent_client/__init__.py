@@ -5,6 +5,7 @@ from agent_client.client import Client, Collaboration
 from agent_client.context import Context, load_context
 from agent_client.core.records import FencingToken, Payload
 from agent_client.core.vocabulary import MessageType, Priority
+from agent_client.delivery import Delivery, Reply
 from agent_client.errors import (
     AccessError,
     AgentLeftError,
@@ -30,8 +31,8 @@ from agent_client.errors import (
     UnavailableError,
     Violation,
 )
+from agent_client.link import Envelope, Receipt
 from agent_client.locks import Held, Lock
-from agent_client.mailbox import Delivery, Reply
 from agent_client.pending import Pending
 from agent_client.task import Task
 from agent_client.views import (
@@ -58,6 +59,7 @@ __all__ = [
     "ContextError",
     "Contribution",
     "Delivery",
+    "Envelope",
     "Event",
     "FencedError",
     "FencingToken",
@@ -78,6 +80,7 @@ __all__ = [
     "PreconditionError",
     "Priority",
     "Progress",
+    "Receipt",
     "Reply",
     "RequestReusedError",
     "ResourceHeldError",

@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from concurrent.futures import Future
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from agent_client.context import load_context
+from agent_client.core.addresses import TOPIC
 from agent_client.core.vocabulary import MessageType, Priority
+from agent_client.delivery import Delivery, Reply
 from agent_client.driver import AgentLink
 from agent_client.errors import ContextError, MusterError
 from agent_client.handlers import Function, Handler
-from agent_client.link import Link, Profile
+from agent_client.life import Life, Signals
+from agent_client.link import Link, Profile, Receipt
 from agent_client.locks import Lock
-from agent_client.mailbox import Delivery, Mailbox, Reply
+from agent_client.mailbox import Mailbox
 from agent_client.pending import Pending
 from agent_client.runner import Runner
 from agent_client.task import make_lock
@@ -61,7 +61,8 @@ class Agent:
         self._skills, self._labels, self._home = skills, dict(labels or {}), home
         self._handlers: dict[str | None, Handler] = {}
         self._message_handlers: dict[MessageType | None, Handler] = {}
-        self._life: _Life | None = None
+        self._topic_handlers: dict[str, Handler] = {}
+        self._life: Life | None = None
         # Asked for before the life began, for example by a signal while the process starts.
         self._drain_asked = False
 
@@ -115,6 +116,24 @@ class Agent:
 
         return register
 
+    def on_topic(self, *patterns: str) -> Callable[[HandlerT], HandlerT]:
+        """Make a function the handler of what is published to topics that match one of `patterns`.
+
+        The agent subscribes when it starts, and stays subscribed when it leaves: what is published meanwhile
+        waits for it. Everything else is as with `on_message`, but nothing is sent back.
+        """
+        if not patterns:
+            raise ValueError("name at least one topic or pattern, for example roads.*")
+
+        def register(function: HandlerT) -> HandlerT:
+            for pattern in patterns:
+                if pattern in self._topic_handlers:
+                    raise ValueError(f"agent {self.name} has two handlers for {pattern}")
+                self._topic_handlers[pattern] = Handler(function)
+            return function
+
+        return register
+
     # What it does of its own accord.
 
     def messages(self) -> AsyncGenerator[Delivery, None]:
@@ -130,16 +149,61 @@ class Agent:
         priority: Priority | str = Priority.NORMAL,
         correlation_id: str = "",
         ttl: float | None = None,
-    ) -> Pending[int]:
+        **fields: Any,
+    ) -> Pending[Receipt]:
         """Send a message; `await` it to know that it is stored durably.
 
-        The answer is its sequence number among this agent's messages to `to` in this lane. `ttl` is how many
-        seconds it may wait for its receiver (default 300). Messages are kept in order and sent again after a
-        lost link. Raises NotFoundError for an unknown receiver, LimitError when a mailbox or quota is full.
+        `to` is an agent, "operator/<name>", "skill/<skill>" (the least loaded agent that has it),
+        "collaboration/<id>" (a copy to each other member) or "topic/<topic>" (see `publish`). The receipt
+        says who gets it and its sequence number there. `ttl` is how many seconds it may wait for its
+        receiver (default 300). Further fields are those of `muster.common.v1.Envelope` that a sender sets:
+        collaboration_id, causation_id, requires_ack, retry_max, requires_receiver, traceparent, tracestate.
+        Messages are kept in order and sent again after a lost link. Raises NotFoundError for an unknown
+        receiver, LimitError when a mailbox or quota is full.
         """
         return self._running.mailbox.send(
-            to, payload, type=type, priority=priority, correlation_id=correlation_id, ttl=ttl
+            to, payload, type=type, priority=priority, correlation_id=correlation_id, ttl=ttl, **fields
         )
+
+    def publish(
+        self,
+        topic: str,
+        payload: Any,
+        *,
+        type: MessageType | str = MessageType.STATUS_UPDATE,  # noqa: A002  # as in send
+        priority: Priority | str = Priority.NORMAL,
+        requires_receiver: bool = False,
+        **fields: Any,
+    ) -> Pending[Receipt]:
+        """Send a copy to each other subscriber of a topic; the receipt says how many there are.
+
+        With none it is accepted all the same, unless `requires_receiver`: then NotFoundError. All copies are
+        stored, or none: LimitError when one of the mailboxes is full. Otherwise as `send`.
+        """
+        return self._running.mailbox.send(
+            f"{TOPIC}{topic}",
+            payload,
+            type=type,
+            priority=priority,
+            requires_receiver=requires_receiver,
+            **fields,
+        )
+
+    def subscribe(self, pattern: str) -> Pending[None]:
+        """Get a copy of what is published to matching topics from now on, also while this agent is away.
+
+        "*" stands for exactly one segment of a topic, "**" at the end for one or more: "roads.*". `await` it
+        to know that it is durable. It lasts until `unsubscribe`, over restarts of everything.
+        """
+        return self._running.mailbox.subscribe(pattern)
+
+    def unsubscribe(self, pattern: str) -> Pending[None]:
+        """End a subscription, written as it was made; what was published before still comes."""
+        return self._running.mailbox.unsubscribe(pattern)
+
+    def subscriptions(self) -> Pending[list[str]]:
+        """Return the patterns that this agent is subscribed to; `await` it."""
+        return self._running.mailbox.subscriptions()
 
     def request(
         self,
@@ -149,9 +213,17 @@ class Agent:
         timeout: float = 30.0,
         type: MessageType | str = MessageType.COLLABORATION_REQUEST,  # noqa: A002  # as in send
         priority: Priority | str = Priority.NORMAL,
+        **fields: Any,
     ) -> Reply:
-        """Send a message and `await` the payload of its reply; CallTimeoutError after `timeout` seconds."""
-        return self._running.mailbox.request(to, payload, timeout=timeout, type=type, priority=priority)
+        """Send a message and `await` the payload of its reply; CallTimeoutError after `timeout` seconds.
+
+        `to` is one agent or "skill/<skill>". The request, and the reply of an agent that uses this package,
+        expire when the time is over; a reply that comes later all the same is an ordinary message with
+        `is_late_reply`.
+        """
+        return self._running.mailbox.request(
+            to, payload, timeout=timeout, type=type, priority=priority, **fields
+        )
 
     def lock(self, *resources: str, shared: bool = False, wait: float | None = None) -> Lock:
         """Return locks on `resources`, to be entered with `async with` or `with`; see `Task.lock`."""
@@ -167,7 +239,7 @@ class Agent:
         """
         if not logging.getLogger().handlers:
             logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-        signals = _Signals(self)
+        signals = Signals(self)
         try:
             with signals:
                 asyncio.run(self.serve())
@@ -214,7 +286,8 @@ class Agent:
     def profile(self) -> Profile:
         """Return what the registry is told. Raises ContextError when the agent can do nothing at all."""
         skills = self.skills
-        if not skills and not self._message_handlers and self._skills is None:
+        listens = self._message_handlers or self._topic_handlers
+        if not skills and not listens and self._skills is None:
             raise ContextError(
                 f"agent {self.name} has neither skills nor handlers: add @agent.handler(...)",
                 reason="NO_SKILLS",
@@ -225,10 +298,10 @@ class Agent:
         """Join handlers and `link` in the running loop."""
         if self._life is not None:
             raise RuntimeError(f"agent {self.name} runs already")
-        mailbox = Mailbox(link, self._message_handlers)
+        mailbox = Mailbox(link, self._message_handlers, self._topic_handlers)
         loop = asyncio.get_running_loop()
         runner = Runner(self.name, self._handlers, link, mailbox, slots=self.slots, loop=loop)
-        self._life = _Life(link, mailbox, runner, loop)
+        self._life = Life(link, mailbox, runner, loop)
         link.begin(runner)
         mailbox.open()
 
@@ -239,99 +312,7 @@ class Agent:
             await life.end_handlers()
 
     @property
-    def _running(self) -> _Life:
+    def _running(self) -> Life:
         if self._life is None:
             raise RuntimeError(f"agent {self.name} is not running: use agent.run() or `async with agent:`")
         return self._life
-
-
-class _Life:
-    """One run of an agent."""
-
-    def __init__(self, link: Link, mailbox: Mailbox, runner: Runner, loop: asyncio.AbstractEventLoop) -> None:
-        self.link, self.mailbox, self.runner = link, mailbox, runner
-        # The link again, when it is the real one.
-        self.presence: AgentLink | None = None
-        self._loop = loop
-        # Guards `_drained` against two threads that ask for the drain.
-        self._lock = threading.Lock()
-        self._drained: Future[None] | None = None
-        self._drain_asked = asyncio.Event()
-
-    def drain(self) -> None:
-        """Begin to drain; also when the loop is blocked, so that the scheduler knows at once."""
-        with self._lock:
-            if self.presence is None or self._drained is not None:
-                return
-            self._drained = self.presence.drain()
-        self._loop.call_soon_threadsafe(self._drain_asked.set)
-
-    async def wait_ready(self) -> None:
-        if self.presence is not None:
-            ready = asyncio.wrap_future(self.presence.ready())
-            finished = asyncio.wrap_future(self.presence.finished)
-            await asyncio.wait({ready, finished}, return_when=asyncio.FIRST_COMPLETED)
-            if finished.done():
-                ready.cancel()
-                finished.result()
-
-    async def wait_end(self) -> None:
-        """Wait until the drain is over. Raises MusterError when the link gave up."""
-        assert self.presence is not None  # noqa: S101  # `__aenter__` has set it
-        finished = asyncio.wrap_future(self.presence.finished)
-        asked = asyncio.create_task(self._drain_asked.wait())
-        try:
-            waits: set[asyncio.Future[Any]] = {finished, asked}
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            if self._drained is not None:
-                drained = asyncio.wrap_future(self._drained)
-                await asyncio.wait({finished, drained}, return_when=asyncio.FIRST_COMPLETED)
-            if finished.done():
-                finished.result()
-        finally:
-            asked.cancel()
-
-    async def end_handlers(self) -> None:
-        """Cancel every handler that still runs, and let it clean up."""
-        await self.mailbox.close()
-        await self.runner.abandon()
-
-    async def leave(self) -> None:
-        """Leave the plane; handlers that still run are cancelled, and others do their tasks."""
-        await self.end_handlers()
-        if self.presence is None or self.presence.finished.done():
-            return
-        await asyncio.wrap_future(self.presence.flush())
-        self.presence.leave()
-        await asyncio.wrap_future(self.presence.finished)
-
-
-class _Signals:
-    """SIGTERM and SIGINT: the first drains, the second leaves at once."""
-
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
-        self._before: dict[int, Any] = {}
-        self._asked = False
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        # Not loop.add_signal_handler: its callback would wait for a handler that blocks the loop.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._signalled)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _signalled(self, number: int, _frame: FrameType | None) -> None:
-        if self._asked:
-            # Handlers in threads can not be stopped, so the process ends under them. What they hold is given
-            # to others as soon as the plane sees the links break.
-            os._exit(128 + number)
-        self._asked = True
-        sys.stderr.write(f"agent {self._agent.name}: finishing what it holds; once more to leave at once\n")
-        self._agent.drain()

@@ -238,6 +238,31 @@ class Client:
         )
         return answer
 
+    async def subscribe(self, pattern: str, *, agent: str = "") -> None:
+        """Have a mailbox get what is published to matching topics; the caller's own when none is named."""
+        await self._call(
+            "broker",
+            lambda channel: BrokerServiceStub(channel).Subscribe,
+            broker.SubscribeRequest(agent_id=agent, pattern=pattern),
+        )
+
+    async def unsubscribe(self, pattern: str, *, agent: str = "") -> None:
+        """End a subscription, written as it was made."""
+        await self._call(
+            "broker",
+            lambda channel: BrokerServiceStub(channel).Unsubscribe,
+            broker.UnsubscribeRequest(agent_id=agent, pattern=pattern),
+        )
+
+    async def subscriptions(self, agent: str = "") -> list[str]:
+        """Return the patterns that a mailbox is subscribed to."""
+        answer = await self._call(
+            "broker",
+            lambda channel: BrokerServiceStub(channel).ListSubscriptions,
+            broker.ListSubscriptionsRequest(agent_id=agent),
+        )
+        return list(answer.patterns)
+
     async def dead_letters(self, agent: str, *, limit: int | None = 100) -> list[broker.DeadLetter]:
         """Return messages to an agent that were given up, oldest first, at most `limit`; None for all."""
         request = broker.ListDeadLettersRequest(agent_id=agent)

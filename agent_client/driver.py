@@ -9,13 +9,14 @@ from functools import partial
 
 from agent_client.core.inbox import Key, Verdict
 from agent_client.core.records import AttemptRef, Outcome, Payload
-from agent_client.link import Delivered, Envelope, LockWish, Profile, Sink
+from agent_client.link import Delivered, Envelope, LockWish, Profile, Receipt, Sink
 from agent_client.loop import inlet_of, link_thread
 from agent_client.pending import Pending
 from agent_client.streams.discovery import Discovery
 from agent_client.streams.load import LoadMeter
 from agent_client.streams.mailbox import MailboxStream
 from agent_client.streams.session import SessionStream
+from agent_client.streams.subscriptions import Subscriptions
 from agent_client.streams.work import WorkStream
 from agent_client.tls import Dialer
 
@@ -58,6 +59,7 @@ class AgentLink:
         self._mailbox = MailboxStream(
             self._dialer, self._discovery, self._profile, session=self._session, sink=sink
         )
+        self._subscriptions = Subscriptions(self._dialer)
         self._leaving = asyncio.Event()
         self.finished = self._thread.start(self._live())
 
@@ -103,9 +105,17 @@ class AgentLink:
         """Give locks back, or withdraw a wish."""
         self._inlet.post(partial(self._work.unlock, handle))
 
-    def send(self, envelope: Envelope, accepted: Pending[int]) -> None:
+    def send(self, envelope: Envelope, accepted: Pending[Receipt]) -> None:
         """Send an envelope."""
         self._inlet.post(partial(self._mailbox.send, envelope, accepted))
+
+    def subscribe(self, pattern: str, done: Pending[None], *, wanted: bool) -> None:
+        """Add or end a subscription."""
+        self._thread.start(self._subscriptions.change(pattern, done, wanted=wanted))
+
+    def subscriptions(self, found: Pending[list[str]]) -> None:
+        """Tell the patterns that this agent is subscribed to."""
+        self._thread.start(self._subscriptions.list(found))
 
     def want_messages(self) -> None:
         """Somebody takes deliveries from now on."""
@@ -152,6 +162,7 @@ class AgentLink:
             await asyncio.gather(*streams, leaving, return_exceptions=True)
             self._work.leave()
             self._mailbox.leave()
+            await self._subscriptions.close()
             await self._discovery.close()
 
     async def _wait_ready(self) -> None:

@@ -71,9 +71,13 @@ class Envelope:
     retry_max: int | None = None
     causation_id: str = ""
     traceparent: str = ""
+    tracestate: str = ""
     collaboration_id: str = ""
-    # Set by the broker.
+    # Whether it is refused when nobody would get it.
+    requires_receiver: bool = False
+    # Set by the broker. `address` is what the sender wrote, when it was none of a single receiver.
     sender: str = ""
+    address: str = ""
     accepted_time: datetime | None = None
     sequence_number: int = 0
 
@@ -86,6 +90,18 @@ class Envelope:
     def domain(self) -> Domain:
         """The order domain at its receiver."""
         return self.sender, self.priority
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The broker's word that a message is stored durably."""
+
+    # Its place among this agent's messages to that receiver in that lane; 0 when each of several has a copy.
+    sequence_number: int
+    # The receiver, also one that the broker chose; empty when each of several has a copy.
+    receiver: str
+    # Mailboxes that it is in.
+    receiver_count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +187,16 @@ class Link(Protocol):
         """Give the locks of a wish back, or withdraw it."""
         ...
 
-    def send(self, envelope: Envelope, accepted: Pending[int]) -> None:
-        """Send an envelope; `accepted` gets its sequence number when it is stored."""
+    def send(self, envelope: Envelope, accepted: Pending[Receipt]) -> None:
+        """Send an envelope; `accepted` gets the broker's receipt when it is stored."""
+        ...
+
+    def subscribe(self, pattern: str, done: Pending[None], *, wanted: bool) -> None:
+        """Add or end a subscription; `done` ends when that is durable."""
+        ...
+
+    def subscriptions(self, found: Pending[list[str]]) -> None:
+        """Tell the patterns that this agent is subscribed to."""
         ...
 
     def want_messages(self) -> None:

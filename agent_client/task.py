@@ -8,12 +8,14 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
+from agent_client.core.addresses import COLLABORATION
 from agent_client.core.records import AttemptRef, Claim, FencingToken
 from agent_client.core.vocabulary import MessageType, Priority
+from agent_client.delivery import Reply
 from agent_client.errors import CancelledBySuspend, TaskCancelled
-from agent_client.link import Assignment, Link
+from agent_client.link import Assignment, Link, Receipt
 from agent_client.locks import Lock
-from agent_client.mailbox import Mailbox, Reply
+from agent_client.mailbox import Mailbox
 from agent_client.payload import decode, encode
 from agent_client.pending import Pending
 
@@ -119,6 +121,11 @@ class Task:
     def coordinator(self) -> str:
         """The agent that coordinates the collaboration locally; may be this one, may be empty."""
         return self._assignment.coordinator_agent
+
+    @property
+    def team(self) -> str:
+        """The address of all other members: agents that have or had a task of it, coordinator, requester."""
+        return f"{COLLABORATION}{self.collaboration_id}"
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -246,8 +253,9 @@ class Task:
         priority: Priority | str = Priority.NORMAL,
         correlation_id: str = "",
         ttl: float | None = None,
-    ) -> Pending[int]:
-        """Send an envelope as part of this collaboration; see `Agent.send`."""
+        **fields: Any,
+    ) -> Pending[Receipt]:
+        """Send an envelope as part of this collaboration, for example to `task.team`; see `Agent.send`."""
         return self._mailbox.send(
             to,
             payload,
@@ -257,6 +265,7 @@ class Task:
             ttl=ttl,
             collaboration_id=self.collaboration_id,
             causation_id=self._causation_id,
+            **fields,
         )
 
     def request(

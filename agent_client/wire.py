@@ -12,6 +12,7 @@ from muster.common.v1 import envelope_pb2, fencing_pb2, payload_pb2, priority_pb
 from muster.registry.v1 import registry_service_pb2 as registry
 from muster.scheduler.v1 import task_pb2, work_pb2
 
+from agent_client.core.addresses import is_routed
 from agent_client.core.inbox import InboxFrame, Verdict
 from agent_client.core.locks import LockAsk, LockDrop
 from agent_client.core.records import (
@@ -28,12 +29,14 @@ from agent_client.core.records import (
 from agent_client.core.session import SessionWelcome
 from agent_client.core.vocabulary import MessageType, Priority
 from agent_client.core.work import WorkFrame
-from agent_client.link import Assignment, Delivered, Envelope
+from agent_client.link import Assignment, Delivered, Envelope, Receipt
 from agent_client.payload import EMPTY
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # The one version of every protocol that this client speaks.
 VERSIONS = (1,)
+# What it knows of the mailbox protocol beyond that.
+MAILBOX_FEATURES = ("routes",)
 
 
 def duration(ms: int) -> Duration:
@@ -239,7 +242,9 @@ def envelope_to_proto(envelope: Envelope) -> envelope_pb2.Envelope:
         correlation_id=envelope.correlation_id,
         causation_id=envelope.causation_id,
         traceparent=envelope.traceparent,
+        tracestate=envelope.tracestate,
         collaboration_id=envelope.collaboration_id,
+        requires_receiver=envelope.requires_receiver,
     )
     if envelope.ttl is not None:
         message.ttl.CopyFrom(duration(int(envelope.ttl * 1000)))
@@ -262,11 +267,21 @@ def envelope_from_proto(message: envelope_pb2.Envelope) -> Envelope:
         retry_max=message.retry_max if message.HasField("retry_max") else None,
         causation_id=message.causation_id,
         traceparent=message.traceparent,
+        tracestate=message.tracestate,
         collaboration_id=message.collaboration_id,
+        requires_receiver=message.requires_receiver,
         sender=message.sender_id,
+        address=message.address,
         accepted_time=moment(message.accepted_time),
         sequence_number=message.sequence_number,
     )
+
+
+def receipt_from_proto(outcome: broker.SendOutcome, address: str) -> Receipt:
+    """Return what the broker said of a message to `address` that it accepted."""
+    if is_routed(address):
+        return Receipt(outcome.sequence_number, outcome.receiver_id, outcome.receiver_count)
+    return Receipt(outcome.sequence_number, address)
 
 
 def delivered_from_proto(message: broker.Delivery) -> Delivered:

@@ -13,7 +13,7 @@ from collections import deque
 
 import uvloop
 
-from agent_client import Agent
+from agent_client import Agent, Receipt
 from agent_client.pending import Pending
 from benchmarks.mailbox_load import PAYLOAD_BYTES
 from benchmarks.programs import tell
@@ -37,7 +37,7 @@ async def send(options: argparse.Namespace) -> None:
 
 
 async def _send_all(agent: Agent, count: int) -> None:
-    waiting: deque[Pending[int]] = deque()
+    waiting: deque[Pending[Receipt]] = deque()
     for _ in range(count):
         waiting.append(agent.send("receiver", _payload(0)))
         if len(waiting) == WINDOW:
@@ -47,7 +47,7 @@ async def _send_all(agent: Agent, count: int) -> None:
 
 
 async def _send_paced(agent: Agent, count: int, rate: float, begin_ns: int) -> None:
-    waiting: list[Pending[int]] = []
+    waiting: list[Pending[Receipt]] = []
     for number in range(count):
         due_ns = begin_ns + int(number * 1e9 / rate)
         await asyncio.sleep(max(0.0, (due_ns - time.monotonic_ns()) / 1e9))

@@ -22,7 +22,7 @@ from agent_client.errors import MusterError, UnavailableError, from_rpc_error, f
 from agent_client.streams.discovery import Discovery
 from agent_client.streams.duplex import Duplex
 from agent_client.tls import Dialer
-from agent_client.wire import VERSIONS
+from agent_client.wire import MAILBOX_FEATURES, VERSIONS
 
 # All receiving commands are one instance: a new one ends the one before and gets what that held.
 INSTANCE = "muster-command"
@@ -30,8 +30,8 @@ INSTANCE = "muster-command"
 CLOSE_S_MAX = 2.0
 
 
-async def send(envelope: envelope_pb2.Envelope, patience_s: float) -> int:
-    """Send an envelope as the context's operator; return its sequence number when it is durable.
+async def send(envelope: envelope_pb2.Envelope, patience_s: float) -> broker.SendOutcome:
+    """Send an envelope as the context's operator; return the broker's answer when it is durable.
 
     It is sent again, under its message_id, for `patience_s` seconds, as long as it may not have been stored.
     Raises MusterError.
@@ -54,22 +54,27 @@ async def receiving() -> AsyncIterator[Incoming]:
     """Receive as the context's operator. Raises MusterError, also when a newer command takes over."""
     # A newer one is told from an older one by the clock, since no registry session counts them.
     hello = broker.MailboxHello(
-        versions=VERSIONS, instance_id=INSTANCE, incarnation=time.time_ns() // 1_000_000
+        versions=VERSIONS,
+        features=MAILBOX_FEATURES,
+        instance_id=INSTANCE,
+        incarnation=time.time_ns() // 1_000_000,
     )
     async with _stream(_dialer(), hello) as stream:
         yield Incoming(stream)
 
 
-async def _send_once(dialer: Dialer, envelope: envelope_pb2.Envelope) -> int:
-    hello = broker.MailboxHello(versions=VERSIONS, instance_id=INSTANCE, send_only=True)
+async def _send_once(dialer: Dialer, envelope: envelope_pb2.Envelope) -> broker.SendOutcome:
+    hello = broker.MailboxHello(
+        versions=VERSIONS, features=MAILBOX_FEATURES, instance_id=INSTANCE, send_only=True
+    )
     async with _stream(dialer, hello) as stream:
         await stream.write(broker.MailboxRequest(sends=[envelope]))
         while not (outcomes := (await stream.read()).accepted):
             pass
-        if outcomes[0].HasField("error"):
-            raise from_status(outcomes[0].error)
-        number: int = outcomes[0].sequence_number
-        return number
+        outcome: broker.SendOutcome = outcomes[0]
+        if outcome.HasField("error"):
+            raise from_status(outcome.error)
+        return outcome
 
 
 class Incoming:

@@ -14,17 +14,19 @@ from agent_client.core.outbox import Answer, OutboxCore, SendOutcome
 from agent_client.core.retry import BackoffPolicy, Reconnect
 from agent_client.core.vocabulary import Priority
 from agent_client.errors import AgentLeftError, LimitError, UnavailableError, from_status, to_fault
-from agent_client.link import Delivered, Envelope, Profile, Sink
+from agent_client.link import Delivered, Envelope, Profile, Receipt, Sink
 from agent_client.pending import Pending
 from agent_client.streams.discovery import Discovery
 from agent_client.streams.duplex import Duplex, keep_open, monotonic_ms
 from agent_client.streams.session import SessionStream
 from agent_client.tls import Dialer
 from agent_client.wire import (
+    MAILBOX_FEATURES,
     VERSIONS,
     delivered_from_proto,
     envelope_to_proto,
     mailbox_frame_to_proto,
+    receipt_from_proto,
 )
 
 log = logging.getLogger("agent_client")
@@ -42,7 +44,7 @@ class MailboxStream:
         self._session, self._sink = session, sink
         self._inbox, self._outbox = InboxCore(), OutboxCore()
         # Envelopes that the broker has not answered, with whom to tell.
-        self._sends: dict[str, tuple[envelope_pb2.Envelope, Pending[int]]] = {}
+        self._sends: dict[str, tuple[envelope_pb2.Envelope, Pending[Receipt]]] = {}
         # Deliveries that came again while the agent's code is asked about the ones before.
         self._later: dict[Key, Delivered] = {}
         self._reconnect = Reconnect(BackoffPolicy(max_ms=RECONNECT_MS_MAX))
@@ -69,7 +71,7 @@ class MailboxStream:
 
     # From the agent's code; on the link loop.
 
-    def send(self, envelope: Envelope, accepted: Pending[int]) -> None:
+    def send(self, envelope: Envelope, accepted: Pending[Receipt]) -> None:
         """Queue an envelope."""
         if self._left:
             accepted.fail(AgentLeftError())
@@ -158,6 +160,7 @@ class MailboxStream:
         return broker.MailboxRequest(
             hello=broker.MailboxHello(
                 versions=VERSIONS,
+                features=MAILBOX_FEATURES,
                 instance_id=self._profile.instance,
                 incarnation=self._incarnation,
                 resume_ack_token=self._inbox.resume_ack_token,
@@ -249,9 +252,9 @@ class MailboxStream:
             # The next stream sends it again, before everything that came after it.
             raise error
         if answer is Answer.SETTLED:
-            _, accepted = self._sends.pop(outcome.message_id)
+            envelope, accepted = self._sends.pop(outcome.message_id)
             if error is None:
-                accepted.resolve(outcome.sequence_number)
+                accepted.resolve(receipt_from_proto(outcome, envelope.receiver_id))
             else:
                 accepted.fail(error)
 

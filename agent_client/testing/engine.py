@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from muster.scheduler.v1 import collaboration_pb2, task_pb2
 
+from agent_client.core.addresses import SKILL
 from agent_client.core.records import AttemptRef, Failed, HeldLock, Outcome, Payload, Succeeded, Suspended
-from agent_client.errors import PreconditionError, StaleTokenError
+from agent_client.errors import AccessError, NotFoundError, PreconditionError, StaleTokenError
 from agent_client.pending import Pending
 from agent_client.spec import Spec
 from agent_client.testing.locks import LockTable, Request
@@ -39,7 +40,7 @@ class Engine:
         self.seats: dict[str, Seat] = {}
         self.boards: dict[str, Board] = {}
         self.locks = LockTable()
-        self.post = Mailboxes(self.later)
+        self.post = Mailboxes(self.later, self._find)
         self._ends: dict[str, Future[None]] = {}
         self._numbers = itertools.count(1)
         self._loop = loop
@@ -112,6 +113,25 @@ class Engine:
             if set(spec.required_skills) <= set(seat.agent.skills)
             and (not spec.required_agents or seat.agent.name in spec.required_agents)
         ]
+
+    def _find(self, sender: str, address: str) -> list[str]:
+        """Return whom an address of a skill or a collaboration means for `sender`, the best first."""
+        kind, _, name = address.partition("/")
+        if f"{kind}/" == SKILL:
+            able = [one for one in self.seats.values() if name in one.agent.skills]
+            ranked = sorted(able, key=self._load)
+            return [seat.agent.name for seat in ranked if seat.agent.name != sender]
+        board = self.boards.get(name)
+        if board is None:
+            raise NotFoundError(f"there is no collaboration {name!r}", reason="COLLABORATION_NOT_FOUND")
+        members = {*board.members, board.coordinator} & self.seats.keys()
+        if sender not in members:
+            raise AccessError(f"{sender} is no member of collaboration {name}", reason="ACCESS_DENIED")
+        return sorted(members - {sender})
+
+    def _load(self, seat: Seat) -> tuple[float, str]:
+        waiting = self.post.waiting_count(seat.agent.name)
+        return (len(seat.attempts) + waiting) / seat.agent.slots, seat.agent.name
 
     def _check_skills(self, spec: Spec) -> None:
         known = {skill for seat in self.seats.values() for skill in seat.agent.skills}

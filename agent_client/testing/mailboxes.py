@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from agent_client.core.addresses import has_copies, is_routed, matches, topic_of
 from agent_client.core.inbox import Domain, Key, Verdict
-from agent_client.errors import NotFoundError, RequestReusedError
-from agent_client.link import Delivered, Envelope, Sink
+from agent_client.errors import InvalidRequestError, NotFoundError, RequestReusedError, Violation
+from agent_client.link import Delivered, Envelope, Receipt, Sink
 
 RETRY_MAX_DEFAULT = 3
+_SEGMENT = r"(?:[A-Za-z0-9_-]+|\*)"
+_PATTERN = re.compile(rf"(?:{_SEGMENT}\.){{0,7}}(?:{_SEGMENT}|\*\*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +36,25 @@ class _Mail:
 
 
 class Mailboxes:
-    """Every agent's mailbox. `later(seconds, step)` runs a step after a delay."""
+    """Every agent's mailbox.
 
-    def __init__(self, later: Callable[[float, Callable[[], None]], None]) -> None:
-        self._later = later
+    `later(seconds, step)` runs a step after a delay. `find(sender, address)` returns the agents that an
+    address of a skill or a collaboration means for `sender`, or raises why it means none.
+    """
+
+    def __init__(
+        self,
+        later: Callable[[float, Callable[[], None]], None],
+        find: Callable[[str, str], list[str]],
+    ) -> None:
+        self._later, self._find = later, find
         # Receivers that take deliveries; others' messages wait.
         self._open: dict[str, Sink] = {}
         self._mail: dict[str, dict[Key, _Mail]] = {}
         self._numbers: dict[tuple[str, str, str], int] = {}
-        self._seen: dict[Key, Envelope] = {}
+        self._seen: dict[Key, tuple[Envelope, Receipt]] = {}
+        # Patterns by owner.
+        self._subscriptions: dict[str, set[str]] = {}
         self.accepted: list[Envelope] = []
         self.dead_letters: list[DeadLetter] = []
 
@@ -61,24 +75,74 @@ class Mailboxes:
             for domain in {mail.envelope.domain: None for mail in self._mail[name].values()}:
                 self._deliver_domain(name, domain)
 
-    def send(self, sender: str, envelope: Envelope) -> int:
-        """Store an envelope; return its number in its order domain."""
-        box = self._mail.get(envelope.receiver)
-        if box is None:
-            raise NotFoundError(f"no agent {envelope.receiver!r} is registered", reason="AGENT_NOT_FOUND")
+    def waiting_count(self, name: str) -> int:
+        """Return how many messages of an agent are not done."""
+        return len(self._mail[name])
+
+    def subscribe(self, name: str, pattern: str, *, wanted: bool) -> None:
+        """Add or end a subscription."""
+        if not _PATTERN.fullmatch(pattern):
+            raise InvalidRequestError(
+                f"pattern: {pattern!r} is no topic or pattern", violations=[Violation("pattern", "roads.*")]
+            )
+        patterns = self._subscriptions.setdefault(name, set())
+        if wanted:
+            patterns.add(pattern)
+        else:
+            patterns.discard(pattern)
+
+    def subscriptions(self, name: str) -> list[str]:
+        """Return the patterns that an agent is subscribed to."""
+        return sorted(self._subscriptions.get(name, ()))
+
+    def send(self, sender: str, envelope: Envelope) -> Receipt:
+        """Store an envelope for whomever it is for."""
         key = sender, envelope.message_id
-        known = self._seen.get(key)
-        if known is not None:
+        if key in self._seen:
+            known, receipt = self._seen[key]
             if known.payload != envelope.payload:
                 raise RequestReusedError(f"{envelope.message_id} was used for another message")
-            return known.sequence_number
-        domain = sender, envelope.receiver, envelope.priority
+            return receipt
+        address = envelope.receiver
+        receivers = self._receivers(sender, envelope)
+        numbers = [self._store(sender, envelope, receiver) for receiver in receivers]
+        many = has_copies(address)
+        receipt = Receipt(0, "", len(receivers)) if many else Receipt(numbers[0], receivers[0])
+        self._seen[key] = envelope, receipt
+        return receipt
+
+    def _receivers(self, sender: str, envelope: Envelope) -> list[str]:
+        address = envelope.receiver
+        if not is_routed(address):
+            if address not in self._mail:
+                raise NotFoundError(f"no agent {address!r} is registered", reason="AGENT_NOT_FOUND")
+            return [address]
+        if topic := topic_of(address):
+            found = [
+                owner
+                for owner, patterns in self._subscriptions.items()
+                if owner != sender and any(matches(pattern, topic) for pattern in patterns)
+            ]
+        else:
+            found = self._find(sender, address)
+        if not found and (envelope.requires_receiver or not has_copies(address)):
+            raise NotFoundError(f"{address} means nobody", reason="RECEIVER_NOT_FOUND")
+        return sorted(found) if has_copies(address) else found[:1]
+
+    def _store(self, sender: str, envelope: Envelope, receiver: str) -> int:
+        domain = sender, receiver, envelope.priority
         number = self._numbers[domain] = self._numbers.get(domain, 0) + 1
-        stored = replace(envelope, sender=sender, sequence_number=number, accepted_time=datetime.now(UTC))
-        self._seen[key] = stored
+        stored = replace(
+            envelope,
+            sender=sender,
+            receiver=receiver,
+            address=envelope.receiver if is_routed(envelope.receiver) else "",
+            sequence_number=number,
+            accepted_time=datetime.now(UTC),
+        )
         self.accepted.append(stored)
-        box[key] = _Mail(stored)
-        self._deliver_domain(envelope.receiver, stored.domain)
+        self._mail[receiver][stored.key] = _Mail(stored)
+        self._deliver_domain(receiver, stored.domain)
         return number
 
     def settle(self, name: str, key: Key, verdict: Verdict, delay: float | None, reason: str) -> None:

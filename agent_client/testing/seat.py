@@ -6,7 +6,7 @@ from agent_client.agent import Agent
 from agent_client.core.inbox import Key, Verdict
 from agent_client.core.records import AttemptRef, Outcome, Payload
 from agent_client.errors import MusterError, ResourceHeldError
-from agent_client.link import Delivered, Envelope, LockWish, Sink
+from agent_client.link import Delivered, Envelope, LockWish, Receipt, Sink
 from agent_client.pending import Pending
 from agent_client.testing.engine import Engine
 from agent_client.testing.locks import Request
@@ -62,15 +62,30 @@ class Seat:
                 self._engine.locks.end(request)
         self._engine.place()
 
-    def send(self, envelope: Envelope, accepted: Pending[int]) -> None:
+    def send(self, envelope: Envelope, accepted: Pending[Receipt]) -> None:
         """Store an envelope."""
         try:
             with self._engine.lock:
-                number = self._engine.post.send(self.agent.name, envelope)
+                receipt = self._engine.post.send(self.agent.name, envelope)
         except MusterError as error:
             accepted.fail(error)
         else:
-            accepted.resolve(number)
+            accepted.resolve(receipt)
+
+    def subscribe(self, pattern: str, done: Pending[None], *, wanted: bool) -> None:
+        """Add or end a subscription."""
+        try:
+            with self._engine.lock:
+                self._engine.post.subscribe(self.agent.name, pattern, wanted=wanted)
+        except MusterError as error:
+            done.fail(error)
+        else:
+            done.resolve(None)
+
+    def subscriptions(self, found: Pending[list[str]]) -> None:
+        """Tell the patterns that this agent is subscribed to."""
+        with self._engine.lock:
+            found.resolve(self._engine.post.subscriptions(self.agent.name))
 
     def want_messages(self) -> None:
         """Deliver what waits, and what comes."""

@@ -89,12 +89,12 @@ async def test_messages_to_an_agent_that_is_away_survive_the_broker(tmp_path: Pa
             await asyncio.wait_for(receiver.wait_ready(), PATIENCE_S)
         async with sender:
             for number in range(MESSAGES // 2):
-                assert await sender.send("receiver", number) == number + 1
+                assert (await sender.send("receiver", number)).sequence_number == number + 1
             # Half is acknowledged when the broker dies, the other half is on its way.
             on_the_way = [sender.send("receiver", number) for number in range(MESSAGES // 2, MESSAGES)]
             await cluster.kill("broker-1")
             async with asyncio.timeout(PATIENCE_S):
-                numbers = [await one for one in on_the_way]
+                numbers = [(await one).sequence_number for one in on_the_way]
             assert numbers == list(range(MESSAGES // 2 + 1, MESSAGES + 1))
             # Nothing is on its way now: all of it is only in the broker.
             await cluster.kill("broker-1")

@@ -67,7 +67,7 @@ async def assert_whole(plane: Launched, before: Usage, eventually: Eventually) -
             {"tasks": [task("a"), task("b", "a"), task("c", "a"), task("d", "b", "c")]}
         )
         assert (await collaboration.result(PATIENCE_S)).outputs == {"d": ["b", "c", "d"]}
-        assert await agent.send("honest", "still here") >= 1
+        assert (await agent.send("honest", "still here")).sequence_number >= 1
 
     def flat() -> object:
         return not grown(plane, before)

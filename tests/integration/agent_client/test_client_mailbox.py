@@ -20,6 +20,7 @@ from agent_client import (
     NotFoundError,
     PermanentFailure,
     Priority,
+    Receipt,
     Task,
 )
 from services.common.core.errors import Reason, ServiceError
@@ -46,10 +47,10 @@ def tokens(plane: FakePlane, kind: str) -> list[int]:
 
 async def test_a_send_returns_when_it_is_stored(plane: FakePlane, agent: Agent) -> None:
     async with agent:
-        number = await agent.send(
+        receipt = await agent.send(
             "other", {"road": 3}, type="resource_request", priority="high", correlation_id="k", ttl=90
         )
-        assert number == 1
+        assert receipt == Receipt(1, "other")
     (stored,) = plane.broker.stored
     assert stored.receiver_id == "other"
     assert stored.message_type == envelope_pb2.MESSAGE_TYPE_RESOURCE_REQUEST
@@ -72,7 +73,7 @@ async def test_unanswered_messages_are_sent_again_in_order(
         sends += [agent.send("other", number) for number in range(50, 80)]
         plane.broker.answers = True
         await plane.up("broker")
-        assert await asyncio.gather(*sends) == list(range(1, 81))
+        assert [one.sequence_number for one in await asyncio.gather(*sends)] == list(range(1, 81))
     assert [json.loads(envelope.payload.data) for envelope in plane.broker.stored] == list(range(80))
     resent = [envelope.message_id for frame in plane.mailbox.frames for envelope in frame.sends]
     assert resent == sent_ids(plane)
@@ -96,7 +97,7 @@ async def test_an_indefinite_answer_leads_to_a_repeat_and_a_definite_one_to_the_
         pending = agent.send("other", 1)
         await eventually(lambda: len(plane.broker.streams) >= 2)
         plane.broker.errors = {}
-        assert await pending == 1
+        assert (await pending).sequence_number == 1
 
 
 async def test_send_credits_are_respected(plane: FakePlane, agent: Agent, eventually: Eventually) -> None:
@@ -109,7 +110,7 @@ async def test_send_credits_are_respected(plane: FakePlane, agent: Agent, eventu
         plane.broker.answers = True
         plane.mailbox.say(broker.MailboxResponse(send_credits=2))
         await eventually(lambda: len(plane.broker.stored) == 5)
-        assert await pending[4] == 5
+        assert (await pending[4]).sequence_number == 5
         # Those that the broker did not answer are what leaving would wait for.
         plane.mailbox.say(
             broker.MailboxResponse(
@@ -160,7 +161,7 @@ async def test_messages_are_iterated_and_decided(
         (await anext(messages)).reject("makes no sense")
         third = await anext(messages)
         third.extend(60)
-        assert await third.reply("yes") == 1
+        assert (await third.reply("yes")).sequence_number == 1
         third.ack()
         (await anext(messages)).nack(1.5)
         await eventually(lambda: tokens(plane, "nacks"))
