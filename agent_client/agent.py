@@ -102,7 +102,8 @@ class Agent:
         """Make a function the handler of messages of these types; of all others when none is named.
 
         It gets a `Delivery`, which is acked when it returns, given again when it raises, and rejected when
-        it raises PermanentFailure. What it returns, unless None, is sent back as the reply. Messages of one
+        it raises PermanentFailure. What it returns, unless None, is sent back as the reply, but for what was
+        published to a topic. Messages of one
         sender in one lane come one after the other, in order.
         """
 

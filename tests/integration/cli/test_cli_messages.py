@@ -1,4 +1,4 @@
-"""`muster message send|receive|box|deadletters`: an operator talks with an agent."""
+"""`muster message …`: an operator talks with an agent."""
 
 from __future__ import annotations
 
@@ -162,3 +162,25 @@ def test_boxes_and_dead_letters(plane: PlaneWithAgent) -> None:
     unknown = muster("message", "box", "nobody", home=plane.home)
     assert unknown.returncode == 1
     assert "AGENT_NOT_FOUND" in unknown.stderr
+
+
+def test_topics_and_skills(plane: PlaneWithAgent) -> None:
+    assert items("message", "subscriptions", home=plane.home) == []
+    (nobody,) = items("message", "publish", "roads.closed", "1", home=plane.home)
+    assert nobody["receiver_count"] == 0
+    refused = muster("message", "publish", "roads.closed", "1", "--require-receiver", home=plane.home)
+    assert refused.returncode == 1
+    assert "RECEIVER_NOT_FOUND" in refused.stderr
+    assert "is subscribed to roads.*" in succeed(
+        "message", "subscribe", "roads.*", "--agent", plane.agent, home=plane.home
+    )
+    (listed,) = items("message", "subscriptions", plane.agent, home=plane.home)
+    assert listed == {"agent_id": plane.agent, "pattern": "roads.*"}
+    published = succeed("message", "publish", "roads.closed", "r8", home=plane.home)
+    assert "is stored for 1 receivers of topic/roads.closed" in published
+    succeed("message", "unsubscribe", "roads.*", "--agent", plane.agent, home=plane.home)
+    assert items("message", "subscriptions", plane.agent, home=plane.home) == []
+    wrong = muster("message", "subscribe", "a..b", home=plane.home)
+    assert wrong.returncode == 2
+    unknown = muster("message", "send", "skill/nobody-has-it", "1", home=plane.home)
+    assert (unknown.returncode, "RECEIVER_NOT_FOUND" in unknown.stderr) == (1, True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from muster.common.v1 import envelope_pb2
 
 from agent_client import Envelope, InvalidRequestError, MessageType, Payload, Priority
 from agent_client.cloudevents import from_cloudevent, to_cloudevent
@@ -102,6 +104,23 @@ def test_an_event_of_others_has_defaults() -> None:
     assert envelope.payload == Payload("", b"")
 
 
+FULL = Envelope(
+    message_id="1",
+    receiver="b",
+    message_type=MessageType.HEARTBEAT,
+    payload=Payload("", b"x"),
+    correlation_id="c",
+    ttl=1.0,
+    retry_max=0,
+    causation_id="d",
+    traceparent="t",
+    tracestate="s",
+    collaboration_id="e",
+    requires_receiver=True,
+    sender="a",
+    address="topic/x",
+    sequence_number=1,
+)
 GOOD: dict[str, Any] = {
     "specversion": "1.0",
     "id": "1",
@@ -135,3 +154,13 @@ def test_what_is_wrong_is_named(name: str, value: object) -> None:
     with pytest.raises(InvalidRequestError) as refused:
         from_cloudevent(GOOD | {name: value})
     assert refused.value.violations[0].field == name
+
+
+def test_every_field_is_in_the_table() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "envelope.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `")}
+    assert rows == {field.name for field in envelope_pb2.Envelope.DESCRIPTOR.fields}
+    known = set(to_cloudevent(FULL)) | {"data", "data_base64", "specversion"}
+    assert {name for name in known if name.startswith("muster")} == {
+        word for word in text.split("`") if word.startswith("muster") and word.isalnum() and word != "muster"
+    }
