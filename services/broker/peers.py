@@ -26,6 +26,8 @@ from services.common.tls import TlsIdentity
 
 BACKOFF_MS_MIN = 100
 BACKOFF_MS_MAX = 5_000
+# Seconds that calls to a scheduler that leads no more may still take.
+CLOSE_GRACE_S = 2.0
 
 _log = logs.get("broker.peers")
 
@@ -104,6 +106,7 @@ class SchedulerMembers:
         self._services, self._tls = services, tls
         self._address = ""
         self._channel: grpc.aio.Channel | None = None
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def members(self, collaboration_id: str, timeout_ms: int) -> frozenset[str] | None:
         """See `members.MembershipSource`."""
@@ -120,6 +123,8 @@ class SchedulerMembers:
 
     async def close(self) -> None:
         """Let go of the connection."""
+        for closing in self._closing:
+            closing.cancel()
         if self._channel is not None:
             await self._channel.close(None)
 
@@ -131,7 +136,10 @@ class SchedulerMembers:
             before, self._address = self._channel, coordinator.address
             self._channel = make_channel(self._address, self._tls, "scheduler")
             if before is not None:
-                await before.close(None)
+                # Calls that are under way on it may end well; closing it at once would cancel them.
+                closing = asyncio.create_task(before.close(CLOSE_GRACE_S), name="broker-old-scheduler")
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
         return self._channel
 
 

@@ -1,4 +1,4 @@
-"""Who exists, from a registry that comes and goes: over real mTLS, with a registry of the test's own."""
+"""Who exists and who belongs together, from services that come and go: over mTLS, with the test's own."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
 
+import pytest
 from muster.registry.v1 import agent_pb2 as agent_pb
 from muster.registry.v1 import registry_service_pb2 as pb
 from muster.registry.v1.registry_service_pb2_grpc import (
     RegistryServiceServicer,
     add_RegistryServiceServicer_to_server,
 )
+from muster.scheduler.v1 import scheduler_service_pb2 as scheduler_pb
+from muster.scheduler.v1.scheduler_service_pb2_grpc import (
+    SchedulerServiceServicer,
+    add_SchedulerServiceServicer_to_server,
+)
 
 from services.broker.core.model import AgentProfile, Reach
-from services.broker.peers import AgentsView, RegistryAgents, read_profile
+from services.broker.peers import AgentsView, RegistryAgents, SchedulerMembers, read_profile
 from services.common import logs
-from services.common.core.errors import Reason
+from services.common.core.errors import Reason, ServiceError
 from services.common.etcd.directory import ServiceDirectory
 from services.common.metrics import Metrics
 from services.common.rpc.server import GrpcServer
@@ -26,6 +32,7 @@ from tests.integration.broker.broker_client import envelope, error_of
 from tests.integration.broker.conftest import House
 
 NAME = "muster.registry.v1.RegistryService"
+SCHEDULER = "muster.scheduler.v1.SchedulerService"
 
 
 class Registry(RegistryServiceServicer):
@@ -130,3 +137,49 @@ async def test_while_no_registry_answers_the_known_agents_stay(
     alpha = await house.open("agent/alpha")
     (taken,) = await alpha.send(envelope("m-3", "beta"))
     assert taken.sequence_number == 2
+
+
+class Scheduler(SchedulerServiceServicer):
+    """A scheduler that knows one collaboration."""
+
+    def __init__(self, certificates: Certificates, members: Sequence[str]) -> None:
+        self.members, self.asked = members, 0
+        tls = certificates.tls("service/scheduler")
+        methods = scheduler_pb.DESCRIPTOR.services_by_name["SchedulerService"].methods
+        access = {f"{SCHEDULER}/{method.name}": frozenset({"service/broker"}) for method in methods}
+        self.server = GrpcServer(tls, "127.0.0.1:0", access, Metrics("scheduler"), logs.get("test"))
+        self.server.add(add_SchedulerServiceServicer_to_server, self, SCHEDULER)
+
+    async def GetMembers(self, request: Any, context: Any) -> Any:
+        self.asked += 1
+        if request.collaboration_id != "c-1":
+            raise ServiceError(Reason.COLLABORATION_NOT_FOUND, "no such collaboration")
+        return scheduler_pb.GetMembersResponse(members=self.members)
+
+
+class Leaders:
+    """Says who leads."""
+
+    def __init__(self) -> None:
+        self.coordinator: pb.Coordinator | None = None
+
+
+async def test_members_are_asked_of_whoever_leads(certificates: Certificates) -> None:
+    leaders = Leaders()
+    source = SchedulerMembers(cast(ServiceDirectory, leaders), certificates.tls("service/broker"))
+    # What no test calls is left out of it.
+    first = Scheduler(certificates, ["alpha", "beta"])  # type: ignore[abstract]
+    second = Scheduler(certificates, ["alpha"])  # type: ignore[abstract]
+    with pytest.raises(ServiceError) as nobody:
+        await source.members("c-1", 1_000)
+    assert nobody.value.reason is Reason.NOT_COORDINATOR
+    leaders.coordinator = pb.Coordinator(address=await first.server.start())
+    assert await source.members("c-1", 5_000) == frozenset({"alpha", "beta"})
+    assert await source.members("c-9", 5_000) is None
+    leaders.coordinator = pb.Coordinator(address=await second.server.start())
+    assert await source.members("c-1", 5_000) == frozenset({"alpha"})
+    await second.server.drain(100)
+    with pytest.raises(ServiceError):
+        await source.members("c-1", 300)
+    await source.close()
+    await first.server.drain(100)

@@ -105,6 +105,9 @@ async def test_agents_see_and_stop_their_own_only(start_plane: StartPlane) -> No
         ("operator/admin", "Work", None),
         ("service/registry", "SubmitCollaboration", submission()),
         ("service/broker", "CancelCollaboration", pb.CancelCollaborationRequest()),
+        ("agent/chief", "GetMembers", pb.GetMembersRequest()),
+        ("operator/admin", "GetMembers", pb.GetMembersRequest()),
+        ("service/registry", "GetMembers", pb.GetMembersRequest()),
     ],
 )
 async def test_what_is_not_allowed_is_denied(
@@ -118,6 +121,20 @@ async def test_what_is_not_allowed_is_denied(
         else:
             await getattr(stub, method)(request_message)
     assert errors[0].reason is Reason.ACCESS_DENIED
+
+
+async def test_the_broker_is_told_who_belongs_together(start_plane: StartPlane) -> None:
+    plane = await start_plane()
+    chief, broker = await plane.stub("agent/chief"), await plane.stub("service/broker")
+    made = submission()
+    made.collaboration.coordinator_agent = "leader"
+    own = (await chief.SubmitCollaboration(made)).collaboration_id
+    answer = await broker.GetMembers(pb.GetMembersRequest(collaboration_id=own))
+    assert set(answer.members) >= {"chief", "leader"}
+    assert answer.generation >= 1
+    async with refused() as errors:
+        await broker.GetMembers(pb.GetMembersRequest(collaboration_id="c-none"))
+    assert errors[0].reason is Reason.COLLABORATION_NOT_FOUND
 
 
 async def watched(call: Any, until: Any) -> list[collaboration_pb.CollaborationEvent]:
