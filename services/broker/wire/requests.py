@@ -79,12 +79,15 @@ def read_envelope(
     payload_bytes = len(payload.data)
     ttl_ms = _milliseconds(envelope.ttl) if envelope.HasField("ttl") else TTL_MS_DEFAULT
     route: Route | None = None
-    if not is_mailbox(receiver) and ROUTES in terms.features:
+    has_receiver = is_mailbox(receiver)
+    if not has_receiver and ROUTES in terms.features:
         route = read_route(receiver)
+        has_receiver = route is not None
+    traced = envelope.traceparent or envelope.tracestate
     if not (
         _is_name(message_id)
         and (not envelope.sender_id or envelope.sender_id == address)
-        and (route is not None or is_mailbox(receiver))
+        and has_receiver
         and envelope.message_type in MESSAGE_TYPES
         and lane in _LANES
         and retry_max <= RETRY_MAX_MAX
@@ -93,7 +96,7 @@ def read_envelope(
         and len(envelope.causation_id) <= ID_BYTES_MAX
         and len(envelope.collaboration_id) <= ID_BYTES_MAX
         and not envelope.address
-        and _is_trace(envelope.traceparent, envelope.tracestate)
+        and (not traced or _is_trace(envelope.traceparent, envelope.tracestate))
         and len(payload.content_type) <= CONTENT_TYPE_BYTES_MAX
     ):
         return RefusedDraft(message_id, _fault(envelope, index, address, terms))
