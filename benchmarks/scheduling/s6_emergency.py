@@ -4,6 +4,7 @@ In this process, without a store. The emergency is submitted while every slot is
 when it has an attempt at an agent: by the next slot that becomes free, or at once where a running task makes
 room for it. The time is that of the core's steps: the submission, and the placement after it or after the
 report that frees the slot.
+Times are CPU times of this process, which other programs on the machine disturb less than the clock.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ selection in serving order (classes, fair shares of 20 requesters, deadlines, ag
 agents and needs, score with runners-up, verification, and the attempt with its records and audit entry. Wave:
 all the agents' slots are free at once; a decision is a task selected and planned (`index.snapshot`, `plan`),
 what follows it (attempt, records, entry) is a figure of its own. Nothing is written to a store.
+Times are CPU times of this process, which other programs on the machine disturb less than the clock.
 """
 
 from __future__ import annotations
