@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from services.common.core.ids import AgentId, CollaborationId, InstanceId, RequestId, Skill
@@ -36,8 +36,8 @@ from services.scheduler.core.model import (
 from services.scheduler.core.state import SchedulerState
 
 START = Instant(1_700_000_000_000)
-#: How long an attempt runs, in milliseconds: given the task, and which try of it this is.
-Draw = Callable[[TaskSpec, int], float]
+#: How long an attempt runs, in milliseconds: given the task, which try of it this is, and who runs it.
+Draw = Callable[[TaskSpec, int, AgentId], float]
 
 
 @dataclass(slots=True)
@@ -89,16 +89,14 @@ class FleetSim:
             key = InstanceKey(name, InstanceId("0"))
             self._step([WorkOpened("hello", stream, key, 1), WorkFrame("credit", stream, 0.5, credits=1)])
 
-    def run(self, jobs: Iterable[tuple[int, Sequence[TaskSpec]]]) -> Course:
+    def run(self, jobs: Iterable[tuple[int, CollaborationSpec]]) -> Course:
         """Submit each job at its time after the start, and go on until all are done."""
         ended: dict[CollaborationId, int] = {}
-        for number, (at_ms, tasks) in enumerate(jobs):
+        for number, (at_ms, spec) in enumerate(jobs):
             self._until(Instant(START + at_ms), ended)
             name = CollaborationId(f"c-{number}")
             digest = hashlib.sha256(name.encode()).digest()
-            submission = Submission(
-                "operator/bench", RequestId(f"r{number}"), CollaborationSpec(tuple(tasks)), digest
-            )
+            submission = Submission("operator/bench", RequestId(f"r{number}"), spec, digest)
             self._submitted[name] = self._now
             self._step([Submitted(f"r{number}", submission, name, ReplyId(number))])
         self._until(None, ended)
@@ -151,7 +149,7 @@ class FleetSim:
         self._running[running.ref] = running
         self._order += 1
         self.course.second_count += attempt.speculative
-        lasts = max(1, round(self._draw(effect.task.spec, attempt.token.number)))
+        lasts = max(1, round(self._draw(effect.task.spec, attempt.token.number, attempt.instance.agent_id)))
         heapq.heappush(self._heap, (self._now + lasts, self._order, running))
         # That it runs is said at once; it changes no decision here, so it needs no batch of its own.
         started = WorkFrame("start", effect.stream, 0.5, started=(running.ref,))

@@ -17,9 +17,9 @@ from benchmarks.figures import Figure
 from benchmarks.scheduling.fleet_sim import Course, FleetSim
 from benchmarks.scheduling.options import Options
 from benchmarks.turns import say
-from services.common.core.ids import Skill, TaskId
+from services.common.core.ids import AgentId, Skill, TaskId
 from services.scheduler.core.book import Settings
-from services.scheduler.core.model import TaskSpec
+from services.scheduler.core.model import CollaborationSpec, TaskSpec
 
 AGENTS, JOBS, JOBS_QUICK, SEEDS = 100, 800, 300, 5
 #: Jobs at the start that are not counted: nothing is learned, and no work done that could pay for more.
@@ -76,16 +76,18 @@ def p99(course: Course) -> float:
 def played(seed: int, jobs: int, share: float) -> Course:
     """Return the course of one seed with second attempts up to `share` of the work."""
     dice = random.Random(seed)
-    drawn: list[tuple[int, list[TaskSpec]]] = []
+    drawn: list[tuple[int, CollaborationSpec]] = []
     at_ms = 0.0
     mean_size = (1 + TASKS_MAX) / 2
     # Slot time that a job takes on average, its stragglers included.
     job_ms = mean_size * MEAN_MS * (1 + SLOW_SHARE * (SLOW - 1))
     for _ in range(jobs):
         at_ms += dice.expovariate(AGENTS * LOAD / job_ms)
-        drawn.append((round(at_ms), [_task(dice, number) for number in range(dice.randint(1, TASKS_MAX))]))
+        tasks = tuple(_task(dice, number) for number in range(dice.randint(1, TASKS_MAX)))
+        drawn.append((round(at_ms), CollaborationSpec(tasks)))
 
-    def lasts(spec: TaskSpec, number: int) -> float:
+    def lasts(spec: TaskSpec, number: int, agent: AgentId) -> float:
+        del agent
         # By task and try, so that both sides meet the same stragglers whatever else they decide.
         own = random.Random(f"{seed} {spec.description} {number}")
         slow = SLOW if own.random() < SLOW_SHARE else 1.0
