@@ -27,7 +27,11 @@ def test_held_out_texts_get_their_type_and_foreign_ones_none() -> None:
 
 
 def test_each_sentence_of_the_starting_set_is_judged_by_the_others() -> None:
-    """Leave one out: a harder sample, since the sentences were written to differ from each other."""
+    """Leave one out: the sentences were written to differ from each other.
+
+    Flattering all the same: the two texts of words of each type were added, and the constants chosen, after a
+    first look at this very count (about 38 of 130 right without those words). New texts will do worse.
+    """
     right = wrong = total = 0
     confident: list[tuple[float, bool]] = []
     for kind, texts in STARTER.items():
