@@ -86,6 +86,18 @@ def test_nothing_is_left_over() -> None:
     assert not broken, "\n".join(broken)
 
 
+def test_no_merge_is_left_unfinished() -> None:
+    folders = (ROOT / name for name in ("docs", "services", "agent_client", "proto/muster", "k8s"))
+    documents = [*ROOT.glob("*"), *(path for folder in folders for path in folder.rglob("*"))]
+    broken = [
+        f"{path.relative_to(ROOT)} holds a conflict's marker: merge it"
+        for path in documents
+        if path.suffix in {".md", ".proto", ".toml", ".yaml"}
+        and re.search(r"^(<{7}|>{7}) ", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert not broken, "\n".join(broken)
+
+
 def test_banned_calls_have_replacements() -> None:
     broken = [
         f"{source.path}:{line} calls {name}: use {BANNED_CALLS[name][1]}"

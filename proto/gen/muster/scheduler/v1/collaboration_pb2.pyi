@@ -408,7 +408,6 @@ class CollaborationEvent(_message.Message):
     TASK_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     GAP_FIELD_NUMBER: _builtins.int
-    DEADLINE_WARNING_FIELD_NUMBER: _builtins.int
     collaboration_id: _builtins.str
     generation: _builtins.int
     """The collaboration's generation after the change; 0 for progress, which is not durable."""
@@ -430,10 +429,6 @@ class CollaborationEvent(_message.Message):
     def gap(self) -> Global___WatchGap:
         """Events up to this event's generation are no longer kept; a snapshot follows as events."""
 
-    @_builtins.property
-    def deadline_warning(self) -> Global___DeadlineWarning:
-        """A task is going to miss its deadline, as far as can be predicted; told once per task."""
-
     def __init__(
         self,
         *,
@@ -444,13 +439,12 @@ class CollaborationEvent(_message.Message):
         task: _task_pb2.Task | None = ...,
         progress: Global___TaskProgress | None = ...,
         gap: Global___WatchGap | None = ...,
-        deadline_warning: Global___DeadlineWarning | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "collaboration", b"collaboration", "deadline_warning", b"deadline_warning", "event_time", b"event_time", "gap", b"gap", "progress", b"progress", "task", b"task"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "collaboration", b"collaboration", "event_time", b"event_time", "gap", b"gap", "progress", b"progress", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "collaboration", b"collaboration", "collaboration_id", b"collaboration_id", "deadline_warning", b"deadline_warning", "event_time", b"event_time", "gap", b"gap", "generation", b"generation", "progress", b"progress", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "collaboration", b"collaboration", "collaboration_id", b"collaboration_id", "event_time", b"event_time", "gap", b"gap", "generation", b"generation", "progress", b"progress", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["collaboration", "task", "progress", "gap", "deadline_warning"]  # noqa: Y015
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["collaboration", "task", "progress", "gap"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
 
@@ -487,37 +481,6 @@ class TaskProgress(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TaskProgress: _TypeAlias = TaskProgress  # noqa: Y015
-
-@_typing.final
-class DeadlineWarning(_message.Message):
-    """DeadlineWarning says that a task will probably be late. Not durable; the audit log has it as well."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    DEADLINE_FIELD_NUMBER: _builtins.int
-    PREDICTED_END_TIME_FIELD_NUMBER: _builtins.int
-    task_id: _builtins.str
-    @_builtins.property
-    def deadline(self) -> _timestamp_pb2.Timestamp: ...
-    @_builtins.property
-    def predicted_end_time(self) -> _timestamp_pb2.Timestamp:
-        """When it will end as far as can be predicted, at the earliest."""
-
-    def __init__(
-        self,
-        *,
-        task_id: _builtins.str = ...,
-        deadline: _timestamp_pb2.Timestamp | None = ...,
-        predicted_end_time: _timestamp_pb2.Timestamp | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "predicted_end_time", b"predicted_end_time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "predicted_end_time", b"predicted_end_time", "task_id", b"task_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___DeadlineWarning: _TypeAlias = DeadlineWarning  # noqa: Y015
 
 @_typing.final
 class WatchGap(_message.Message):
