@@ -73,7 +73,7 @@ format: $(STAMP) ## let ruff format and fix
 	@$(BIN)/ruff format .
 
 nightly: $(STAMP) $(DEBIAN)/.unpacked ## long campaigns
-	@$(BIN)/python -m pytest -m nightly --timeout=3600
+	@$(BIN)/python -m pytest -m nightly --timeout=3600 -o faulthandler_timeout=0
 
 bench: $(STAMP) ## measure, ours and peers in turn: make bench NAME=messages (no NAME: list the names)
 	@$(BIN)/python -m benchmarks $(or $(NAME),--help)
