@@ -194,6 +194,9 @@ async def test_locks_exclude_between_agents(plane: Launched, make: MakeAgent, ev
     one, other = make(skills=["x"]), make(skills=["x"])
     bridge = f"bridge-{uuid.uuid4().hex[:8]}"
     async with one, other, Client(home=plane.home) as client:
+        # Who may not wait and is not connected yet is told so, which is not what is asked here.
+        await one.wait_ready()
+        await other.wait_ready()
         async with one.lock(bridge) as held:
             assert not held.lost
             with pytest.raises(ResourceHeldError) as refused:
