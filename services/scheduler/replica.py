@@ -91,7 +91,9 @@ class Replica:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(registry_wait_ms / 1_000):
                         await self._heard.wait()
-                await self._lead_once(leadership)
+                if not self._draining:
+                    # Else who resigned found no driver that could be told to stop.
+                    await self._lead_once(leadership)
                 failures = 0
             except ServiceError as error:
                 # The state could not be loaded. Somebody else may have more luck; so may we, later.
