@@ -175,6 +175,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         cause_id = f"rpc-{secrets.token_hex(8)}"
         code, error = "OK", None
         try:
+            if streaming:
+                # gRPC takes the headers of a call once. Sent with the first message, as it would do by
+                # itself, they leave a handler that is cancelled in that write unable to send its status.
+                await context.send_initial_metadata(())
             principal = await self._admit(method, context, cause_id)
             handler = asyncio.current_task()
             assert handler is not None  # noqa: S101  # grpc.aio runs each call in a task of its own

@@ -197,6 +197,29 @@ async def test_a_full_buffer_ends_the_stream(serve: Serve) -> None:
     assert (await ending(stream)).reason is Reason.PEER_SILENT
 
 
+async def test_a_cut_during_the_first_write_still_has_a_status(serve: Serve) -> None:
+    """gRPC takes a stream's headers once: a write that is given up must not leave their fate open."""
+    duplexes: list[Duplex[int, pb.AppendResponse]] = []
+
+    def pack(items: Sequence[int]) -> pb.AppendResponse:
+        # The next turn of the loop, before gRPC's thread can say that the frame is out.
+        asyncio.get_running_loop().call_soon(duplexes[0].send, 2, 2_000)
+        return newest(items)
+
+    async def append(requests: AsyncIterator[pb.AppendRequest], context: Any) -> None:
+        duplexes.append(Duplex(context, pack, DuplexLimits(bytes_max=1_000)))
+
+        async def on_frame(request: pb.AppendRequest) -> None:
+            duplexes[0].send(request.first_sequence_number)
+
+        await duplexes[0].run(on_frame)
+
+    plane = await serve(Append=append)
+    stream = plane.stub().Append(timeout=10)
+    await stream.write(frame(1))
+    assert (await ending(stream)).reason is Reason.PEER_SILENT
+
+
 async def test_a_full_buffer_counts_bytes_too(serve: Serve) -> None:
     echo = Echo(DuplexLimits(bytes_max=1_000))
     plane = await serve(Append=echo)
