@@ -20,7 +20,7 @@ from services.common import logs
 from services.common.clock import Clock, SystemClock
 from services.common.etcd.channel import EtcdTls
 from services.common.etcd.client import EtcdClient
-from services.common.etcd.registration import Registration, this_replica
+from services.common.etcd.registration import announce
 from services.common.lifecycle import TaskSupervisor
 from services.common.metrics import Exposition, Metrics, start_exposition
 from services.common.rpc.server import GrpcServer
@@ -92,7 +92,17 @@ class AuditApp:
         self.address = await self._server.start()
         _log.info("serving", address=self.address, metrics=self.metrics_address)
         if self._etcd is not None:
-            self.supervisor.spawn("audit-registration", self._register(self._etcd))
+            self.supervisor.spawn(
+                "audit-registration",
+                announce(
+                    self._etcd,
+                    self._clock,
+                    self._config,
+                    SERVICE,
+                    address=self.address,
+                    metrics_address=self.metrics_address,
+                ),
+            )
 
     async def drain(self) -> None:
         """See `Service.drain`; the last checkpoint covers everything that was acked, if the disk lets it."""
@@ -113,17 +123,6 @@ class AuditApp:
             await self._exposition.stop()
         if self._etcd is not None:
             await self._etcd.close()
-
-    async def _register(self, etcd: EtcdClient) -> None:
-        """Be found by the others. While etcd is away the log goes on for those who know its address."""
-        replica = this_replica(
-            SERVICE,
-            self._config.replica_id,
-            self._config.advertise or self.address,
-            self.metrics_address,
-            self._clock,
-        )
-        await Registration(etcd, self._clock, self._config.key_prefix, replica).run()
 
 
 async def build(config: AuditConfig) -> AuditApp:

@@ -33,7 +33,7 @@ from services.common.etcd.channel import EtcdTls
 from services.common.etcd.client import EtcdClient
 from services.common.etcd.directory import ServiceDirectory
 from services.common.etcd.election import EtcdElection
-from services.common.etcd.registration import Registration, this_replica
+from services.common.etcd.registration import announce
 from services.common.lifecycle import TaskSupervisor
 from services.common.metrics import Exposition, Metrics, start_exposition
 from services.common.outbox import Outbox, SpooledOutbox, open_outbox
@@ -138,7 +138,17 @@ class BrokerApp:
         spawn("broker-mailboxes", self._broker.run())
         _log.info("serving", address=self.address, metrics=self.metrics_address)
         if self._etcd is not None:
-            spawn("broker-registration", self._register(self._etcd))
+            spawn(
+                "broker-registration",
+                announce(
+                    self._etcd,
+                    self._clock,
+                    self._config,
+                    SERVICE,
+                    address=self.address,
+                    metrics_address=self.metrics_address,
+                ),
+            )
 
     async def drain(self) -> None:
         """See `lifecycle.Service`: take no new envelopes, answer those that came, end the streams, close."""
@@ -199,17 +209,6 @@ class BrokerApp:
         if not addresses:
             raise ServiceError(Reason.AUDIT_UNAVAILABLE, "no audit replica is known yet")
         return make_channel(addresses, self._tls, "audit")
-
-    async def _register(self, etcd: EtcdClient) -> None:
-        """Be found by the others. While etcd is away the mailboxes go on for those who know the address."""
-        replica = this_replica(
-            SERVICE,
-            self._config.replica_id,
-            self._config.advertise or self.address,
-            self.metrics_address,
-            self._clock,
-        )
-        await Registration(etcd, self._clock, self._config.key_prefix, replica).run()
 
 
 async def build(config: BrokerConfig) -> BrokerApp:

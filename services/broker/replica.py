@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +19,8 @@ from services.broker.driver import Driver
 from services.broker.roster import Roster
 from services.broker.store import taken_over
 from services.common import logs
+from services.common.candidate import Candidate
 from services.common.clock import Clock
-from services.common.core.backoff import backoff_ms
 from services.common.core.entries import EntryDraft
 from services.common.core.errors import Reason, ServiceError
 from services.common.election import Election, Leader, Leadership
@@ -29,9 +28,6 @@ from services.common.outbox import Outbox
 from services.common.rpc.interceptors import shutting_down
 
 _log = logs.get("broker.replica")
-# Pause before the next campaign after a leadership that could not begin, in milliseconds.
-RETRY_BASE_MS = 100
-RETRY_MAX_MS = 3_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +60,7 @@ class Replica:
         replica_id: str,
         leader_wait_ms: int,
     ) -> None:
-        self._election, self._make_seat = election, make_seat
+        self._election, self._candidate, self._make_seat = election, Candidate(election), make_seat
         self._outbox, self._clock, self._replica_id = outbox, clock, replica_id
         self._leader_wait_ms = leader_wait_ms
         # Set before `run`: where the other replicas find this one.
@@ -74,11 +70,7 @@ class Replica:
         self._seat: Seat | None = None
         self._elsewhere: Elsewhere | None = None
         self._roster = Roster()
-        self._leaving = False
         self._changed = asyncio.Event()
-        # Set while this replica neither leads nor is about to.
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     @property
     def leads(self) -> bool:
@@ -92,7 +84,7 @@ class Replica:
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._leader_wait_ms / 1_000):
-                while not self._leaving:
+                while not self._candidate.withdrawn:
                     if self._seat is not None and not self._seat.driver.retired:
                         return self._seat
                     if self._elsewhere is not None and not here:
@@ -116,11 +108,12 @@ class Replica:
         """Campaign and lead, and follow who else does, until cancelled; a defect comes out."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch(), name="broker-watch-leader")
-            group.create_task(self._campaign(), name="broker-campaign")
+            value = json.dumps({"replica_id": self._replica_id, "address": self.address}).encode()
+            group.create_task(self._candidate.run(value, self._lead), name="broker-campaign")
 
     async def settle(self) -> None:
         """Give the lead up, when everything that came is answered, and do not campaign again."""
-        self._leaving = True
+        self._candidate.withdraw()
         if self._seat is not None:
             driver = self._seat.driver
             driver.begin_drain()
@@ -130,7 +123,7 @@ class Replica:
                 # Also when the caller's patience ends first: a store that does not answer is not waited for.
                 driver.retire(shutting_down())
         self._tell()
-        await self._idle.wait()
+        await self._candidate.wait_idle()
 
     async def _watch(self) -> None:
         async with contextlib.aclosing(self._election.observe()) as leaders:
@@ -138,28 +131,6 @@ class Replica:
                 self._elsewhere = self._read(leader)
                 self.on_leader(self._elsewhere)
                 self._tell()
-
-    async def _campaign(self) -> None:
-        value = json.dumps({"replica_id": self._replica_id, "address": self.address}).encode()
-        failures = 0
-        while not self._leaving:
-            leadership = await self._election.campaign(value)
-            self._idle.clear()
-            try:
-                if not self._leaving:
-                    await self._lead(leadership)
-                failures = 0
-            except ServiceError as error:
-                failures += 1
-                _log.error("could not take over", epoch=leadership.epoch, why=str(error))
-            finally:
-                with contextlib.suppress(ServiceError):
-                    await self._election.resign()
-                self._idle.set()
-            pause_ms = backoff_ms(
-                failures, base_ms=RETRY_BASE_MS, max_ms=RETRY_MAX_MS, jitter=random.random()
-            )
-            await asyncio.sleep(pause_ms / 1_000)
 
     async def _lead(self, leadership: Leadership) -> None:
         """Serve until the leadership is over; raises STORE_UNAVAILABLE when it can not begin."""
@@ -172,9 +143,10 @@ class Replica:
                 driver.see_agents(seen)
             await self._outbox.record([self._entry("leadership.win", leadership)])
             _log.info("leads the brokers", epoch=leadership.epoch)
-            self._seat = seat
-            self._tell()
-            await driver.run()
+            if not self._candidate.withdrawn:
+                self._seat = seat
+                self._tell()
+                await driver.run()
         finally:
             self._seat = None
             driver.retire(taken_over())
@@ -210,7 +182,7 @@ class Replica:
         return EntryDraft(self._clock.now(), "service/broker", operation, subject, attributes=facts)
 
     def _refusal(self) -> ServiceError:
-        if self._leaving:
+        if self._candidate.withdrawn:
             return shutting_down()
         return ServiceError(
             Reason.NOT_COORDINATOR,

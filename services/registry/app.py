@@ -12,7 +12,7 @@ from services.common.clock import Clock, SystemClock
 from services.common.etcd.channel import EtcdTls
 from services.common.etcd.client import EtcdClient
 from services.common.etcd.directory import ServiceDirectory
-from services.common.etcd.registration import Registration, this_replica
+from services.common.etcd.registration import announce
 from services.common.lifecycle import TaskSupervisor
 from services.common.metrics import Metrics, start_exposition
 from services.common.outbox import open_outbox
@@ -99,7 +99,12 @@ class RegistryApp:
         self._open.push_async_callback(server.drain, config.drain_ms)
         to_audit = connector(lambda: directory.addresses("audit"), self._tls, "audit")
         self.supervisor.spawn("registry-outbox", outbox.ship(to_audit))
-        registration = self.supervisor.spawn("registry-registration", self._register(etcd))
+        registration = self.supervisor.spawn(
+            "registry-registration",
+            announce(
+                etcd, self._clock, config, SERVICE, address=self.address, metrics_address=self.metrics_address
+            ),
+        )
         self._open.push_async_callback(_cancel, registration)
         _log.info("serving", address=self.address, metrics=self.metrics_address)
 
@@ -124,17 +129,6 @@ class RegistryApp:
                 await driver.wait_settled()
         except TimeoutError:
             _log.warning("left with changes that etcd did not take; they are made again by others")
-
-    async def _register(self, etcd: EtcdClient) -> None:
-        """Be found by the others."""
-        replica = this_replica(
-            SERVICE,
-            self._config.replica_id,
-            self._config.advertise or self.address,
-            self.metrics_address,
-            self._clock,
-        )
-        await Registration(etcd, self._clock, self._config.key_prefix, replica).run()
 
 
 async def build(config: RegistryConfig) -> RegistryApp:

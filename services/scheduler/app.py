@@ -12,7 +12,7 @@ from services.common.etcd.channel import EtcdTls
 from services.common.etcd.client import EtcdClient
 from services.common.etcd.directory import COORDINATOR_ELECTION, ServiceDirectory, coordinator_value
 from services.common.etcd.election import EtcdElection
-from services.common.etcd.registration import Registration, this_replica
+from services.common.etcd.registration import announce
 from services.common.lifecycle import TaskSupervisor
 from services.common.metrics import Exposition, Metrics, start_exposition
 from services.common.outbox import SpooledOutbox, open_outbox
@@ -99,9 +99,17 @@ class SchedulerApp:
         self.supervisor.spawn("scheduler-registry-feed", self.replica.hear())
         value = coordinator_value(config.replica_id, address)
         self.supervisor.spawn("scheduler-lead", self.replica.lead(value, config.registry_wait_ms))
-        replica = this_replica(SERVICE, config.replica_id, address, self.metrics_address, self._clock)
-        registration = Registration(self._etcd, self._clock, config.key_prefix, replica)
-        self.supervisor.spawn("scheduler-registration", registration.run())
+        self.supervisor.spawn(
+            "scheduler-registration",
+            announce(
+                self._etcd,
+                self._clock,
+                config,
+                SERVICE,
+                address=self.address,
+                metrics_address=self.metrics_address,
+            ),
+        )
 
     async def drain(self) -> None:
         """See `Service.drain`: the lead is given up first, so that the standby need not wait for a lease."""

@@ -8,8 +8,7 @@ import random
 from collections.abc import Callable
 from typing import NoReturn
 
-from services.common import logs
-from services.common.core.backoff import backoff_ms
+from services.common.candidate import Candidate
 from services.common.core.entries import EntryDraft
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.ids import AgentId
@@ -18,10 +17,6 @@ from services.scheduler.core.events import AgentsChanged, AgentView
 from services.scheduler.driver import Driver, DriverParts
 from services.scheduler.peers import AgentFeed
 
-_log = logs.get("scheduler.replica")
-#: Pause before the next campaign after a leadership that could not begin, in milliseconds.
-_RETRY_BASE_MS = 100
-_RETRY_MAX_MS = 3_000
 #: How long a request waits for a leader that is still loading.
 _LOADING_S_MAX = 10.0
 
@@ -35,15 +30,11 @@ class Replica:
     def __init__(
         self, election: Election, feed: AgentFeed, parts: DriverParts, coordinator: Callable[[], str]
     ) -> None:
-        self._election, self._feed, self._parts = election, feed, parts
+        self._candidate, self._feed, self._parts = Candidate(election), feed, parts
         self._coordinator = coordinator
         #: Where this replica is found by others; set before it leads.
         self.address = ""
         self._driver: Driver | None = None
-        self._draining = False
-        #: Set while no leadership is held.
-        self._idle = asyncio.Event()
-        self._idle.set()
         #: The registry's newest view, kept by standbys, too: a takeover does not wait for it.
         self._agents: dict[AgentId, AgentView] = {}
         self._heard = asyncio.Event()
@@ -82,34 +73,17 @@ class Replica:
 
     async def lead(self, value: bytes, registry_wait_ms: int) -> None:
         """Campaign and lead, again and again, until `resign` or cancelled. Raises what is a defect."""
-        failures = 0
-        while not self._draining:
-            leadership = await self._election.campaign(value)
-            self._idle.clear()
-            _log.info("won the election", epoch=leadership.epoch)
-            try:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(registry_wait_ms / 1_000):
-                        await self._heard.wait()
-                if not self._draining:
-                    # Else who resigned found no driver that could be told to stop.
-                    await self._lead_once(leadership)
-                failures = 0
-            except ServiceError as error:
-                # The state could not be loaded. Somebody else may have more luck; so may we, later.
-                failures += 1
-                _log.error("could not take over", epoch=leadership.epoch, error=error)
-            finally:
-                with contextlib.suppress(ServiceError):
-                    await self._election.resign()
-                self._idle.set()
-            _log.warning("lost the lead", epoch=leadership.epoch)
-            pause_ms = backoff_ms(
-                failures, base_ms=_RETRY_BASE_MS, max_ms=_RETRY_MAX_MS, jitter=random.random()
-            )
-            await asyncio.sleep(pause_ms / 1_000)
 
-    async def _lead_once(self, leadership: Leadership) -> None:
+        async def lead(leadership: Leadership) -> None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(registry_wait_ms / 1_000):
+                    await self._heard.wait()
+            if not self._candidate.withdrawn:
+                await self._lead(leadership)
+
+        await self._candidate.run(value, lead)
+
+    async def _lead(self, leadership: Leadership) -> None:
         driver = self._driver = Driver(leadership, self._parts)
         try:
             await driver.run(self._all_agents)
@@ -120,10 +94,10 @@ class Replica:
 
     async def resign(self) -> None:
         """Give up the lead, if this replica has it, and do not campaign again."""
-        self._draining = True
+        self._candidate.withdraw()
         if self._driver is not None:
             self._driver.stop()
-        await self._idle.wait()
+        await self._candidate.wait_idle()
 
     async def hear(self) -> None:
         """Follow what the registry says, until cancelled."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.metadata
+from typing import Protocol
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from muster.registry.v1 import registry_service_pb2 as registry_pb
@@ -23,6 +24,36 @@ _REFUSED_PAUSE_S = 1.0
 def service_key(key_prefix: str, service: str, replica_id: str) -> str:
     """Return the key of one replica's entry."""
     return f"{key_prefix}/services/{service}/{replica_id}"
+
+
+class Placed(Protocol):
+    """What a service's settings say of where it is found."""
+
+    @property
+    def key_prefix(self) -> str:
+        """The plane's keys begin with it."""
+        ...
+
+    @property
+    def replica_id(self) -> str:
+        """The name of this process among its like."""
+        ...
+
+    @property
+    def advertise(self) -> str:
+        """The address that others shall use, "" for the one that is listened on."""
+        ...
+
+
+async def announce(
+    client: EtcdClient, clock: Clock, placed: Placed, service: str, *, address: str, metrics_address: str
+) -> None:
+    """Let the others find this process, until cancelled; see `this_replica` and `Registration`.
+
+    While etcd is away the service goes on for those who know its address.
+    """
+    replica = this_replica(service, placed.replica_id, placed.advertise or address, metrics_address, clock)
+    await Registration(client, clock, placed.key_prefix, replica).run()
 
 
 def this_replica(
