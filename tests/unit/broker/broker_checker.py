@@ -360,6 +360,13 @@ class Checker:
                 )
         self.was_able = able
 
+    def is_over(self) -> bool:
+        """Return whether nothing is left that must still happen."""
+        return all(
+            place.confirmed or (place.buried and (place.told or place.handed))
+            for place in self.places.values()
+        )
+
     def finished(self, open_streams: set[int]) -> None:
         """Everything was given time to end well."""
         for (key, sequence), place in self.places.items():

@@ -24,7 +24,13 @@ from services.broker.core.model import (
 from services.common.core.errors import Reason
 from services.common.core.instants import Instant
 from tests.unit.broker.broker_checker import BrokenPromise, Sent
-from tests.unit.broker.broker_world import Disk, Plant
+from tests.unit.broker.broker_disks import Disk
+from tests.unit.broker.broker_world import Plant
+
+# Rounds of 200 ms after the trouble, and how many of them all has to have been over: longer than any
+# delivery, resume window or delay of a retry could wait.
+PEACE_ROUNDS_MAX = 60
+QUIET_ROUNDS = 4
 
 
 @dataclass
@@ -327,7 +333,11 @@ class World(Plant):
             self.later(self.random.randint(0, duration_ms), action)
         self.run_until(start + duration_ms)
         self.calm = True
-        for _ in range(60):
+        quiet = 0
+        for _ in range(PEACE_ROUNDS_MAX):
+            quiet = quiet + 1 if self.is_over() else 0
+            if quiet > QUIET_ROUNDS:
+                break
             for sender in self.senders:
                 self.connect_sender(sender)
             for receiver in self.receivers:
@@ -336,6 +346,14 @@ class World(Plant):
                 self.work(receiver)
             self.run_until(self.now + 200)
         self.checker.finished({*self._streams()})
+
+    def is_over(self) -> bool:
+        """Return whether all that was sent is answered and settled."""
+        return (
+            self.committing is None
+            and all(message.answered for sender in self.senders for message in sender.outbox)
+            and self.checker.is_over()
+        )
 
     def _streams(self) -> Iterator[int]:
         for sender in self.senders:

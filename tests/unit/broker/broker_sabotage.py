@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
+from functools import partial
+from unittest.mock import patch
 
 from services.broker.core import admission, flow, settlement
 from services.broker.core import effects as fx
@@ -24,49 +27,66 @@ from services.broker.core.model import (
 )
 from services.broker.core.state import Domain, Item, Session
 from services.broker.core.topics import Topics
-from services.broker.stores.memory import MemoryStore
+from services.common.core.errors import ServiceError
 from services.common.core.instants import NEVER, Instant
+from tests.unit.broker.broker_checker import BrokenPromise
+from tests.unit.broker.broker_disks import Disk
+from tests.unit.broker.broker_parties import World
+from tests.unit.broker.broker_seeds import MakeDisk
 
 
-class LossyStore(MemoryStore):
-    """A store that forgets what it was told to keep."""
+class LossyDisk:
+    """A disk that forgets what it was told to keep."""
 
-    def __init__(self, bug: str) -> None:
-        super().__init__()
-        self.bug = bug
+    def __init__(self, disk: Disk, bug: str) -> None:
+        self.disk, self.bug = disk, bug
         self.commits = 0
         self.lost: dict[DomainKey, int] = {}
+        self.lost_places: set[tuple[DomainKey, int]] = set()
 
-    def commit_now(self, batch: Batch) -> None:
+    def commit_now(self, batch: Batch, now: Instant) -> None:
+        self.disk.commit_now(self._spoiled(batch), now)
+
+    def commit_full_now(self, batch: Batch) -> ServiceError | None:
+        return self.disk.commit_full_now(self._spoiled(batch))
+
+    def lose_now(self, committing: Batch | None, now: Instant) -> bool:
+        return self.disk.lose_now(None if committing is None else self._spoiled(committing), now)
+
+    def load_now(self, now: Instant) -> Recovered:
+        recovered = self.disk.load_now(now)
+        match self.bug:
+            case "lost accept":
+                kept = [one for one in recovered.envelopes if (one.key, one.sequence) not in self.lost_places]
+                return dataclasses.replace(recovered, envelopes=tuple(kept))
+            case "resurrection":
+                # What was settled last comes back.
+                again = tuple(_reopened(record) for record in recovered.domains)
+                return dataclasses.replace(recovered, domains=again)
+            case "subscriptions forgotten in a crash":
+                return dataclasses.replace(recovered, subscriptions=frozenset())
+            case "chosen receivers forgotten in a crash":
+                return dataclasses.replace(recovered, routed=())
+            case "ids forgotten in a crash":
+                return dataclasses.replace(recovered, remembered=(), routed=())
+        return recovered
+
+    def _spoiled(self, batch: Batch) -> Batch:
         self.commits += 1
         if self.bug == "lost accept" and self.commits % 10 == 0:
-            batch = dataclasses.replace(batch, envelopes=batch.envelopes[:-1])
+            self.lost_places.update((one.key, one.sequence) for one in batch.envelopes[-1:])
         if self.bug == "lost ack":
             for record in batch.domains:
                 if record.cursor and self.commits % 5 == 0:
                     self.lost.setdefault(record.key, record.cursor)
-            batch = dataclasses.replace(batch, domains=[self._without(record) for record in batch.domains])
-        super().commit_now(batch)
+            return dataclasses.replace(batch, domains=[self._without(record) for record in batch.domains])
+        return batch
 
     def _without(self, record: DomainRecord) -> DomainRecord:
         lost = self.lost.get(record.key, record.cursor + 1)
         if lost > record.cursor:
             return record
         return record._replace(cursor=lost - 1, above=(*range(lost + 1, record.cursor + 1), *record.above))
-
-    def load_now(self, now: Instant) -> Recovered:
-        recovered = super().load_now(now)
-        if self.bug == "resurrection":
-            # What was settled last comes back.
-            again = tuple(_reopened(record) for record in recovered.domains)
-            return dataclasses.replace(recovered, domains=again)
-        if self.bug == "subscriptions forgotten in a crash":
-            return dataclasses.replace(recovered, subscriptions=frozenset())
-        if self.bug == "chosen receivers forgotten in a crash":
-            return dataclasses.replace(recovered, routed=())
-        if self.bug == "ids forgotten in a crash":
-            return dataclasses.replace(recovered, remembered=(), routed=())
-        return recovered
 
 
 def _reopened(record: DomainRecord) -> DomainRecord:
@@ -279,3 +299,21 @@ BUGS = {
     "fewer copies than said": Bug("M1", effects=_say_more),
     "chosen anew": Bug("M2", patch=(DedupWindow, "chosen", lambda window, message_id: Chosen("r2", 1))),
 }
+
+
+def worlds_until_noticed(name: str, make: MakeDisk, worlds: int) -> int | None:
+    """Return how many worlds with one defect it took until the checker named the promise; None: too many."""
+    bug = BUGS[name]
+    with contextlib.ExitStack() as stack:
+        if bug.patch is not None:
+            stack.enter_context(patch.object(*bug.patch))
+        for seed in range(worlds):
+            with make(seed) as disk:
+                broken = partial(BrokenMachine, bug=name)
+                world = World(seed, LossyDisk(disk, name), broken, inspects=False, burst=bug.burst)
+                try:
+                    world.play()
+                except BrokenPromise as noticed:
+                    if noticed.promise == bug.promise:
+                        return seed + 1
+    return None

@@ -10,7 +10,6 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
-from typing import Protocol
 
 from services.broker.core import effects as fx
 from services.broker.core import events as ev
@@ -27,9 +26,9 @@ from services.broker.core.model import (
     RoutedDraft,
     Subscription,
 )
-from services.common.core.errors import Reason, ServiceError
 from services.common.core.instants import Instant
 from tests.unit.broker.broker_checker import Checker
+from tests.unit.broker.broker_disks import Disk
 from tests.unit.broker.broker_invariants import validate
 from tests.unit.broker.broker_routes import RouteBook
 
@@ -48,15 +47,7 @@ LIMITS = Limits(
 SENDERS, RECEIVERS = frozenset({"s1", "s2", "s3"}), frozenset({"r1", "r2"})
 # Both match what is published.
 PATTERNS = {"r1": "roads.*", "r2": "roads.closed"}
-DISK_FULL = ServiceError(Reason.DISK_FULL, "no room left")
-
-
-class Disk(Protocol):
-    """A store for callers without an event loop."""
-
-    def load_now(self, now: Instant) -> Recovered: ...
-
-    def commit_now(self, batch: Batch) -> None: ...
+LANES = tuple(Lane)
 
 
 class Plant:
@@ -83,12 +74,15 @@ class Plant:
         self.stream_ids = 0
         self.calm = False
         self.committing: Batch | None = None
+        self.dies_in_commit = False
         self.last_trouble = 0
         self.look_again = 0
         self.steps = 0
         self.nacked: set[int] = set()
         # Acks and rejects of the frame on its way that look valid.
         self.taken_for_good: set[int] = set()
+        # Which lanes had something for which stream after the last step.
+        self.waiting: dict[int, frozenset[Lane]] = {}
         self.inbound: dict[int, deque[ev.Event]] = {}
         self.story: list[str] = []
         self.durable_dead: dict[tuple[DomainKey, int], DeadReason] = {}
@@ -129,6 +123,7 @@ class Plant:
         self.checker.recovered(unsettled, self.durable_dead)
         self.domains = {record.key: record for record in recovered.domains}
         self.broker = self.make(recovered, self.limits, self.now)
+        self.waiting = {}
         self.committing = None
         self.inbound.clear()
         self.asked.clear()
@@ -159,15 +154,19 @@ class Plant:
     def crash(self) -> None:
         if self.calm:
             return
+        if self.committing is None and not self.dies_in_commit and self.random.random() < 0.7:
+            # The worst moment is soon to come.
+            self.dies_in_commit = True
+            return
         self.story.append(f"{self.now} crash")
-        if self.committing is not None and self.random.random() < 0.5:
-            # The disk had it; the broker never knew.
-            self._write(self.committing)
+        committing = self.committing
+        self.dies_in_commit = False
+        if self.disk.lose_now(committing, self.now) and committing is not None:
+            self._written(committing)
         self.hung_up(None)
         self._boot()
 
-    def _write(self, batch: Batch) -> None:
-        self.disk.commit_now(batch)
+    def _written(self, batch: Batch) -> None:
         self.domains.update({record.key: record for record in batch.domains})
         for envelope in batch.envelopes:
             self.routes.written(envelope)
@@ -180,18 +179,22 @@ class Plant:
         self.committing = None
         # A double that breaks promises need not get over a full disk as well.
         if self.inspects and not self.calm and self.random.random() < 0.03:
-            self.last_trouble = self.now
-            self.checker.commit_failed()
-            self.step(ev.PersistFailed(batch.number, DISK_FULL))
+            error = self.disk.commit_full_now(batch)
+            if error is not None:
+                self.last_trouble = self.now
+                self.checker.commit_failed()
+                self.step(ev.PersistFailed(batch.number, error))
+                return
         else:
-            self._write(batch)
-            self.step(ev.Persisted(batch.number))
+            self.disk.commit_now(batch, self.now)
+        self._written(batch)
+        self.step(ev.Persisted(batch.number))
 
     def step(self, event: ev.Event) -> None:
-        before = self._lanes_waiting()
+        before = self.waiting
         effects = self.broker.step(event, self.now)
         self._look_inside()
-        after = self._lanes_waiting()
+        self.waiting = after = self._lanes_waiting()
         self._learn(event, effects)
         for effect in effects:
             self._carry_out(effect, before, after)
@@ -205,7 +208,7 @@ class Plant:
                 if isinstance(effect, fx.NoteOpened):
                     session = self.checker.links[event.stream_id].session
                     self.checker.session_left(session, event.resume_token if effect.resumed else -1)
-        if isinstance(event, ev.FrameReceived):
+        if isinstance(event, ev.FrameReceived) and self.taken_for_good:
             asked = Counter(event.acks) + Counter(one.token for one in event.settlings)
             refused = [effect.tokens for effect in effects if isinstance(effect, fx.RefuseSettling)]
             asked -= Counter(token for tokens in refused for token in tokens)
@@ -219,6 +222,8 @@ class Plant:
         match effect:
             case fx.Commit(batch=batch):
                 self.committing = batch
+                if self.dies_in_commit:
+                    self.later(0, self.crash)
                 self.later(self.random.randint(1, 6), lambda: self._settle_commit(batch))
             case fx.Deliver(stream_id=stream_id, deliveries=deliveries, weight=weight):
                 waiting = before.get(stream_id, frozenset()) & after.get(stream_id, frozenset())
@@ -268,11 +273,9 @@ class Plant:
         """Which lanes have something that could go to which stream now."""
         state = self.broker.state
         return {
-            stream_id: frozenset(
-                lane for lane in Lane if stream.session.ready[lane] or stream.session.mailbox.ready[lane]
-            )
+            stream_id: frozenset([lane for lane in LANES if session.ready[lane] or free[lane]])
             for stream_id, stream in state.streams.items()
-            if stream.session is not None
+            if (session := stream.session) is not None and (free := session.mailbox.ready)
         }
 
     def _idle(self) -> None:
