@@ -73,10 +73,12 @@ async def test_plans_come_back_valid_and_the_loop_goes_on_meanwhile(planner: Pla
             turns += 1
 
     counting = asyncio.create_task(count())
-    found = await planner.find(PROBLEM, WORTH, most=4, budget_ms=300)
+    # More than the schedules that it begins with; how far a budget reaches is up to the machine.
+    budgets_ms = iter((300, 1_000, 3_000, 10_000))
+    while (found := await planner.find(PROBLEM, WORTH, most=4, budget_ms=next(budgets_ms))).tried <= 10:
+        continue
     counting.cancel()
     assert turns > 10
-    assert found.tried > 10
     assert 1 <= len(found.choices) <= 4
     for choice, critical in zip(found.choices, found.critical, strict=True):
         check(PROBLEM, choice.schedule)
