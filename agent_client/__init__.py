@@ -38,6 +38,7 @@ from agent_client.task import Task
 from agent_client.views import (
     CollaborationInfo,
     Contribution,
+    DeadlineWarning,
     Gap,
     Progress,
     Result,
@@ -58,6 +59,7 @@ __all__ = [
     "Context",
     "ContextError",
     "Contribution",
+    "DeadlineWarning",
     "Delivery",
     "Envelope",
     "Event",

@@ -61,6 +61,37 @@ class Gap:
     to_generation: int
 
 
+@dataclass(frozen=True, slots=True)
+class DeadlineWarning:
+    """A deadline is predicted to be missed, or, with a `recover_time`, to be met after all.
+
+    `task_id` is whose deadline it is, empty for the collaboration's own; `cause_task_id` is the task that is
+    late. `predicted_end` is as it was when the warning was made.
+    """
+
+    collaboration_id: str
+    task_id: str
+    deadline: datetime | None
+    predicted_end: datetime | None
+    cause_task_id: str
+    recover_time: datetime | None
+
+    @property
+    def stands(self) -> bool:
+        """Whether it is a warning, and not its end."""
+        return self.recover_time is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every field as plain values; times in RFC 3339, None for none."""
+        times = {
+            "deadline": self.deadline,
+            "predicted_end": self.predicted_end,
+            "recovered": self.recover_time,
+        }
+        plain = {name: None if time is None else time.isoformat() for name, time in times.items()}
+        return {"task_id": self.task_id, "cause_task_id": self.cause_task_id, **plain}
+
+
 class TaskInfo:
     """A task with its course."""
 
@@ -202,6 +233,11 @@ class CollaborationInfo:
         return tuple(TaskInfo(task) for task in self.message.tasks)
 
     @property
+    def warnings(self) -> tuple[DeadlineWarning, ...]:
+        """The deadlines, its own and its tasks', that are predicted to be missed."""
+        return tuple(_warning(self.id, warning) for warning in self.message.deadline_warnings)
+
+    @property
     def failure(self) -> str:
         """Why it FAILED or was CANCELLED: "REASON: message"; else empty."""
         return _failure(self.message.failure) if self.message.HasField("failure") else ""
@@ -239,7 +275,7 @@ class CollaborationInfo:
         return plain
 
 
-Change = CollaborationInfo | TaskInfo | Progress | Gap
+Change = CollaborationInfo | TaskInfo | Progress | Gap | DeadlineWarning
 
 
 def change_of(event: collaboration_pb2.CollaborationEvent) -> Change | None:
@@ -256,8 +292,21 @@ def change_of(event: collaboration_pb2.CollaborationEvent) -> Change | None:
             )
         case "gap":
             return Gap(event.collaboration_id, event.gap.from_generation, event.gap.to_generation)
+        case "deadline_warning":
+            return _warning(event.collaboration_id, event.deadline_warning)
         case _:
             return None
+
+
+def _warning(collaboration_id: str, message: collaboration_pb2.DeadlineWarning) -> DeadlineWarning:
+    return DeadlineWarning(
+        collaboration_id,
+        message.task_id,
+        moment(message.deadline),
+        moment(message.predicted_end_time),
+        message.cause_task_id,
+        moment(message.recover_time),
+    )
 
 
 def _failure(message: task_pb2.TaskFailure) -> str:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from muster.common.v1 import priority_pb2
 from muster.scheduler.v1 import collaboration_pb2, task_pb2
 
 from agent_client.cli.live import LiveView
@@ -28,6 +29,11 @@ FILE is JSON, "-" reads standard input. The least that works:
 
 Tasks may also have dependencies, priority, deadline, estimated_duration (seconds), resources and
 retry_policy; all fields are described in proto/muster/scheduler/v1/task.proto.
+"""
+LOCKS_HELP = """\
+CLASS is the priority class of the owner's own. LENT is the class in which it counts because more urgent work
+waits for the resource, and who lends that, directly or through others: the owner is served and kept as if it
+were of that class.
 """
 ID_HELP = "its id, as `muster submit` printed it"
 
@@ -62,7 +68,9 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     explained = command(task, common, "explain", _explain, "why a task has its place, its agent or its wait")
     explained.add_argument("collaboration", help=ID_HELP)
     explained.add_argument("task", help="its task_id, as `muster task list` shows it")
-    locks = command(commands, common, "locks", _locks, "who holds and who waits for each resource")
+    locks = command(
+        commands, common, "locks", _locks, "who holds and who waits for each resource", LOCKS_HELP
+    )
     locks.add_argument("resource", nargs="?", default="", help="only this one")
 
 
@@ -260,6 +268,11 @@ async def _explain(options: argparse.Namespace, output: Output) -> int:
     return OK
 
 
+def _class(priority: priority_pb2.Priority.ValueType) -> str:
+    """Return a class's name; "-" for a key that another program put."""
+    return priority_pb2.Priority.Name(priority).removeprefix("PRIORITY_") if priority else "-"
+
+
 async def _locks(options: argparse.Namespace, output: Output) -> int:
     async with Client(patience=PATIENCE_S) as client:
         locks = await client.locks(options.resource)
@@ -272,9 +285,11 @@ async def _locks(options: argparse.Namespace, output: Output) -> int:
             lock.attempt.task_id,
             f"{lock.token.epoch}.{lock.token.number}" if lock.held else "",
             clock(moment(lock.since_time)),
+            _class(lock.priority),
+            f"{_class(lock.lent_priority)} by {lock.lent_by}" if lock.lent_by else "",
         )
         for lock in locks
     ]
-    columns = ("RESOURCE", "MODE", "", "AGENT", "TASK", "TOKEN", "SINCE")
+    columns = ("RESOURCE", "MODE", "", "AGENT", "TASK", "TOKEN", "SINCE", "CLASS", "LENT")
     output.table(columns, rows, map(to_plain, locks), "nothing is held and nothing waits")
     return OK

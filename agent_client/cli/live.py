@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent_client.cli.output import Output, clock, visible
-from agent_client.views import CollaborationInfo, Gap, Progress, TaskInfo
+from agent_client.views import CollaborationInfo, DeadlineWarning, Gap, Progress, TaskInfo
 from agent_client.watching import Event
 
 STYLES = {
@@ -37,6 +37,7 @@ class LiveView:
         self._collaboration: CollaborationInfo | None = None
         self._tasks: dict[str, TaskInfo] = {}
         self._progress: dict[str, Progress] = {}
+        self._warnings: dict[str, DeadlineWarning] = {}
         self._live = Live(console=output.console, auto_refresh=False) if output.live else None
 
     def __enter__(self) -> Self:
@@ -55,11 +56,16 @@ class LiveView:
         match event.change:
             case CollaborationInfo():
                 self._collaboration = event.change
+                self._warnings = {warning.task_id: warning for warning in event.change.warnings}
             case TaskInfo():
                 self._tasks[event.change.id] = event.change
                 self._progress.pop(event.change.id, None)
             case Progress():
                 self._progress[event.change.task_id] = event.change
+            case DeadlineWarning(task_id=whose):
+                self._warnings.pop(whose, None)
+                if event.change.stands:
+                    self._warnings[whose] = event.change
             case Gap():
                 self._tasks.clear()
         if self._live is not None:
@@ -93,7 +99,8 @@ class LiveView:
                 ProgressBar(total=1.0, completed=share, width=BAR_WIDTH),
                 Text(visible(stage), style="dim"),
             )
-        return Group(head, table)
+        late = [Text(f"late: {_deadline(each)}", style="yellow bold") for each in self._warnings.values()]
+        return Group(head, table, *late)
 
 
 def _line(event: Event) -> str:
@@ -107,11 +114,23 @@ def _line(event: Event) -> str:
             again = f" (try {change.attempt_number})" if change.attempt_number > 1 else ""
             why = f"  {change.failure}" if change.failure else ""
             return f"{at}  {change.state:<12} {change.id:<22} {who}{again}{why}".rstrip()
+        case DeadlineWarning() as change:
+            return f"{at}  {'LATE' if change.stands else 'IN TIME':<12} {_deadline(change)}"
         case Gap() as change:
             return f"{at}  events up to generation {change.to_generation} are no longer kept"
         case _:
             # Progress would drown what matters where lines are not redrawn.
             return ""
+
+
+def _deadline(warning: DeadlineWarning) -> str:
+    whose = f"task {warning.task_id}" if warning.task_id else "the collaboration"
+    if not warning.stands:
+        return f"{whose} is predicted to meet its deadline {clock(warning.deadline)} after all"
+    return (
+        f"{whose} is predicted to end at {clock(warning.predicted_end)}, after its deadline "
+        f"{clock(warning.deadline)}, because of {warning.cause_task_id}"
+    )
 
 
 def _plain(event: Event) -> dict[str, object]:
@@ -128,5 +147,7 @@ def _plain(event: Event) -> dict[str, object]:
         case Progress() as change:
             report = {"task_id": change.task_id, "progress": change.fraction, "stage": change.stage}
             return {**base, "progress": report}
+        case DeadlineWarning() as change:
+            return {**base, "deadline_warning": change.to_dict()}
         case _:
             return {**base, "gap": True}

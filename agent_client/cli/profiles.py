@@ -27,6 +27,7 @@ STUCK_TASK            an attempt runs far longer than such runs do, or is not be
 FLAPPING_AGENT        an agent's link comes and goes
 GROWING_QUEUE         more becomes ready than is begun, for two minutes
 DRIFTING_PREDICTION   runs of a type are longer or shorter than predicted, one after the other
+LATE                  a deadline is predicted to be missed; `muster watch` shows which task is late
 """
 
 

@@ -60,6 +60,12 @@ class SchedulerMetrics:
             "prediction_coverage", "Share of the latest runs inside their 80 % interval; 0.8 is calibrated."
         )
         self.alerts = metrics.gauge("alerts", "Alerts that stand, by kind.", ("kind",))
+        self.deadlines = metrics.counter(
+            "deadline_warnings",
+            "Deadlines predicted to be missed: warned, and what came of it: recovered (predicted to be met "
+            "after all), missed, over (failed or cancelled for another reason).",
+            ("outcome",),
+        )
         self.watchers = metrics.gauge("watchers", "Watch streams.")
         self.watch_gaps = metrics.counter("watch_gaps", "Times that a slow watcher missed events.")
 
@@ -76,5 +82,7 @@ class SchedulerMetrics:
                 self.predictions.labels("yes" if miss.inside else "no").inc()
             observed.misses.clear()
             self.prediction_coverage.set(book.predictor.coverage())
+        while observed.deadlines:
+            self.deadlines.labels(observed.deadlines.popleft()).inc()
         for kind, count in standing_counts(book).items():
             self.alerts.labels(kind).set(count)

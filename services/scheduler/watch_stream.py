@@ -10,7 +10,7 @@ from muster.scheduler.v1 import scheduler_service_pb2 as pb
 from services.common.core.errors import ServiceError
 from services.common.core.ids import CollaborationId
 from services.scheduler.core.book import Book
-from services.scheduler.core.course import Change, Collaboration, CollaborationView, Progress
+from services.scheduler.core.course import Change, Collaboration, Progress, TaskView
 from services.scheduler.driver import Driver
 from services.scheduler.wire import views
 
@@ -52,7 +52,7 @@ class WatchStream:
         if self._behind:
             return False
         return not self._collaborations_only or (
-            isinstance(change, Change) and isinstance(change.subject, CollaborationView)
+            isinstance(change, Change) and not isinstance(change.subject, TaskView)
         )
 
     def offer(self, event: Event) -> None:

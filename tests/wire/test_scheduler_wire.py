@@ -31,6 +31,7 @@ from services.common.core.ids import (
 from services.common.core.instants import Instant
 from services.common.rpc.status import from_status
 from services.scheduler.core.course import Attempt, Predicted, Savepoint
+from services.scheduler.core.deadlines import DeadlineWarning
 from services.scheduler.core.effects import (
     Accepted,
     AckResult,
@@ -126,6 +127,7 @@ TASK_RECORDS = st.builds(
     st.none() | SAVEPOINTS,
     st.integers(0, 2**31),
 )
+WARNINGS = st.builds(DeadlineWarning, NAMES.map(TaskId), INSTANTS, INSTANTS, NAMES.map(TaskId), INSTANTS)
 COLLABORATION_RECORDS = st.builds(
     CollaborationRecord,
     st.just(CollaborationId("c-1")),
@@ -134,6 +136,7 @@ COLLABORATION_RECORDS = st.builds(
     MAYBE_INSTANTS,
     NAMES,
     st.none() | FAILURES,
+    st.lists(WARNINGS, max_size=3).map(tuple),
 )
 LOCKS = st.builds(
     StoredLock,

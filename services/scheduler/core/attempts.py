@@ -5,7 +5,7 @@ from __future__ import annotations
 from services.common.core.fencing import FencingToken
 from services.common.core.ids import AgentId
 from services.common.core.instants import after
-from services.scheduler.core import claims, learning, observing, places
+from services.scheduler.core import claims, lateness, learning, observing, places
 from services.scheduler.core.book import Step
 from services.scheduler.core.course import Attempt, Collaboration, Task
 from services.scheduler.core.effects import Assign, CancelAttempt
@@ -85,6 +85,7 @@ def _hand_over(
     book.index.touch(instance)
     book.victims.put(task, attempt, instance)
     watch_straggling(step, task, attempt)
+    lateness.watch(step, task)
     return attempt
 
 
@@ -144,6 +145,7 @@ def start(step: Step, task: Task, attempt: Attempt, *, ended: bool) -> None:
         collaboration_id=task.key.collaboration_id,
         cause_id=str(task.ref(attempt)),
     )
+    lateness.watch(step, task)
 
 
 def watch(step: Step, task: Task, attempt: Attempt) -> None:

@@ -12,7 +12,8 @@ from services.common.core.fencing import FencingToken
 from services.common.core.ids import CollaborationId, ResourceName
 from services.common.core.instants import Instant
 from services.scheduler.core.analysis.classifier import Classifier
-from services.scheduler.core.course import Attempt, Change, Collaboration, Task
+from services.scheduler.core.course import Attempt, Change, Collaboration, CollaborationView, Task
+from services.scheduler.core.deadlines import DeadlineView
 from services.scheduler.core.directory import Directory
 from services.scheduler.core.effects import Effect, Publish, SaveCollaboration, SaveTask
 from services.scheduler.core.events import HeldLock, StreamId
@@ -228,9 +229,15 @@ class Step:
     def collaboration_changed(self, collaboration: Collaboration) -> None:
         """Make the change of a collaboration durable and known: one generation, one event (guarantee T6)."""
         collaboration.generation += 1
-        change = Change(
-            collaboration.collaboration_id, collaboration.generation, self.now, collaboration.view()
-        )
+        self._tell(collaboration, collaboration.view())
+
+    def deadline_changed(self, collaboration: Collaboration, view: DeadlineView) -> None:
+        """Make a warning, or its end, durable and known: one generation, one event (guarantee T6)."""
+        collaboration.generation += 1
+        self._tell(collaboration, view)
+
+    def _tell(self, collaboration: Collaboration, subject: CollaborationView | DeadlineView) -> None:
+        change = Change(collaboration.collaboration_id, collaboration.generation, self.now, subject)
         collaboration.history.append(change)
         self.effects += (SaveCollaboration(collaboration), Publish(change))
 

@@ -7,12 +7,12 @@ import weakref
 from services.common.core.entries import Outcome
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.ids import CollaborationId, TaskId
-from services.common.core.instants import NEVER, Instant, after
+from services.common.core.instants import Instant, after
 from services.scheduler.core import observing, outcomes, places
 from services.scheduler.core.admission import admit, size_of
 from services.scheduler.core.book import Book, Step
 from services.scheduler.core.course import Collaboration, Task
-from services.scheduler.core.due import due_times
+from services.scheduler.core.due import FREE, due_times
 from services.scheduler.core.effects import Accepted, Answer, Forget, SaveSpecs
 from services.scheduler.core.events import CancelRequested, Submitted
 from services.scheduler.core.graph import upward_ranks
@@ -121,6 +121,7 @@ def build(
     due = due_times(spec, dependents)
     for task_spec in spec.tasks:
         task_id = task_spec.task_id
+        task_due = due.get(task_id, FREE)
         collaboration.tasks[task_id] = Task(
             home,
             TaskKey(collaboration_id, task_id),
@@ -133,7 +134,8 @@ def build(
             arrival,
             tuple(dependents.get(task_id, ())),
             len(task_spec.dependencies),
-            due=due.get(task_id, NEVER),
+            due=task_due.time,
+            deadline_of=task_due.deadline_of,
         )
     book.collaborations[collaboration_id] = collaboration
     book.arrival = max(book.arrival, arrival)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from services.common.core.fencing import FencingToken
 from services.common.core.ids import AgentId, CollaborationId, TaskId
 from services.common.core.instants import NEVER, Instant
+from services.scheduler.core.deadlines import WHOLE, DeadlineView, DeadlineWarning, Lateness
 from services.scheduler.core.fairness import Account
 from services.scheduler.core.history import History
 from services.scheduler.core.lock_queue import LockId
@@ -169,6 +170,8 @@ class Task:
     lock_id: LockId | None = None
     #: When all that hangs on it can still be in time if it has ended by then; NEVER without any deadline.
     due: Instant = NEVER
+    #: The task whose deadline says when it is due; WHOLE for its collaboration's own.
+    deadline_of: TaskId = WHOLE
     #: Grows when it enters the placement index; an index entry with another number is stale.
     queue_number: int = 0
     #: While `place` is QUEUE: where in the index.
@@ -184,6 +187,8 @@ class Task:
     #: When the newest savepoint will be made durable; None when it is.
     savepoint_timer: Timer | None = None
     deadline_timer: Timer | None = None
+    #: When it will be late if nothing happens before; None without a deadline, and when it is late.
+    late_timer: Timer | None = None
 
     def __repr__(self) -> str:
         return f"<Task {self.key} {self.state.name} attempt {self.attempt_count}>"
@@ -306,6 +311,8 @@ class Collaboration:
     failed: list[TaskId] = field(default_factory=list)
     #: Bytes of the tasks' wire forms, as counted against the plane's bound.
     size_bytes: int = 0
+    #: None as long as no deadline was predicted to be missed.
+    lateness: Lateness | None = None
 
     def __repr__(self) -> str:
         return f"<Collaboration {self.collaboration_id} {self.state.name} generation {self.generation}>"
@@ -319,6 +326,16 @@ class Collaboration:
     def ended(self) -> bool:
         """Whether nothing can happen to it any more."""
         return self.state in COLLABORATION_ENDED
+
+    @property
+    def warnings(self) -> tuple[DeadlineWarning, ...]:
+        """The deadlines that are predicted to be missed."""
+        return () if self.lateness is None else tuple(self.lateness.standing.values())
+
+    def deadline_at(self, whose: TaskId) -> Instant:
+        """Return the deadline of a task, or its own (WHOLE); NEVER without one."""
+        found = self.submission.spec.deadline if whose == WHOLE else self.tasks[whose].deadline
+        return NEVER if found is None else found
 
     def open_tasks(self) -> Iterator[Task]:
         """Yield the tasks that have not ended."""
@@ -335,6 +352,7 @@ class Collaboration:
             tuple(self.members),
             len(self.succeeded),
             self.failure,
+            self.warnings,
         )
 
 
@@ -349,6 +367,7 @@ class CollaborationView(NamedTuple):
     members: tuple[AgentId, ...]
     succeeded_count: int
     failure: Failure | None
+    warnings: tuple[DeadlineWarning, ...]
 
 
 class Change(NamedTuple):
@@ -358,7 +377,7 @@ class Change(NamedTuple):
     #: The collaboration's generation after the change.
     generation: int
     time: Instant
-    subject: TaskView | CollaborationView
+    subject: TaskView | CollaborationView | DeadlineView
 
 
 class Progress(NamedTuple):

@@ -128,11 +128,6 @@ class Fleet:
         """Return what each row has left of a capacity; None when nobody has it."""
         return self._left.get(name)
 
-    def has_live(self, skills: frozenset[Skill], agents: frozenset[AgentId]) -> bool:
-        """Return whether an instance with a free slot could serve this."""
-        found = self.eligible(skills, agents)
-        return bool((self.free[found.rows] > 0).any())
-
     def _find(self, skills: frozenset[Skill], agents: frozenset[AgentId]) -> Eligible:
         columns = [self._levels.get(skill) for skill in skills]
         count = len(self.instances)

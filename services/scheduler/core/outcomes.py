@@ -5,7 +5,7 @@ from __future__ import annotations
 from services.common.core.backoff import backoff_ms
 from services.common.core.entries import Outcome
 from services.common.core.instants import after
-from services.scheduler.core import attempts, claims, gangs, learning, observing, places
+from services.scheduler.core import attempts, claims, gangs, lateness, learning, observing, places
 from services.scheduler.core.book import Step
 from services.scheduler.core.course import Attempt, Collaboration, Task
 from services.scheduler.core.machine import COLLABORATION, TASK, AttemptInput, CollaborationInput, TaskInput
@@ -233,7 +233,8 @@ def cancel(step: Step, collaboration: Collaboration, actor: str, reason: str) ->
 
 
 def end_if_done(step: Step, collaboration: Collaboration, cause_id: str) -> None:
-    """End a collaboration whose last task has ended."""
+    """Tell whose deadline will be met after all, and end a collaboration whose last task has ended."""
+    lateness.settle(step, collaboration)
     if collaboration.open_count or collaboration.ended:
         return
     completed = len(collaboration.succeeded) == len(collaboration.tasks)
@@ -258,6 +259,7 @@ def end_if_done(step: Step, collaboration: Collaboration, cause_id: str) -> None
 def _end(step: Step, collaboration: Collaboration, given: CollaborationInput) -> None:
     collaboration.state = COLLABORATION.next(collaboration.collaboration_id, collaboration.state, given)
     collaboration.end_time = step.now
+    lateness.close(step, collaboration)
     observing.stage(step, "collaboration", step.now - collaboration.submit_time)
     step.collaboration_changed(collaboration)
     step.book.note_end(collaboration)
@@ -303,6 +305,7 @@ def _try_again(step: Step, task: Task, operation: str, cause_id: str, delay_ms: 
 
 def _go_on_beside(step: Step, task: Task, operation: str, cause_id: str, failure: Failure) -> None:
     """An attempt is over and another one of the task goes on: that is all."""
+    lateness.watch(step, task)
     step.task_changed(task)
     step.entry(
         operation,
@@ -332,6 +335,7 @@ def _end_task(step: Step, task: Task, given: TaskInput) -> None:
     task.end_time = step.now
     step.book.timers.cancel(task.deadline_timer)
     task.deadline_timer = None
+    lateness.leave(step, task)
     task.savepoint = None
     task.collaboration.open_count -= 1
     step.book.open_task_count -= 1

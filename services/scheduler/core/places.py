@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from services.common.core.instants import Instant
+from services.scheduler.core import lateness
 from services.scheduler.core.book import Step
 from services.scheduler.core.course import Place, Task
 from services.scheduler.core.timers import TimerKind
@@ -14,6 +15,7 @@ def enter_queue(step: Step, task: Task) -> None:
     step.book.index.add_task(task)
     if task.priority <= step.book.settings.preempting_priority and task.spec.gang is None:
         step.book.urgent[task.key] = task
+    lateness.watch(step, task)
 
 
 def enter_delay(step: Step, task: Task, until: Instant) -> None:
@@ -21,6 +23,7 @@ def enter_delay(step: Step, task: Task, until: Instant) -> None:
     task.place = Place.DELAY
     task.retry_time = until
     task.timer = step.book.timers.set(until, TimerKind.RETRY, task)
+    lateness.watch(step, task)
 
 
 def enter_locks(step: Step, task: Task) -> None:

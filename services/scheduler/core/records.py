@@ -7,6 +7,7 @@ from typing import NamedTuple
 from services.common.core.ids import CollaborationId, ResourceName, TaskId
 from services.common.core.instants import Instant
 from services.scheduler.core.course import Attempt, Collaboration, Savepoint, Task
+from services.scheduler.core.deadlines import DeadlineWarning
 from services.scheduler.core.model import (
     AttemptRef,
     CollaborationState,
@@ -50,6 +51,8 @@ class CollaborationRecord(NamedTuple):
     end_time: Instant | None
     coordinator_agent: str
     failure: Failure | None
+    #: Deadlines that are predicted to be missed.
+    warnings: tuple[DeadlineWarning, ...] = ()
 
 
 class SpecRecord(NamedTuple):
@@ -120,6 +123,7 @@ def collaboration_record(collaboration: Collaboration) -> CollaborationRecord:
         collaboration.end_time,
         collaboration.coordinator_agent,
         collaboration.failure,
+        collaboration.warnings,
     )
 
 

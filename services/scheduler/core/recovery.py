@@ -17,6 +17,7 @@ from services.scheduler.core import (
     claims,
     collaborations,
     gangs,
+    lateness,
     observing,
     outcomes,
     places,
@@ -25,6 +26,7 @@ from services.scheduler.core import (
 from services.scheduler.core.agents import give_up, is_over, note_instance
 from services.scheduler.core.book import LockUse, Step
 from services.scheduler.core.course import Collaboration, Place, Task
+from services.scheduler.core.deadlines import restored
 from services.scheduler.core.effects import DeleteLock
 from services.scheduler.core.events import Recovered
 from services.scheduler.core.history import History
@@ -82,6 +84,7 @@ def _restore(step: Step, stored: StoredCollaboration) -> Collaboration:
     collaboration.end_time = record.end_time
     collaboration.coordinator_agent = record.coordinator_agent
     collaboration.failure = record.failure
+    collaboration.lateness = restored(record.warnings)
     for task_record in stored.tasks:
         _restore_task(step, collaboration.tasks[task_record.task_id], task_record)
     ends = sorted(stored.tasks, key=lambda task_record: task_record.collaboration_generation)
@@ -129,6 +132,7 @@ def _restore_task(step: Step, task: Task, record: TaskRecord) -> None:
 
 def _resume(step: Step, collaboration: Collaboration) -> None:
     """Set an open collaboration going again."""
+    lateness.restore_alerts(step, collaboration)
     for task in collaboration.tasks.values():
         if not task.ended:
             _resume_task(step, task)
@@ -167,6 +171,8 @@ def _resume_task(step: Step, task: Task) -> None:
         else:
             attempts.watch(step, task, attempt)
         attempts.watch_straggling(step, task, attempt)
+    if task.open_attempts:
+        lateness.watch(step, task)
     if task.state is TaskState.READY and task.retry_time is not None:
         places.enter_delay(step, task, task.retry_time)
     elif task.state in TASK_WAITING:

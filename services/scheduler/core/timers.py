@@ -32,6 +32,8 @@ class TimerKind(IntEnum):
     SAVEPOINT = auto()
     #: Task: its deadline passed.
     DEADLINE = auto()
+    #: Task: it is late from now on.
+    LATE = auto()
     #: Instance: it did not come back in time.
     GRACE = auto()
     #: Instance: probe it, or close its stream when it was silent for too long.

@@ -13,6 +13,7 @@ from services.common.core.ids import AgentId, CollaborationId, InstanceId, Reque
 from services.common.core.instants import Instant
 from services.common.protobuf import tag, varint
 from services.scheduler.core.course import Attempt, Predicted, Savepoint
+from services.scheduler.core.deadlines import DeadlineWarning
 from services.scheduler.core.model import (
     ALIKE,
     AttemptRef,
@@ -44,6 +45,14 @@ def encode_collaboration(record: CollaborationRecord) -> bytes:
         coordinator_agent=record.coordinator_agent,
     )
     values.put_failure(message.failure, record.failure)
+    for warning in record.warnings:
+        message.deadline_warnings.add(
+            task_id=warning.task_id,
+            deadline_ms=warning.deadline,
+            predicted_end_ms=warning.predicted_end,
+            cause_task_id=warning.cause,
+            warn_ms=warning.warn_time,
+        )
     return message.SerializeToString()
 
 
@@ -57,6 +66,16 @@ def decode_collaboration(collaboration_id: CollaborationId, raw: bytes) -> Colla
         _instant(message.end_ms),
         message.coordinator_agent,
         _failure(message.failure) if message.HasField("failure") else None,
+        tuple(
+            DeadlineWarning(
+                TaskId(row.task_id),
+                Instant(row.deadline_ms),
+                Instant(row.predicted_end_ms),
+                TaskId(row.cause_task_id),
+                Instant(row.warn_ms),
+            )
+            for row in message.deadline_warnings
+        ),
     )
 
 

@@ -8,6 +8,7 @@ from muster.scheduler.v1 import collaboration_pb2 as collaboration_pb
 from muster.scheduler.v1 import scheduler_service_pb2 as service_pb
 from muster.scheduler.v1 import task_pb2 as task_pb
 
+from services.common.core.instants import Instant
 from services.common.protobuf import tag, varint
 from services.scheduler.core.book import Book
 from services.scheduler.core.course import (
@@ -18,6 +19,7 @@ from services.scheduler.core.course import (
     Progress,
     TaskView,
 )
+from services.scheduler.core.deadlines import DeadlineView, DeadlineWarning
 from services.scheduler.core.lock_words import LockView
 from services.scheduler.core.model import TaskState
 from services.scheduler.core.queries import waiting_for
@@ -53,6 +55,8 @@ def collaboration_message(view: CollaborationView) -> collaboration_pb.Collabora
     values.put_time(message.end_time, view.end_time)
     values.put_time(message.deadline, spec.deadline)
     values.put_failure(message.failure, view.failure)
+    for warning in view.warnings:
+        put_warning(message.deadline_warnings.add(), warning)
     if spec.shared_context.data or spec.shared_context.content_type:
         values.put_payload(message.shared_context, spec.shared_context)
     # A view of an older generation knows no result: it is set once, by the last change.
@@ -72,6 +76,18 @@ def collaboration_message(view: CollaborationView) -> collaboration_pb.Collabora
             values.put_time(row.start_time, contribution.start_time)
             values.put_time(row.end_time, contribution.end_time)
     return message
+
+
+def put_warning(
+    message: collaboration_pb.DeadlineWarning, warning: DeadlineWarning, recover_time: Instant | None = None
+) -> None:
+    """Fill in a deadline that is predicted to be missed, or, with `recover_time`, was."""
+    message.task_id = warning.task_id
+    message.cause_task_id = warning.cause
+    values.put_time(message.deadline, warning.deadline)
+    values.put_time(message.predicted_end_time, warning.predicted_end)
+    values.put_time(message.warn_time, warning.warn_time)
+    values.put_time(message.recover_time, recover_time)
 
 
 def members_message(collaboration: Collaboration) -> service_pb.GetMembersResponse:
@@ -142,6 +158,8 @@ def encode_event(book: Book, change: Change | Progress) -> bytes:
     event.generation = change.generation
     if isinstance(change.subject, TaskView):
         event.task.CopyFrom(task_message(book, change.subject))
+    elif isinstance(change.subject, DeadlineView):
+        put_warning(event.deadline_warning, change.subject.warning, change.subject.recover_time)
     else:
         event.collaboration.CopyFrom(collaboration_message(change.subject))
     return event.SerializeToString()

@@ -148,10 +148,11 @@ def test_the_course_of_a_collaboration_is_one_event_for_each_generation() -> Non
     changes = [effect.change for effect in only(effects, Publish) if isinstance(effect.change, Change)]
     assert [change.generation for change in changes] == list(range(1, len(changes) + 1))
     course = [
-        f"{change.subject.task.key.task_id} {change.subject.state.name}"
-        if isinstance(change.subject, TaskView)
-        else change.subject.state.name
-        for change in changes
+        f"{subject.task.key.task_id} {subject.state.name}"
+        if isinstance(subject, TaskView)
+        else subject.state.name
+        for subject in (change.subject for change in changes)
+        if isinstance(subject, TaskView | CollaborationView)
     ]
     assert course == [
         "INITIALIZING",

@@ -21,6 +21,7 @@ class AlertKind(IntEnum):
     FLAPPING_AGENT = 2
     GROWING_QUEUE = 3
     DRIFTING_PREDICTION = 4
+    LATE = 5
 
 
 class Alert(NamedTuple):

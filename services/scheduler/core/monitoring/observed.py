@@ -31,6 +31,8 @@ class Observed:
     #: (stage, milliseconds) of tasks, and misses of predictions, for the metrics.
     stages: deque[tuple[str, int]] = field(default_factory=lambda: deque(maxlen=NOTES_MAX))
     misses: deque[Miss] = field(default_factory=lambda: deque(maxlen=NOTES_MAX))
+    #: Of deadlines that are predicted to be missed, for the metrics: warned, recovered, missed, over.
+    deadlines: deque[str] = field(default_factory=lambda: deque(maxlen=NOTES_MAX))
     links: dict[InstanceKey, LinkCounter] = field(default_factory=dict)
     drifts: dict[str, DriftCounter] = field(default_factory=dict)
     queue: deque[int] = field(default_factory=lambda: deque(maxlen=QUEUE_SAMPLES))

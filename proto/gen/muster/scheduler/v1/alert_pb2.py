@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmuster/scheduler/v1/alert.proto\x12\x13muster.scheduler.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb7\x01\n\x05\x41lert\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.muster.scheduler.v1.AlertKind\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12.\n\nraise_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nclear_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xa3\x01\n\tAlertKind\x12\x1a\n\x16\x41LERT_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41LERT_KIND_STUCK_TASK\x10\x01\x12\x1d\n\x19\x41LERT_KIND_FLAPPING_AGENT\x10\x02\x12\x1c\n\x18\x41LERT_KIND_GROWING_QUEUE\x10\x03\x12\"\n\x1e\x41LERT_KIND_DRIFTING_PREDICTION\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmuster/scheduler/v1/alert.proto\x12\x13muster.scheduler.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb7\x01\n\x05\x41lert\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.muster.scheduler.v1.AlertKind\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12.\n\nraise_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nclear_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xb8\x01\n\tAlertKind\x12\x1a\n\x16\x41LERT_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41LERT_KIND_STUCK_TASK\x10\x01\x12\x1d\n\x19\x41LERT_KIND_FLAPPING_AGENT\x10\x02\x12\x1c\n\x18\x41LERT_KIND_GROWING_QUEUE\x10\x03\x12\"\n\x1e\x41LERT_KIND_DRIFTING_PREDICTION\x10\x04\x12\x13\n\x0f\x41LERT_KIND_LATE\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,7 +33,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'muster.scheduler.v1.alert_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ALERTKIND']._serialized_start=276
-  _globals['_ALERTKIND']._serialized_end=439
+  _globals['_ALERTKIND']._serialized_end=460
   _globals['_ALERT']._serialized_start=90
   _globals['_ALERT']._serialized_end=273
 # @@protoc_insertion_point(module_scope)

@@ -33,6 +33,8 @@ class _AlertKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AlertKind.V
     """More becomes ready than is begun, for minutes."""
     ALERT_KIND_DRIFTING_PREDICTION: _AlertKind.ValueType  # 4
     """Runs of a type are longer or shorter than predicted, one after the other."""
+    ALERT_KIND_LATE: _AlertKind.ValueType  # 5
+    """A deadline is predicted to be missed."""
 
 class AlertKind(_AlertKind, metaclass=_AlertKindEnumTypeWrapper):
     """AlertKind says what is out of the ordinary."""
@@ -46,6 +48,8 @@ ALERT_KIND_GROWING_QUEUE: AlertKind.ValueType  # 3
 """More becomes ready than is begun, for minutes."""
 ALERT_KIND_DRIFTING_PREDICTION: AlertKind.ValueType  # 4
 """Runs of a type are longer or shorter than predicted, one after the other."""
+ALERT_KIND_LATE: AlertKind.ValueType  # 5
+"""A deadline is predicted to be missed."""
 Global___AlertKind: _TypeAlias = AlertKind  # noqa: Y015
 
 @_typing.final

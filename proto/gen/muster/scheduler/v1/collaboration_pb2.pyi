@@ -239,6 +239,7 @@ class Collaboration(_message.Message):
     TASKS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     SHARED_CONTEXT_FIELD_NUMBER: _builtins.int
+    DEADLINE_WARNINGS_FIELD_NUMBER: _builtins.int
     collaboration_id: _builtins.str
     """Derived from requester and request_id. Set by the scheduler."""
     name: _builtins.str
@@ -278,6 +279,10 @@ class Collaboration(_message.Message):
 
     @_builtins.property
     def shared_context(self) -> _payload_pb2.Payload: ...
+    @_builtins.property
+    def deadline_warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeadlineWarning]:
+        """Deadlines that are predicted to be missed, at most 64. Set by the scheduler."""
+
     def __init__(
         self,
         *,
@@ -300,10 +305,11 @@ class Collaboration(_message.Message):
         tasks: _abc.Iterable[_task_pb2.Task] | None = ...,
         result: Global___CollaborationResult | None = ...,
         shared_context: _payload_pb2.Payload | None = ...,
+        deadline_warnings: _abc.Iterable[Global___DeadlineWarning] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "end_time", b"end_time", "failure", b"failure", "result", b"result", "shared_context", b"shared_context", "submit_time", b"submit_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collaboration_id", b"collaboration_id", "collaboration_type", b"collaboration_type", "coordinator_agent", b"coordinator_agent", "deadline", b"deadline", "end_time", b"end_time", "failure", b"failure", "generation", b"generation", "members", b"members", "name", b"name", "priority", b"priority", "request_id", b"request_id", "requester", b"requester", "result", b"result", "shared_context", b"shared_context", "state", b"state", "submit_time", b"submit_time", "task_count", b"task_count", "task_succeeded_count", b"task_succeeded_count", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collaboration_id", b"collaboration_id", "collaboration_type", b"collaboration_type", "coordinator_agent", b"coordinator_agent", "deadline", b"deadline", "deadline_warnings", b"deadline_warnings", "end_time", b"end_time", "failure", b"failure", "generation", b"generation", "members", b"members", "name", b"name", "priority", b"priority", "request_id", b"request_id", "requester", b"requester", "result", b"result", "shared_context", b"shared_context", "state", b"state", "submit_time", b"submit_time", "task_count", b"task_count", "task_succeeded_count", b"task_succeeded_count", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -408,6 +414,7 @@ class CollaborationEvent(_message.Message):
     TASK_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     GAP_FIELD_NUMBER: _builtins.int
+    DEADLINE_WARNING_FIELD_NUMBER: _builtins.int
     collaboration_id: _builtins.str
     generation: _builtins.int
     """The collaboration's generation after the change; 0 for progress, which is not durable."""
@@ -429,6 +436,10 @@ class CollaborationEvent(_message.Message):
     def gap(self) -> Global___WatchGap:
         """Events up to this event's generation are no longer kept; a snapshot follows as events."""
 
+    @_builtins.property
+    def deadline_warning(self) -> Global___DeadlineWarning:
+        """A deadline is predicted to be missed, or to be met after all."""
+
     def __init__(
         self,
         *,
@@ -439,16 +450,65 @@ class CollaborationEvent(_message.Message):
         task: _task_pb2.Task | None = ...,
         progress: Global___TaskProgress | None = ...,
         gap: Global___WatchGap | None = ...,
+        deadline_warning: Global___DeadlineWarning | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "collaboration", b"collaboration", "event_time", b"event_time", "gap", b"gap", "progress", b"progress", "task", b"task"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "collaboration", b"collaboration", "deadline_warning", b"deadline_warning", "event_time", b"event_time", "gap", b"gap", "progress", b"progress", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "collaboration", b"collaboration", "collaboration_id", b"collaboration_id", "event_time", b"event_time", "gap", b"gap", "generation", b"generation", "progress", b"progress", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "collaboration", b"collaboration", "collaboration_id", b"collaboration_id", "deadline_warning", b"deadline_warning", "event_time", b"event_time", "gap", b"gap", "generation", b"generation", "progress", b"progress", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["collaboration", "task", "progress", "gap"]  # noqa: Y015
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["collaboration", "task", "progress", "gap", "deadline_warning"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
 
 Global___CollaborationEvent: _TypeAlias = CollaborationEvent  # noqa: Y015
+
+@_typing.final
+class DeadlineWarning(_message.Message):
+    """DeadlineWarning says that a deadline is predicted to be missed. It comes once when that is first seen and once,
+    with recover_time, when the deadline is predicted to be met after all. Set by the scheduler.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    PREDICTED_END_TIME_FIELD_NUMBER: _builtins.int
+    CAUSE_TASK_ID_FIELD_NUMBER: _builtins.int
+    WARN_TIME_FIELD_NUMBER: _builtins.int
+    RECOVER_TIME_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task whose deadline it is; empty for the collaboration's own."""
+    cause_task_id: _builtins.str
+    """The task that is late."""
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def predicted_end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it would be done, as predicted when the warning was made."""
+
+    @_builtins.property
+    def warn_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def recover_time(self) -> _timestamp_pb2.Timestamp:
+        """Unset while the warning stands."""
+
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+        predicted_end_time: _timestamp_pb2.Timestamp | None = ...,
+        cause_task_id: _builtins.str = ...,
+        warn_time: _timestamp_pb2.Timestamp | None = ...,
+        recover_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "predicted_end_time", b"predicted_end_time", "recover_time", b"recover_time", "warn_time", b"warn_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause_task_id", b"cause_task_id", "deadline", b"deadline", "predicted_end_time", b"predicted_end_time", "recover_time", b"recover_time", "task_id", b"task_id", "warn_time", b"warn_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeadlineWarning: _TypeAlias = DeadlineWarning  # noqa: Y015
 
 @_typing.final
 class TaskProgress(_message.Message):

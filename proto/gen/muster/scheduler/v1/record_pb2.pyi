@@ -44,6 +44,7 @@ class CollaborationRecord(_message.Message):
     END_MS_FIELD_NUMBER: _builtins.int
     COORDINATOR_AGENT_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    DEADLINE_WARNINGS_FIELD_NUMBER: _builtins.int
     state: _collaboration_pb2.CollaborationState.ValueType
     generation: _builtins.int
     end_ms: _builtins.int
@@ -51,6 +52,10 @@ class CollaborationRecord(_message.Message):
     @_builtins.property
     def failure(self) -> _task_pb2.TaskFailure:
         """Set when FAILED or CANCELLED."""
+
+    @_builtins.property
+    def deadline_warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeadlineWarningRecord]:
+        """Deadlines that are predicted to be missed, at most 64."""
 
     def __init__(
         self,
@@ -60,14 +65,49 @@ class CollaborationRecord(_message.Message):
         end_ms: _builtins.int = ...,
         coordinator_agent: _builtins.str = ...,
         failure: _task_pb2.TaskFailure | None = ...,
+        deadline_warnings: _abc.Iterable[Global___DeadlineWarningRecord] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordinator_agent", b"coordinator_agent", "end_ms", b"end_ms", "failure", b"failure", "generation", b"generation", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordinator_agent", b"coordinator_agent", "deadline_warnings", b"deadline_warnings", "end_ms", b"end_ms", "failure", b"failure", "generation", b"generation", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CollaborationRecord: _TypeAlias = CollaborationRecord  # noqa: Y015
+
+@_typing.final
+class DeadlineWarningRecord(_message.Message):
+    """DeadlineWarningRecord is one deadline that is predicted to be missed, as it was when that was first seen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    PREDICTED_END_MS_FIELD_NUMBER: _builtins.int
+    CAUSE_TASK_ID_FIELD_NUMBER: _builtins.int
+    WARN_MS_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """The task whose deadline it is; empty for the collaboration's own."""
+    deadline_ms: _builtins.int
+    predicted_end_ms: _builtins.int
+    cause_task_id: _builtins.str
+    warn_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        deadline_ms: _builtins.int = ...,
+        predicted_end_ms: _builtins.int = ...,
+        cause_task_id: _builtins.str = ...,
+        warn_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause_task_id", b"cause_task_id", "deadline_ms", b"deadline_ms", "predicted_end_ms", b"predicted_end_ms", "task_id", b"task_id", "warn_ms", b"warn_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeadlineWarningRecord: _TypeAlias = DeadlineWarningRecord  # noqa: Y015
 
 @_typing.final
 class SpecRecord(_message.Message):
