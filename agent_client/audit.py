@@ -99,6 +99,7 @@ class AuditLog:
         operation: str = "",
         subject: str = "",
         collaboration_id: str = "",
+        cause_id: str = "",
         service: str = "",
         outcomes: tuple[str, ...] = (),
         start: datetime | None = None,
@@ -107,13 +108,16 @@ class AuditLog:
     ) -> list[entry_pb2.LoggedEntry]:
         """Return entries in log order that match all that is given, at most `limit`.
 
-        `operation` and `subject` may end in "*". `outcomes` are names such as "REFUSED".
+        `operation` and `subject` may end in "*". `outcomes` are names such as "REFUSED". An entry of several
+        operations matches when one of them does; `agent_client.operations` tells them apart, and the answer's
+        `group_positions` say which those are.
         """
         request = audit.QueryRequest(
             actor=actor,
             operation=operation,
             subject=subject,
             collaboration_id=collaboration_id,
+            cause_id=cause_id,
             service=service,
             outcomes=[entry_pb2.Outcome.Value(f"OUTCOME_{name.upper()}") for name in outcomes],
             start_time=None if start is None else timestamp(start),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from muster.audit.v1 import entry_pb2
@@ -11,6 +12,8 @@ from agent_client.audit import AuditLog, Verified
 from agent_client.cli.output import OK, PATIENCE_S, Output, clock
 from agent_client.cli.steps import Steps
 from agent_client.cli.words import Commands, command, group, instant, natural, positive
+from agent_client.errors import NotFoundError
+from agent_client.operations import operations, summary
 from agent_client.plain import to_plain
 from agent_client.wire import moment
 
@@ -26,6 +29,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     query.add_argument("--actor", default="", help='who acted, for example "agent/field"')
     query.add_argument("--operation", default="", help='what was done; "task.*" for all that begins so')
     query.add_argument("--subject", default="", help='on what; may end in "*"')
+    query.add_argument("--cause", default="", help="caused by this request, attempt or message")
     query.add_argument("--service", default="", help="recorded by this service")
     query.add_argument("--outcome", action="append", default=[], choices=OUTCOMES, help="may be repeated")
     query.add_argument("--since", type=instant, metavar="TIME", help=TIME_HELP)
@@ -46,6 +50,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     )
     prove = command(audit, common, "prove", _prove, "prove that one entry is in the log")
     prove.add_argument("index", type=natural, help="the entry's leaf index, as `muster audit query` shows it")
+    prove.add_argument("--subject", default="", help="show this one of several operations that it records")
 
 
 async def _query(options: argparse.Namespace, output: Output) -> int:
@@ -55,6 +60,7 @@ async def _query(options: argparse.Namespace, output: Output) -> int:
             operation=options.operation,
             subject=options.subject,
             collaboration_id=options.collaboration,
+            cause_id=options.cause,
             service=options.service,
             outcomes=tuple(options.outcome),
             start=options.since,
@@ -96,13 +102,20 @@ async def _verify(_: argparse.Namespace, output: Output) -> int:
 async def _prove(options: argparse.Namespace, output: Output) -> int:
     async with AuditLog(patience=PATIENCE_S) as log:
         proven = await log.prove(options.index)
+    shown = [one for one in operations(proven.entry) if options.subject in ("", one.subject)]
+    if not shown:
+        raise NotFoundError(
+            f"entry {proven.leaf_index} records nothing about {options.subject}", reason="ENTRY_NOT_FOUND"
+        )
     if output.as_json:
-        output.json({**asdict(proven), "entry": to_plain(proven.entry), "proof": list(proven.proof)})
+        plain = {**asdict(proven), "entry": to_plain(proven.entry), "proof": list(proven.proof)}
+        output.json(plain | _told(proven.entry, shown))
         return OK
     output.line(
         f"Entry {proven.leaf_index} is in the log of {proven.tree_size} entries ({len(proven.proof)} hashes):"
     )
-    output.line(f"  {clock(moment(proven.entry.event_time))}  {_facts(proven.entry)}")
+    for one in shown:
+        output.line(f"  {clock(moment(one.event_time))}  {_facts(one)}")
     output.line(f"  root {proven.root_hash}")
     return OK
 
@@ -114,13 +127,15 @@ def _row(logged: entry_pb2.LoggedEntry) -> tuple[object, ...]:
         clock(moment(entry.event_time)),
         entry.actor,
         entry.operation,
-        entry.subject,
+        summary(entry, logged.group_positions),
         _outcome(entry),
     )
 
 
 def _facts(entry: entry_pb2.Entry) -> str:
-    return f"{entry.actor}  {entry.operation}  {entry.subject}  {_outcome(entry)}"
+    details = [f"{name}={entry.attributes[name]}" for name in sorted(entry.attributes)]
+    details += [f"cause={entry.cause_id}"] if entry.cause_id else []
+    return "  ".join([entry.actor, entry.operation, entry.subject, _outcome(entry), *details])
 
 
 def _outcome(entry: entry_pb2.Entry) -> str:
@@ -129,4 +144,11 @@ def _outcome(entry: entry_pb2.Entry) -> str:
 
 
 def _plain(logged: entry_pb2.LoggedEntry) -> dict[str, object]:
-    return {"leaf_index": logged.leaf_index, "entry": to_plain(logged.entry)}
+    entry = logged.entry
+    shown = operations(entry, logged.group_positions)
+    return {"leaf_index": logged.leaf_index, "entry": to_plain(entry)} | _told(entry, shown)
+
+
+def _told(entry: entry_pb2.Entry, shown: Sequence[entry_pb2.Entry]) -> dict[str, object]:
+    """Return those of an entry's several operations that are shown, each as an entry of its own."""
+    return {"operations": [to_plain(one) for one in shown]} if entry.HasField("group") else {}

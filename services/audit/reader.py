@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from services.audit.core.merkle import HASH_BYTES, leaf_hash
@@ -30,6 +30,8 @@ T = TypeVar("T")
 ANSWER_BYTES_MAX = 2**20
 # Entries that are indexed in one transaction.
 _INDEX_BATCH = 16 * TILE_WIDTH
+# Their leaves' bytes beyond which a transaction takes no further bundle: entries with a group are large.
+_INDEX_BYTES = 8 * 2**20
 # How long entries gather before they are indexed while nobody asks for them: one row among thousands costs a
 # third of what it costs among tens.
 _REST_S = 0.5
@@ -115,6 +117,8 @@ class LogReader:
         # Leaves that did not fit into the answer are the next page's.
         end = leaves[-1].index + 1 if len(leaves) < len(found.indices) else found.end
         following = PageStart(start.tree_size, end) if end < start.tree_size else None
+        if wanted.tells_operations_apart:
+            leaves = await self._on_thread(self._matching, wanted, leaves)
         return Page(tuple(leaves), following, start.tree_size)
 
     async def find_next(self, wanted: EntryFilter, begin: int, limit: int) -> tuple[list[Leaf], int]:
@@ -204,7 +208,7 @@ class LogReader:
     async def _index_more(self, begin: int) -> IndexState:
         end = min(self._driver.published.size, begin - begin % TILE_WIDTH + _INDEX_BATCH)
         rows, last = await self._on_thread(self._rows, begin, end)
-        state = IndexState(self._driver.verifier_key, end, last)
+        state = IndexState(self._driver.verifier_key, begin + len(rows), last)
         await self._index.add(rows, state)
         return state
 
@@ -243,14 +247,24 @@ class LogReader:
             picked.append(Leaf(index, data))
         return picked
 
+    def _matching(self, wanted: EntryFilter, leaves: Iterable[Leaf]) -> list[Leaf]:
+        """Return those with an operation that is wanted, each with which ones those are."""
+        rows = [(leaf, self._row_of(leaf.data)) for leaf in leaves]
+        return [replace(leaf, positions=wanted.positions(row)) for leaf, row in rows if wanted.matches(row)]
+
     def _prove(self, runs: list[Run], size: int) -> list[bytes]:
         tiles = {path: self._read(path) for path in tiles_of(runs, size)}
         return hash_runs(runs, size, tiles.__getitem__)
 
     def _rows(self, begin: int, end: int) -> tuple[Sequence[IndexRow], bytes]:
+        """Return rows of leaves from `begin` on, at least one, and the hash of the last of them."""
         leaves: list[bytes] = []
+        skipped, total = begin % TILE_WIDTH, 0
         for at in range(begin // TILE_WIDTH, -(-end // TILE_WIDTH)):
-            leaves += self._bundle(at)
-        skipped = begin % TILE_WIDTH
+            bundle = self._bundle(at)
+            leaves += bundle
+            total += sum(map(len, bundle))
+            if total > _INDEX_BYTES:
+                break
         leaves = leaves[skipped : skipped + end - begin]
         return [self._row_of(leaf) for leaf in leaves], leaf_hash(leaves[-1])

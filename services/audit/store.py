@@ -87,7 +87,10 @@ class IndexState:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An answer of the index: these, and no others before `end`, match."""
+    """An answer of the index: no others before `end` match.
+
+    These do, but for entries with a group: whether one of its operations is wanted, the entry itself tells.
+    """
 
     indices: tuple[int, ...]
     # The first leaf index that was not looked at.
@@ -115,7 +118,7 @@ class EntryIndex(Protocol):
         ...
 
     async def find(self, wanted: EntryFilter, begin: int, end: int, limit: int) -> Found:
-        """Return matching leaf indices from `begin` on, at most `limit`, none from `end` on.
+        """Return leaf indices that may match from `begin` on, at most `limit`, none from `end` on.
 
         May stop earlier than that when a search would take long; `Found.end` says how far it came.
         """

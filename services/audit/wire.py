@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -11,7 +11,7 @@ from muster.audit.v1 import audit_service_pb2 as pb
 from muster.audit.v1 import entry_pb2
 
 from services.audit.core.model import Leaf
-from services.audit.core.query import EntryFilter, IndexRow
+from services.audit.core.query import EntryFilter, IndexRow, RowGroup
 from services.audit.core.tiles import LEAF_BYTES_MAX
 from services.common.core.entries import EntryDraft, Outcome
 from services.common.core.errors import FieldViolation, Reason, ServiceError, invalid
@@ -26,6 +26,7 @@ _FRAME_FIELDS_BYTES_MAX = 256
 TEXT_BYTES_MAX = 1_024
 ENTRY_ID_BYTES_MAX = 256
 ATTRIBUTES_MAX = 32
+GROUP_MIN, GROUP_MAX = 2, 1_024
 PAGE_SIZE_DEFAULT = 100
 PAGE_SIZE_MAX = 1_000
 _SEQUENCE_MAX = 2**63 - 1
@@ -34,6 +35,7 @@ _SECONDS_MIN, _SECONDS_MAX = -62_135_596_800, 253_402_300_799
 _SPOOL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _OUTCOMES = frozenset(entry_pb2.Outcome.values()) - {entry_pb2.OUTCOME_UNSPECIFIED}
 _FILTER_TEXTS = ("actor", "operation", "subject", "collaboration_id", "service", "cause_id")
+_TOO_LONG = f"must have at most {TEXT_BYTES_MAX} bytes each, subjects as a whole"
 _TEXTS = ("actor", "operation", "subject", "reason", "cause_id", "collaboration_id", "traceparent")
 
 
@@ -85,6 +87,7 @@ def encode_own(draft: EntryDraft, entry_id: str, replica_id: str) -> bytes:
 def index_row(leaf: bytes) -> IndexRow:
     """Return the facts by which the entry of a leaf can be found."""
     entry = entry_pb2.Entry.FromString(leaf)
+    group = entry.group if entry.HasField("group") else None
     return IndexRow(
         _instant(entry.event_time),
         entry.service,
@@ -94,6 +97,7 @@ def index_row(leaf: bytes) -> IndexRow:
         entry.outcome,
         entry.collaboration_id,
         entry.cause_id,
+        group and RowGroup(tuple(group.names), tuple(group.cause_ids), tuple(group.collaboration_ids)),
     )
 
 
@@ -101,7 +105,7 @@ def encode_logged(leaves: Iterable[Leaf]) -> list[entry_pb2.LoggedEntry]:
     """Return leaves as readers get them."""
     answers = []
     for leaf in leaves:
-        logged = entry_pb2.LoggedEntry(leaf_index=leaf.index, leaf=leaf.data)
+        logged = entry_pb2.LoggedEntry(leaf_index=leaf.index, leaf=leaf.data, group_positions=leaf.positions)
         logged.entry.ParseFromString(leaf.data)
         answers.append(logged)
     return answers
@@ -170,7 +174,8 @@ def _check_entry(entry: entry_pb2.Entry, at: int, replica_id: str, id_prefix: st
         )
     # The usual entry is small as a whole, so that no text of it can be too long.
     if (
-        entry.ByteSize() <= TEXT_BYTES_MAX
+        not entry.HasField("group")
+        and entry.ByteSize() <= TEXT_BYTES_MAX
         and entry.entry_id.startswith(id_prefix)
         and len(entry.entry_id) * 4 <= ENTRY_ID_BYTES_MAX
         and entry.outcome in _OUTCOMES
@@ -207,7 +212,46 @@ def _violations(entry: entry_pb2.Entry, id_prefix: str) -> list[FieldViolation]:
         (not _longer(text, TEXT_BYTES_MAX), field, f"must have at most {TEXT_BYTES_MAX} bytes")
         for field, text in texts
     ]
+    if entry.HasField("group"):
+        checks += _group_checks(entry, entry.group)
     return [FieldViolation(field, description) for holds, field, description in checks if not holds]
+
+
+def _group_checks(entry: entry_pb2.Entry, group: entry_pb2.Group) -> list[tuple[bool, str, str]]:
+    count = len(group.names)
+    lists = [
+        ("group.cause_ids", group.cause_ids, entry.cause_id),
+        ("group.collaboration_ids", group.collaboration_ids, entry.collaboration_id),
+        ("group.traceparents", group.traceparents, entry.traceparent),
+    ]
+    for key, column in group.attributes.items():
+        lists.append((f"group.attributes[{key[:32]!r}]", column.values, entry.attributes.get(key, "")))
+    attributes = len(entry.attributes) + len(group.attributes)
+    checks = [
+        (GROUP_MIN <= count <= GROUP_MAX, "group.names", f"must be {GROUP_MIN} to {GROUP_MAX}"),
+        (
+            attributes <= ATTRIBUTES_MAX,
+            "group.attributes",
+            f"must be {ATTRIBUTES_MAX} with the entry's",
+        ),
+        (_all_fit(group.names, len(entry.subject.encode())), "group.names", _TOO_LONG),
+        (_all_fit(group.attributes, 0), "group.attributes", _TOO_LONG),
+    ]
+    for field, values, shared in lists:
+        checks += [
+            (len(values) in (0, count), field, "must be as many as the names, or none"),
+            (not (values and shared), field, "must not be beside the entry's own"),
+            (_all_fit(values, 0), field, _TOO_LONG),
+        ]
+    return checks
+
+
+def _all_fit(texts: Collection[str], taken_bytes: int) -> bool:
+    room = TEXT_BYTES_MAX - taken_bytes
+    # Of a hundred texts the longest nearly always answers for all.
+    if len(max(texts, key=len, default="")) * 4 <= room:
+        return True
+    return not any(_longer(text, room) for text in texts)
 
 
 def _longer(text: str, limit_bytes: int) -> bool:

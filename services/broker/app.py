@@ -94,6 +94,7 @@ class BrokerApp:
             self._own_metrics,
             messages=config.audit_messages,
             backlog_max=config.audit_backlog_max,
+            group_max=config.audit_group_max,
         )
         self._relay = Relay(self._tls)
         self._broker: Broker

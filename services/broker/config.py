@@ -148,7 +148,12 @@ class BrokerConfig(ServiceConfig):
     )
     audit_backlog_max: int = knob(
         100_000,
-        "Entries of envelopes that wait; beyond it they are counted and one entry says how many.",
+        "Operations that wait to be recorded; beyond it they are counted and one entry says how many.",
+    )
+    audit_group_max: int = knob(
+        128,
+        "Envelopes of one commit, or of one frame of acks, that one entry records, at most 1,024: with more,"
+        " readers of one envelope are sent much that they did not ask for.",
     )
     drain_ms: int = knob(5_000, "How long calls may go on after a stop was asked for.", unit="ms")
     store: str = knob(
@@ -188,6 +193,8 @@ class BrokerConfig(ServiceConfig):
         super().__post_init__()
         if self.audit_messages not in AUDIT_MESSAGES:
             raise ValueError(f"audit_messages {self.audit_messages!r} is none of {', '.join(AUDIT_MESSAGES)}")
+        if not 1 <= self.audit_group_max <= 1_024:
+            raise ValueError(f"audit_group_max must be 1 to 1,024, not {self.audit_group_max}")
         shares = self.lane_share_normal_percent, self.lane_share_low_percent
         if min(shares) < 1 or sum(shares) > 50:
             raise ValueError(

@@ -23,10 +23,11 @@ from services.broker.core.model import (
     StoredDeadLetter,
     Subscription,
 )
+from services.broker.entries import DeadLettersDropped
 from services.broker.inquiries import Inquiries
 from services.broker.metrics import BrokerMetrics
 from services.broker.outlet import Outlet
-from services.broker.recorder import AuditRecorder, DeadLettersDropped
+from services.broker.recorder import AuditRecorder
 from services.broker.roster import Roster
 from services.broker.store import MailboxStore, Retention, taken_over
 from services.common import logs

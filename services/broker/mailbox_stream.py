@@ -13,9 +13,10 @@ from services.broker.core import effects as fx
 from services.broker.core import events as ev
 from services.broker.core.model import Draft, RefusedDraft, RoutedDraft, RouteKind, SendOutcome
 from services.broker.driver import Driver
+from services.broker.entries import SendsRefused
 from services.broker.members import Memberships
 from services.broker.metrics import BrokerMetrics
-from services.broker.recorder import AuditRecorder, SendsRefused
+from services.broker.recorder import AuditRecorder
 from services.broker.wire import requests, responses
 from services.broker.wire.handshake import NOTHING_AGREED, read_hello
 from services.common.core.errors import ServiceError

@@ -13,8 +13,8 @@ from services.broker.core.addresses import is_mailbox
 from services.broker.core.model import Subscription
 from services.broker.core.topics import is_pattern
 from services.broker.core.views import view_mailbox
+from services.broker.entries import SubscriptionChanged
 from services.broker.mailbox_stream import MailboxStream, StreamHost, address_of
-from services.broker.recorder import SubscriptionChanged
 from services.broker.wire import responses
 from services.common.core.errors import Reason, ServiceError, invalid
 from services.common.identity import Principal

@@ -14,7 +14,7 @@ from muster.audit.v1 import entry_pb2
 
 from services.common import logs, shipper
 from services.common.clock import Clock
-from services.common.core.entries import EntryDraft, Outcome
+from services.common.core.entries import DraftGroup, EntryDraft, Outcome
 from services.common.core.errors import Reason, ServiceError
 from services.common.metrics import Metrics
 from services.common.spool import Spool
@@ -22,8 +22,12 @@ from services.common.spool import Spool
 # The proto's limits; what is longer is cut, since one entry that audit refuses would stop all behind it.
 ATTRIBUTES_MAX = 32
 TEXT_BYTES_MAX = 1_024
-# With this even an entry whose every text is full stays below the 65,535 bytes that a leaf may have.
+# With this even an entry whose every text is full stays below the bytes that a leaf may have.
 KEY_BYTES_MAX = 128
+# What audit takes of one entry. A group that is larger becomes two entries.
+ENTRY_BYTES_MAX = 65_535
+# What it may get on top of what is written here: its service.
+_SERVICE_BYTES = 35
 # Stands where a draft says nothing; audit takes no entry without an actor or an operation.
 UNKNOWN = "unknown"
 
@@ -36,7 +40,7 @@ class Outbox(Protocol):
     Durability: when `record` returns, the entries survive power loss of this machine; they reach audit in
                 the order of the calls, each exactly once in the log.
     Bound:      beyond its bound an outbox drops what is not privileged and counts it; one entry
-                "spool.overflow" then says how many are missing (guarantee A3).
+                "spool.overflow" then says how many operations are missing (guarantee A3).
     """
 
     async def record(self, entries: Sequence[EntryDraft], *, privileged: bool = False) -> None:
@@ -94,9 +98,11 @@ class SpooledOutbox:
         self._shipper = shipper.Shipper(spool, self._writer, self._made_room)
         self._pending: list[_Pending] = []
         self._flushing: asyncio.Task[None] | None = None
-        # Entries that were dropped since there was room last; 0 while all is well.
+        # Operations whose entries were dropped since there was room last; 0 while all is well.
         self._dropped = 0
-        self._dropped_metric = metrics.counter("outbox_dropped_entries", "Entries lost to a full spool.")
+        self._dropped_metric = metrics.counter(
+            "outbox_dropped_operations", "Not recorded: the spool was full."
+        )
         self._recorded_metric = metrics.counter("outbox_recorded_entries", "Entries that are on disk.")
         self._flush_metric = metrics.histogram("outbox_flush_seconds", "From a flush's start to the disk.")
         depth = metrics.gauge("outbox_depth_entries", "Entries that audit has not confirmed.")
@@ -211,19 +217,14 @@ class SpooledOutbox:
                 continue
             if self._dropped == 0:
                 _log.error("dropping audit entries", why=why)
-            self._dropped += len(call.drafts)
-            self._dropped_metric.inc(len(call.drafts))
+            count = sum(draft.operation_count for draft in call.drafts)
+            self._dropped += count
+            self._dropped_metric.inc(count)
             _settle(call, None)
 
     def _add(self, payloads: list[bytes], drafts: Sequence[EntryDraft]) -> int:
         """Append the drafts' records under their numbers; return their size on disk in bytes."""
-        size = 0
-        for draft in drafts:
-            entry_id = f"{self._id_prefix}{self._spool.next_sequence + len(payloads)}"
-            payload = encode_entry(draft, entry_id, self._replica_id)
-            payloads.append(payload)
-            size += len(payload) + 8
-        return size
+        return add_entries(payloads, drafts, self._id_prefix, self._spool.next_sequence, self._replica_id)
 
     def _overflow(self) -> EntryDraft:
         return EntryDraft(
@@ -253,6 +254,26 @@ async def open_outbox(
     )
 
 
+def add_entries(
+    payloads: list[bytes], drafts: Sequence[EntryDraft], id_prefix: str, first_sequence: int, replica_id: str
+) -> int:
+    """Append the drafts' records, numbered from `first_sequence` on; return their size in a spool in bytes.
+
+    A group that is too large for one entry becomes two.
+    """
+    size = 0
+    for draft in drafts:
+        payload = encode_entry(draft, f"{id_prefix}{first_sequence + len(payloads)}", replica_id)
+        count = draft.operation_count
+        if len(payload) > ENTRY_BYTES_MAX - _SERVICE_BYTES and count > 1:
+            halves = draft.part(0, count // 2), draft.part(count // 2, count)
+            size += add_entries(payloads, halves, id_prefix, first_sequence, replica_id)
+            continue
+        payloads.append(payload)
+        size += len(payload) + 8
+    return size
+
+
 def encode_entry(draft: EntryDraft, entry_id: str, replica_id: str, service: str = "") -> bytes:
     """Return the draft as the `muster.audit.v1.Entry` that audit takes, deterministically encoded.
 
@@ -275,7 +296,21 @@ def encode_entry(draft: EntryDraft, entry_id: str, replica_id: str, service: str
     entry.event_time.seconds, entry.event_time.nanos = seconds, milliseconds * 1_000_000
     for key, value in list(draft.attributes.items())[:ATTRIBUTES_MAX]:
         entry.attributes[_cut(key, KEY_BYTES_MAX)] = _cut(value)
+    if draft.group is not None:
+        _write_group(entry, draft.group)
     return entry.SerializeToString(deterministic=True)
+
+
+def _write_group(entry: entry_pb2.Entry, group: DraftGroup) -> None:
+    written = entry.group
+    # A subject has the limit of every text, and a name is the end of one.
+    written.names.extend(_cut_all(group.names, TEXT_BYTES_MAX - len(entry.subject.encode())))
+    written.cause_ids.extend(_cut_all(group.cause_ids))
+    written.collaboration_ids.extend(_cut_all(group.collaboration_ids))
+    written.traceparents.extend(_cut_all(group.traceparents))
+    room = ATTRIBUTES_MAX - len(entry.attributes)
+    for key, values in list(group.attributes.items())[:room]:
+        written.attributes[_cut(key, KEY_BYTES_MAX)].values.extend(_cut_all(values))
 
 
 _OUTCOMES = {outcome: entry_pb2.Outcome.Value(f"OUTCOME_{outcome.name}") for outcome in Outcome}
@@ -286,6 +321,13 @@ def _cut(text: str, limit_bytes: int = TEXT_BYTES_MAX) -> str:
     if len(text) * 4 <= limit_bytes and text.isascii():
         return text
     return text.encode("utf-8", "replace")[:limit_bytes].decode("utf-8", "ignore")
+
+
+def _cut_all(texts: Sequence[str], limit_bytes: int = TEXT_BYTES_MAX) -> Sequence[str]:
+    # Asked of all at once: a group has a hundred of them, and none is ever long.
+    if texts and (len(max(texts, key=len)) > limit_bytes or not "".join(texts).isascii()):
+        return [_cut(text, limit_bytes) for text in texts]
+    return texts
 
 
 def _settle(call: _Pending, error: Exception | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given
@@ -9,13 +11,14 @@ from hypothesis import strategies as st
 from muster.audit.v1 import audit_service_pb2 as pb
 from muster.audit.v1 import entry_pb2
 
+from agent_client.operations import operation_count, operations, summary
 from services.audit import wire
 from services.audit.core.model import Leaf
-from services.audit.core.query import EntryFilter, IndexRow
-from services.common.core.entries import EntryDraft, Outcome
+from services.audit.core.query import EntryFilter, IndexRow, Operation, RowGroup
+from services.common.core.entries import DraftGroup, EntryDraft, Outcome
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.instants import Instant
-from services.common.outbox import encode_entry
+from services.common.outbox import add_entries, encode_entry
 
 # What a leaf looks like; it must never change, or logs that were written before could not be checked.
 GOLDEN_ENTRY = entry_pb2.Entry(
@@ -157,6 +160,36 @@ texts = st.one_of(
 )
 
 
+@st.composite
+def drafted_groups(draw: st.DrawFn) -> DraftGroup:
+    """What one entry says of several operations: each list is empty, or as long as the names."""
+    count = draw(st.integers(2, 40))
+    columns = st.one_of(st.just(()), st.lists(texts, min_size=count, max_size=count))
+    names = draw(st.lists(texts, min_size=count, max_size=count))
+    facts = draw(
+        st.dictionaries(st.integers(0, 40), st.lists(texts, min_size=count, max_size=count), max_size=3)
+    )
+    return DraftGroup(
+        names,
+        draw(columns),
+        draw(columns),
+        draw(columns),
+        {f"fact-{at}": values for at, values in facts.items()},
+    )
+
+
+def consistent(draft: EntryDraft) -> EntryDraft:
+    """Return the draft without what its group says too."""
+    group = draft.group
+    if group is None:
+        return draft
+    return draft._replace(
+        cause_id="" if group.cause_ids else draft.cause_id,
+        collaboration_id="" if group.collaboration_ids else draft.collaboration_id,
+        traceparent="" if group.traceparents else draft.traceparent,
+    )
+
+
 @given(
     st.builds(
         EntryDraft,
@@ -170,12 +203,121 @@ texts = st.one_of(
         collaboration_id=texts,
         attributes=st.dictionaries(texts, texts, max_size=40),
         traceparent=texts,
-    )
+        group=st.one_of(st.none(), drafted_groups()),
+    ).map(consistent)
 )
 def test_whatever_an_outbox_has_to_record_is_taken(draft: EntryDraft) -> None:
     # One entry that is refused would stop all that its outbox holds behind it.
-    entry = entry_of(draft)
-    assert len(wire.decode_append(frame(entry), "broker", "").leaves) == 1
+    payloads: list[bytes] = []
+    add_entries(payloads, [draft], "broker/broker-1/0123456789abcdef.", 7, "broker-1")
+    entries = [entry_pb2.Entry.FromString(payload) for payload in payloads]
+    assert [entry.entry_id.rpartition(".")[2] for entry in entries] == [
+        str(7 + n) for n in range(len(entries))
+    ]
+    assert sum(operation_count(entry) for entry in entries) == draft.operation_count
+    for entry in entries:
+        assert len(wire.decode_append(frame(entry), "broker", "").leaves) == 1
+
+
+GROUPED_ENTRY = entry_pb2.Entry(
+    entry_id="broker/broker-1/spool.8",
+    replica_id="broker-1",
+    actor="agent/field-1",
+    operation="envelope.ack",
+    subject="envelope/alpha/",
+    outcome=entry_pb2.OUTCOME_OK,
+    attributes={"lane": "NORMAL", "receiver": "field-1"},
+    group=entry_pb2.Group(
+        names=["m-1", "m-2"],
+        cause_ids=["", "attempt-7"],
+        collaboration_ids=["c-1", ""],
+        traceparents=["", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"],
+        attributes={"sequence": {"values": ["7", "8"]}, "correlation_id": {"values": ["", "k-1"]}},  # type: ignore[dict-item]
+    ),
+)
+GROUPED_ENTRY.event_time.seconds = 1_700_000_000
+# As GOLDEN_LEAF: it must never change.
+GROUPED_LEAF = bytes.fromhex(
+    "0a1762726f6b65722f62726f6b65722d312f73706f6f6c2e3812060880e2cfaa061a0662726f6b6572220862726f6b65"
+    "722d312a0d6167656e742f6669656c642d31320c656e76656c6f70652e61636b3a0f656e76656c6f70652f616c706861"
+    "2f4001620e0a046c616e6512064e4f524d414c62130a08726563656976657212076669656c642d317288010a036d2d31"
+    "0a036d2d3212001209617474656d70742d371a03632d311a002200223730302d30616637363531393136636434336464"
+    "383434386562323131633830333139632d623761643662373136393230333333312d30312a190a0e636f7272656c6174"
+    "696f6e5f696412070a000a036b2d312a120a0873657175656e636512060a01370a0138"
+)
+
+
+def test_the_leaf_of_a_group_and_its_facts() -> None:
+    (leaf,) = wire.decode_append(frame(GROUPED_ENTRY), "broker", "").leaves
+    assert leaf.hex() == GROUPED_LEAF.hex()
+    assert wire.index_row(leaf) == IndexRow(
+        Instant(1_700_000_000_000),
+        "broker",
+        "agent/field-1",
+        "envelope.ack",
+        "envelope/alpha/",
+        1,
+        "",
+        "",
+        RowGroup(("m-1", "m-2"), ("", "attempt-7"), ("c-1", "")),
+    )
+    assert list(wire.index_row(leaf).operations()) == [
+        Operation("envelope/alpha/m-1", "c-1", "m-1"),
+        Operation("envelope/alpha/m-2", "", "attempt-7"),
+    ]
+
+
+def test_the_client_and_the_service_tell_operations_apart_alike() -> None:
+    first, second = operations(GROUPED_ENTRY)
+    assert [(one.subject, one.collaboration_id, one.cause_id) for one in (first, second)] == [
+        tuple(one) for one in wire.index_row(GROUPED_LEAF).operations()
+    ]
+    assert dict(first.attributes) == {"lane": "NORMAL", "receiver": "field-1", "sequence": "7"}
+    assert dict(second.attributes) == {
+        "lane": "NORMAL",
+        "receiver": "field-1",
+        "sequence": "8",
+        "correlation_id": "k-1",
+    }
+    assert (first.traceparent, second.traceparent[:3]) == ("", "00-")
+    assert not first.HasField("group")
+    assert first.entry_id == second.entry_id == GROUPED_ENTRY.entry_id
+    assert operations(GROUPED_ENTRY, [1, 2]) == [second]
+    assert summary(GROUPED_ENTRY) == "envelope/alpha/ 2 from m-1 to m-2"
+    assert summary(GROUPED_ENTRY, [1]) == "envelope/alpha/m-2"
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("group.names", lambda entry: entry.group.names.pop()),
+        ("group.names", lambda entry: entry.group.names.extend(["m"] * 1_023)),
+        ("group.names", lambda entry: entry.group.names.__setitem__(0, "x" * 1_010)),
+        ("group.cause_ids", lambda entry: entry.group.cause_ids.pop()),
+        ("group.cause_ids", lambda entry: setattr(entry, "cause_id", "c")),
+        ("group.collaboration_ids", lambda entry: entry.group.collaboration_ids.append("c")),
+        ("group.collaboration_ids", lambda entry: setattr(entry, "collaboration_id", "c")),
+        ("group.traceparents", lambda entry: entry.group.traceparents.pop()),
+        ("group.traceparents", lambda entry: setattr(entry, "traceparent", "00")),
+        ("group.attributes['sequence']", lambda entry: entry.group.attributes["sequence"].values.pop()),
+        (
+            "group.attributes['sequence']",
+            lambda entry: entry.group.attributes["sequence"].values.__setitem__(0, "中" * 400),
+        ),
+        ("group.attributes['sequence']", lambda entry: entry.attributes.update({"sequence": "7"})),
+        ("group.attributes", lambda entry: entry.attributes.update({f"k{n}": "v" for n in range(29)})),
+    ],
+)
+def test_a_group_that_contradicts_itself_is_refused(
+    field: str, change: Callable[[entry_pb2.Entry], object]
+) -> None:
+    entry = entry_pb2.Entry()
+    entry.CopyFrom(GROUPED_ENTRY)
+    change(entry)
+    with pytest.raises(ServiceError) as caught:
+        wire.decode_append(frame(entry), "broker", "")
+    assert caught.value.reason is Reason.INVALID_FIELD
+    assert f"entries[0].{field}" in {one.field for one in caught.value.violations}
 
 
 def test_the_largest_entry_of_an_outbox_fits_a_leaf() -> None:

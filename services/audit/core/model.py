@@ -42,6 +42,8 @@ class Leaf:
 
     index: int
     data: bytes
+    # Which operations of its entry's group a reader wants; empty when all, and without a group.
+    positions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,10 @@ from services.common.core.errors import Reason, ServiceError
 
 
 class MemoryOutbox:
-    """An `Outbox` for tests: look at `entries`; set `full` to see what happens when audit can not record."""
+    """An `Outbox` for tests: look at `entries`; set `full` to see what happens when audit can not record.
+
+    `dropped` counts operations.
+    """
 
     def __init__(self) -> None:
         self.entries: list[EntryDraft] = []
@@ -23,8 +26,8 @@ class MemoryOutbox:
         elif privileged:
             raise ServiceError(Reason.AUDIT_UNAVAILABLE, "the spool is full; try again when audit is back")
         else:
-            self.dropped += len(entries)
+            self.dropped += sum(entry.operation_count for entry in entries)
 
     def operations(self) -> list[str]:
-        """Return the operations in the order in which they were recorded."""
-        return [entry.operation for entry in self.entries]
+        """Return every operation in the order in which they were recorded."""
+        return [entry.operation for entry in self.entries for _ in range(entry.operation_count)]

@@ -11,6 +11,7 @@ import pytest
 from muster.audit.v1 import audit_service_pb2 as pb
 from muster.audit.v1 import entry_pb2
 
+from agent_client.operations import operations
 from agent_client.verify import (
     VerifierKey,
     verify_checkpoint,
@@ -92,6 +93,47 @@ async def test_filters_narrow(audit: Audit) -> None:
     assert [one.subject for one in found] == ["message/4", "message/5", "message/6"]
     found = await audit.entries(end_time={"seconds": 1_700_000_000, "nanos": 1_500_000}, service="broker")
     assert [one.subject for one in found] == ["message/1"]
+
+
+async def test_each_operation_of_a_group_is_found_and_proved(audit: Audit) -> None:
+    """A2: one entry for many envelopes says of each what an entry of its own would."""
+    together = frame(1, 3)
+    for at, one in enumerate(together.entries[:2]):
+        one.subject, one.operation = "envelope/alpha/", ("envelope.accept", "envelope.ack")[at]
+        one.attributes["lane"] = "NORMAL"
+        one.group.names.extend(f"m-{n}" for n in range(50))
+        one.group.cause_ids.extend(f"attempt-{n}" if n % 2 else "" for n in range(50))
+        one.group.collaboration_ids.extend("c-1" if n % 10 == 0 else "" for n in range(50))
+        one.group.attributes["sequence"].values.extend(str(n + 1) for n in range(50))
+    await audit.append(together)
+    for wanted, operations_wanted in (
+        ({"subject": "envelope/alpha/m-7"}, ["envelope/alpha/m-7"] * 2),
+        ({"subject": "envelope/alpha/m-7", "operation": "envelope.ack"}, ["envelope/alpha/m-7"]),
+        ({"cause_id": "attempt-7"}, ["envelope/alpha/m-7"] * 2),
+        ({"cause_id": "m-8"}, ["envelope/alpha/m-8"] * 2),
+        ({"subject": "envelope/alpha/m-4*", "collaboration_id": "c-1"}, ["envelope/alpha/m-40"] * 2),
+        ({"subject": "envelope/alpha/m-50"}, []),
+        ({"subject": "envelope/alpha/m-8", "cause_id": "attempt-7"}, []),
+    ):
+        page = await audit.stub().Query(pb.QueryRequest(**wanted))  # type: ignore[arg-type]
+        shown = [one for hit in page.entries for one in operations(hit.entry, hit.group_positions)]
+        assert [one.subject for one in shown] == operations_wanted, wanted
+    found = await audit.stub().Query(pb.QueryRequest(collaboration_id="c-1"))
+    assert [list(hit.group_positions) for hit in found.entries] == [[0, 10, 20, 30, 40]] * 2
+    # What is proved is the very entry, and the envelope is in it.
+    proof = await audit.stub().GetInclusionProof(
+        pb.GetInclusionProofRequest(leaf_index=found.entries[1].leaf_index)
+    )
+    head = await audit.stub().GetCheckpoint(pb.GetCheckpointRequest())
+    signed = verify_checkpoint(proof.checkpoint, VerifierKey.parse(head.verifier_key))
+    verify_inclusion(proof.entry.leaf, proof.leaf_index, list(proof.hashes), signed)
+    (seventh,) = operations(entry_pb2.Entry.FromString(proof.entry.leaf), [7])
+    assert (seventh.subject, seventh.operation) == ("envelope/alpha/m-7", "envelope.ack")
+    assert dict(seventh.attributes) == {"lane": "NORMAL", "sequence": "8"}
+    # A tail that is narrowed says which, too; one that is not shows the entry.
+    tail = audit.stub().Tail(pb.TailRequest(from_leaf_index=0, collaboration_id="c-1"))
+    assert [list(hit.group_positions) for hit in (await tail.read()).entries] == [[0, 10, 20, 30, 40]] * 2
+    tail.cancel()
 
 
 async def test_a_page_stays_small_whatever_its_entries_are(audit: Audit) -> None:

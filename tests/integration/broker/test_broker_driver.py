@@ -51,7 +51,7 @@ class Listener:
 async def driver() -> AsyncIterator[Driver]:
     """A driver that runs on a store which answers at once."""
     clock, metrics = SystemClock(), BrokerMetrics(Metrics("broker"))
-    recorder = AuditRecorder(MemoryOutbox(), clock, metrics, messages="none", backlog_max=1_000)
+    recorder = AuditRecorder(MemoryOutbox(), clock, metrics, messages="none", backlog_max=1_000, group_max=8)
     # No compaction meanwhile: it would wake the loop.
     settings = DriverSettings(Limits(), Retention(), 1024 * 1024, compaction_interval_ms=3_600_000)
     made = Driver(MemoryStore(), clock, metrics, recorder, settings)

@@ -6,18 +6,23 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from hypothesis import given
+from hypothesis import strategies as st
 from muster.common.v1 import envelope_pb2
 
 from services.broker.core import effects as fx
 from services.broker.core.model import DeadLetter, DeadReason, DomainKey, Draft, Envelope, Lane
+from services.broker.entries import DeadLettersDropped, SendsRefused, entries_of
 from services.broker.metrics import BrokerMetrics
-from services.broker.recorder import GROUP_MAX, AuditRecorder, DeadLettersDropped, SendsRefused
-from services.common.core.entries import Outcome
+from services.broker.recorder import OPERATIONS_MAX, AuditRecorder
+from services.common.core.entries import EntryDraft, Outcome
 from services.common.core.errors import Reason
 from services.common.core.instants import Instant
 from services.common.metrics import Metrics
 from services.common.testing.clock import FakeClock
 from services.common.testing.outbox import MemoryOutbox
+
+GROUP_MAX = 10
 
 
 def some(count: int) -> list[Envelope]:
@@ -33,7 +38,12 @@ async def recording(
 ) -> AsyncIterator[tuple[AuditRecorder, MemoryOutbox, Metrics]]:
     outbox, metrics = MemoryOutbox(), Metrics("broker")
     recorder = AuditRecorder(
-        outbox, FakeClock(), BrokerMetrics(metrics), messages=messages, backlog_max=backlog_max
+        outbox,
+        FakeClock(),
+        BrokerMetrics(metrics),
+        messages=messages,
+        backlog_max=backlog_max,
+        group_max=GROUP_MAX,
     )
     running = asyncio.create_task(recorder.run())
     yield recorder, outbox, metrics
@@ -104,10 +114,78 @@ async def test_beyond_its_bound_it_counts_and_says_so() -> None:
 
 async def test_groups_are_bounded_and_nothing_is_recorded_twice() -> None:
     async with recording(backlog_max=10_000) as (recorder, outbox, _):
-        note_course(recorder, GROUP_MAX * 2)
+        count = OPERATIONS_MAX + 3
+        note_course(recorder, count)
         await recorder.wait_idle()
         note_course(recorder, 1)
         await recorder.wait_idle()
-    assert len(outbox.entries) == GROUP_MAX * 4 + 2
+    recorded = [one for entry in outbox.entries for one in alone(entry)]
+    # Every envelope by itself, in order, exactly once: accepted, acked.
+    sequences = [str(number) for number in range(1, count + 1)]
+    assert [one.attributes["sequence"] for one in recorded] == [*sequences, *sequences, "1", "1"]
+    assert outbox.operations() == [
+        *["envelope.accept"] * count,
+        *["envelope.ack"] * count,
+        "envelope.accept",
+        "envelope.ack",
+    ]
+    assert {entry.operation_count for entry in outbox.entries} == {GROUP_MAX, count % GROUP_MAX, 1}
     assert outbox.entries[0].actor == "agent/alpha"
     assert outbox.entries[-1].actor == "operator/admin"
+
+
+def alone(entry: EntryDraft) -> list[EntryDraft]:
+    return [entry.part(at, at + 1) for at in range(entry.operation_count)]
+
+
+CHOICES = st.sampled_from(["", "", "a", "b"])
+ENVELOPES = st.lists(
+    st.builds(
+        lambda sender, receiver, lane, sequence, message_id, fields: Envelope(
+            DomainKey(sender, receiver, lane),
+            sequence,
+            Instant(1),
+            Draft(
+                message_id,
+                receiver,
+                lane,
+                True,
+                1_000,
+                3,
+                b"12345678",
+                envelope_pb2.Envelope(message_type=1 + sequence % 5, **fields).SerializeToString(),
+            ),
+        ),
+        st.sampled_from(["alpha", "operator/admin"]),
+        st.sampled_from(["beta", "gamma"]),
+        st.sampled_from([Lane.NORMAL, Lane.LOW]),
+        st.integers(1, 9),
+        st.sampled_from(["m-1", "m-2", "m-3"]),
+        st.fixed_dictionaries(
+            dict.fromkeys(("collaboration_id", "causation_id", "correlation_id", "traceparent"), CHOICES)
+        ),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(ENVELOPES, st.booleans(), st.integers(1, 5))
+def test_a_group_says_of_each_envelope_what_an_entry_of_its_own_would(
+    envelopes: list[Envelope], acked: bool, group_max: int
+) -> None:
+    def facts(envelope: Envelope) -> tuple[object, ...]:
+        (entry,) = entries_of(fx.NoteDone([envelope], acked=acked), Instant(7), 1)
+        return entry[:-3], dict(entry.attributes), entry.traceparent
+
+    together = list(entries_of(fx.NoteDone(envelopes, acked=acked), Instant(7), group_max))
+    assert max(entry.operation_count for entry in together) <= group_max
+    recorded = [
+        (one[:-3], dict(one.attributes), one.traceparent) for entry in together for one in alone(entry)
+    ]
+    by_actor = sorted(envelopes, key=lambda envelope: firsts(envelopes).index(envelope.key.receiver))
+    assert recorded == [facts(envelope) for envelope in by_actor]
+
+
+def firsts(envelopes: list[Envelope]) -> list[str]:
+    return list(dict.fromkeys(envelope.key.receiver for envelope in envelopes))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from agent_client import Agent, Delivery
 from agent_client.audit import CHECKPOINT_FILE, KEY_FILE
 from tests.integration.cli.cli_process import COMMAND, environment, items, muster, succeed
 from tests.integration.cli.conftest import PlaneWithAgent
@@ -39,6 +43,80 @@ def test_entries_are_found_by_their_conditions(plane: PlaneWithAgent) -> None:
     assert "REFUSED" in refused[1]
     none = succeed("audit", "query", "--until", "2001-01-01T00:00", home=plane.home)
     assert none == "no entry matches\n"
+
+
+def test_every_envelope_of_a_burst_is_found_and_proved(plane: PlaneWithAgent) -> None:
+    """A2 with entries that record many: each envelope by its subject, what it caused, and its proof."""
+    count = 60
+    succeed("agents", "enroll", "burst", home=plane.home)
+    asyncio.run(burst_of(plane, count))
+
+    def find(operation: str, *conditions: str) -> list[dict[str, Any]]:
+        found = items(
+            *("audit", "query", "--operation", operation, "--limit", "1000", *conditions), home=plane.home
+        )
+        return [one | {"index": hit["leaf_index"]} for hit in found for one in told(hit)]
+
+    def find_all(operation: str) -> list[dict[str, Any]]:
+        # Recorded a moment after the answer; the test's own limit ends a wait for what does not come.
+        while len(found := find(operation, "--subject", "envelope/burst/*")) < count:
+            pass
+        return found
+
+    accepted, acked = find_all("envelope.accept"), find_all("envelope.ack")
+    subjects = [one["subject"] for one in accepted]
+    assert len(set(subjects)) == count
+    for recorded in (accepted, acked):
+        assert sorted(one["subject"] for one in recorded) == sorted(subjects)
+        assert sorted(int(one["attributes"]["sequence"]) for one in recorded) == list(range(1, count + 1))
+        assert {(one["actor"], one["attributes"]["receiver"]) for one in recorded} == {
+            ("agent/burst", "burst")
+        }
+    # The point of it: fewer entries than envelopes.
+    assert len({one["index"] for one in accepted}) < count
+    wanted = subjects[7]
+    lines = succeed("audit", "query", "--subject", wanted, home=plane.home).splitlines()
+    assert [line.split()[-3:] for line in lines[1:]] == [
+        ["envelope.accept", wanted, "OK"],
+        ["envelope.ack", wanted, "OK"],
+    ]
+    assert [one["subject"] for one in find("envelope.*", "--cause", wanted.rpartition("/")[2])] == [
+        wanted,
+        wanted,
+    ]
+    for line in lines[1:]:
+        said = succeed("audit", "prove", line.split()[0], "--subject", wanted, home=plane.home)
+        assert f"{wanted}  OK  lane=NORMAL  receiver=burst  sequence=8  " in said
+    refused = muster(
+        "audit", "prove", lines[1].split()[0], "--subject", "envelope/burst/else", home=plane.home
+    )
+    assert (refused.returncode, refused.stdout) == (1, "")
+    together = succeed("audit", "query", "--operation", "envelope.accept", home=plane.home)
+    assert re.search(r"envelope/burst/ \d+ from \S+ to \S+  OK", together)
+
+
+async def burst_of(plane: PlaneWithAgent, count: int) -> None:
+    """An agent writes to itself at once and acks all of it."""
+    burst = Agent("burst", home=plane.home)
+    heard: list[int] = []
+    complete = asyncio.Event()
+
+    @burst.on_message()
+    async def hear(delivery: Delivery) -> None:
+        heard.append(delivery.payload)
+        if len(heard) == count:
+            complete.set()
+
+    async with burst, asyncio.timeout(60):
+        await burst.wait_ready()
+        for one in [burst.send("burst", number) for number in range(count)]:
+            await one
+        await complete.wait()
+
+
+def told(hit: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the operations of one line of `muster audit query --json`."""
+    return cast("list[dict[str, Any]]", hit.get("operations", [hit["entry"]]))
 
 
 @pytest.mark.parametrize(

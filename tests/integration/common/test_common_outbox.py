@@ -22,7 +22,7 @@ from muster.audit.v1 import entry_pb2
 
 from services.common import outbox as outbox_module
 from services.common import shipper
-from services.common.core.entries import EntryDraft, Outcome
+from services.common.core.entries import DraftGroup, EntryDraft, Outcome
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.instants import Instant
 from services.common.metrics import Metrics
@@ -255,6 +255,28 @@ async def test_a_restart_goes_on_where_the_numbers_stopped(serve: Serve, rig: Op
     assert len(audit.logs) == 1
 
 
+async def test_a_group_that_is_too_large_becomes_several_entries(serve: Serve, rig: Open) -> None:
+    audit = AuditTwin()
+    here = await rig()
+    here.ship_to(await serve(Append=audit))
+    names = [f"{number:04}" + "x" * 900 for number in range(200)]
+    await here.outbox.record([draft("op")._replace(group=DraftGroup(names)), draft("op.last")])
+    await here.outbox.wait_shipped()
+    (log,) = audit.logs.values()
+    *together, last = log
+    assert [name for entry in together for name in entry.group.names] == names
+    assert max(entry.ByteSize() for entry in together) < 65_536
+    assert [entry.entry_id.rpartition(".")[2] for entry in log] == [str(1 + n) for n in range(len(log))]
+    assert last.operation == "op.last"
+
+
+async def test_what_a_full_spool_drops_is_counted_by_operations(rig: Open) -> None:
+    here = await rig(SMALL)
+    group = DraftGroup([str(number) + "x" * 400 for number in range(50)])
+    await here.outbox.record([draft("op")._replace(group=group)])
+    assert here.metrics.value("outbox_dropped_operations_total") == 50
+
+
 async def test_large_entries_are_split_into_frames_and_acked_segments_go(
     serve: Serve, rig: Open, eventually: Eventually
 ) -> None:
@@ -286,7 +308,7 @@ async def test_a_full_spool_drops_and_counts_or_fails_closed(serve: Serve, rig: 
     here = await rig(SMALL)
     for number in range(40):
         await here.outbox.record([draft(f"op.{number}", 1_000)])
-    dropped = here.metrics.value("outbox_dropped_entries_total")
+    dropped = here.metrics.value("outbox_dropped_operations_total")
     assert 20 < dropped < 30
     # The last part is kept for what may not happen unrecorded.
     outcomes = await asyncio.gather(
@@ -309,7 +331,7 @@ async def test_an_overflow_is_recorded_as_soon_as_there_is_room(
     here = await rig(SMALL)
     for number in range(40):
         await here.outbox.record([draft(f"op.{number}", 1_000)])
-    dropped = int(here.metrics.value("outbox_dropped_entries_total"))
+    dropped = int(here.metrics.value("outbox_dropped_operations_total"))
     audit = AuditTwin()
     here.ship_to(await serve(Append=audit))
     await eventually(lambda: "spool.overflow" in audit.operations)

@@ -8,6 +8,7 @@ from services.audit.core.query import (
     EntryFilter,
     IndexRow,
     PageStart,
+    RowGroup,
     decode_page_token,
     encode_page_token,
     prefix_end,
@@ -39,6 +40,64 @@ ROW = IndexRow(Instant(1_000), "broker", "agent/a", "envelope.accept", "message/
 )
 def test_all_fields_must_match(wanted: EntryFilter, matches: bool) -> None:
     assert wanted.matches(ROW) is matches
+
+
+GROUPED = ROW._replace(
+    subject="envelope/alpha/",
+    collaboration_id="",
+    cause_id="",
+    group=RowGroup(("m-1", "m-2", "m-3"), ("", "rpc-2", ""), ("c-1", "c-2", "")),
+)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "positions"),
+    [
+        (EntryFilter(subject="envelope/alpha/m-1"), (0,)),
+        (EntryFilter(subject="envelope/alpha/*"), ()),
+        (EntryFilter(subject="env*"), ()),
+        (EntryFilter(subject="envelope/alpha/m-3*"), (2,)),
+        (EntryFilter(subject="envelope/alpha/m-*", collaboration_id="c-2"), (1,)),
+        # Without a cause an operation is its own.
+        (EntryFilter(cause_id="m-3"), (2,)),
+        (EntryFilter(cause_id="rpc-2"), (1,)),
+        (EntryFilter(actor="agent/a"), ()),
+        # Both must hold for one and the same operation.
+        (EntryFilter(subject="envelope/alpha/m-1", cause_id="rpc-2"), None),
+        (EntryFilter(subject="envelope/alpha/m-1", collaboration_id="c-2"), None),
+        (EntryFilter(subject="envelope/alpha/"), None),
+        (EntryFilter(subject="envelope/alpha/m-4"), None),
+        (EntryFilter(cause_id="m-2"), None),
+        (EntryFilter(actor="agent/b", cause_id="rpc-2"), None),
+    ],
+)
+def test_a_group_matches_when_one_operation_does(
+    wanted: EntryFilter, positions: tuple[int, ...] | None
+) -> None:
+    assert wanted.matches(GROUPED) is (positions is not None)
+    if positions is not None:
+        assert wanted.positions(GROUPED) == positions
+        assert wanted.name_wanted() in {"", *GROUPED.names()}
+
+
+texts = st.text(alphabet="ab/", max_size=4)
+
+
+@given(texts, st.lists(texts, min_size=2, max_size=5), st.data())
+def test_a_group_has_every_name_by_which_its_operations_are_looked_for(
+    subject: str, names: list[str], data: st.DataObject
+) -> None:
+    full = st.lists(texts, min_size=len(names), max_size=len(names))
+    group = RowGroup(names, data.draw(st.one_of(st.just(()), full)), data.draw(st.one_of(st.just(()), full)))
+    row = GROUPED._replace(subject=subject, group=group, cause_id="" if group.cause_ids else data.draw(texts))
+    for one in row.operations():
+        for wanted in (
+            EntryFilter(subject=one.subject),
+            EntryFilter(cause_id=one.cause_id),
+            EntryFilter(collaboration_id=one.collaboration_id),
+        ):
+            assert wanted.matches(row)
+            assert wanted.name_wanted() in {"", *row.names()}
 
 
 def test_a_page_token_is_read_as_written() -> None:

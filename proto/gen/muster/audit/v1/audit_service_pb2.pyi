@@ -86,7 +86,9 @@ Global___AppendResponse: _TypeAlias = AppendResponse  # noqa: Y015
 
 @_typing.final
 class QueryRequest(_message.Message):
-    """QueryRequest filters entries; unset fields match all, set fields must all match."""
+    """QueryRequest filters entries; unset fields match all, set fields must all match. An entry of several
+    operations matches when one of them does (see LoggedEntry.group_positions).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmuster/audit/v1/entry.proto\x12\x0fmuster.audit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8c\x03\n\x05\x45ntry\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07service\x18\x03 \x01(\t\x12\x12\n\nreplica_id\x18\x04 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\x12\x11\n\toperation\x18\x06 \x01(\t\x12\x0f\n\x07subject\x18\x07 \x01(\t\x12)\n\x07outcome\x18\x08 \x01(\x0e\x32\x18.muster.audit.v1.Outcome\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x10\n\x08\x63\x61use_id\x18\n \x01(\t\x12\x18\n\x10\x63ollaboration_id\x18\x0b \x01(\t\x12:\n\nattributes\x18\x0c \x03(\x0b\x32&.muster.audit.v1.Entry.AttributesEntry\x12\x13\n\x0btraceparent\x18\r \x01(\t\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"V\n\x0bLoggedEntry\x12\x12\n\nleaf_index\x18\x01 \x01(\x04\x12%\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x16.muster.audit.v1.Entry\x12\x0c\n\x04leaf\x18\x03 \x01(\x0c*\x89\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0e\n\nOUTCOME_OK\x10\x01\x12\x13\n\x0fOUTCOME_REFUSED\x10\x02\x12\x12\n\x0eOUTCOME_FAILED\x10\x03\x12\x15\n\x11OUTCOME_CANCELLED\x10\x04\x12\x15\n\x11OUTCOME_TIMED_OUT\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmuster/audit/v1/entry.proto\x12\x0fmuster.audit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb3\x03\n\x05\x45ntry\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07service\x18\x03 \x01(\t\x12\x12\n\nreplica_id\x18\x04 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\x12\x11\n\toperation\x18\x06 \x01(\t\x12\x0f\n\x07subject\x18\x07 \x01(\t\x12)\n\x07outcome\x18\x08 \x01(\x0e\x32\x18.muster.audit.v1.Outcome\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x10\n\x08\x63\x61use_id\x18\n \x01(\t\x12\x18\n\x10\x63ollaboration_id\x18\x0b \x01(\t\x12:\n\nattributes\x18\x0c \x03(\x0b\x32&.muster.audit.v1.Entry.AttributesEntry\x12\x13\n\x0btraceparent\x18\r \x01(\t\x12%\n\x05group\x18\x0e \x01(\x0b\x32\x16.muster.audit.v1.Group\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe6\x01\n\x05Group\x12\r\n\x05names\x18\x01 \x03(\t\x12\x11\n\tcause_ids\x18\x02 \x03(\t\x12\x19\n\x11\x63ollaboration_ids\x18\x03 \x03(\t\x12\x14\n\x0ctraceparents\x18\x04 \x03(\t\x12:\n\nattributes\x18\x05 \x03(\x0b\x32&.muster.audit.v1.Group.AttributesEntry\x1aN\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.muster.audit.v1.FactColumn:\x02\x38\x01\"\x1c\n\nFactColumn\x12\x0e\n\x06values\x18\x01 \x03(\t\"o\n\x0bLoggedEntry\x12\x12\n\nleaf_index\x18\x01 \x01(\x04\x12%\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x16.muster.audit.v1.Entry\x12\x0c\n\x04leaf\x18\x03 \x01(\x0c\x12\x17\n\x0fgroup_positions\x18\x04 \x03(\r*\x89\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0e\n\nOUTCOME_OK\x10\x01\x12\x13\n\x0fOUTCOME_REFUSED\x10\x02\x12\x12\n\x0eOUTCOME_FAILED\x10\x03\x12\x15\n\x11OUTCOME_CANCELLED\x10\x04\x12\x15\n\x11OUTCOME_TIMED_OUT\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,12 +34,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ENTRY_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_ENTRY_ATTRIBUTESENTRY']._serialized_options = b'8\001'
-  _globals['_OUTCOME']._serialized_start=569
-  _globals['_OUTCOME']._serialized_end=706
+  _globals['_GROUP_ATTRIBUTESENTRY']._loaded_options = None
+  _globals['_GROUP_ATTRIBUTESENTRY']._serialized_options = b'8\001'
+  _globals['_OUTCOME']._serialized_start=896
+  _globals['_OUTCOME']._serialized_end=1033
   _globals['_ENTRY']._serialized_start=82
-  _globals['_ENTRY']._serialized_end=478
-  _globals['_ENTRY_ATTRIBUTESENTRY']._serialized_start=429
-  _globals['_ENTRY_ATTRIBUTESENTRY']._serialized_end=478
-  _globals['_LOGGEDENTRY']._serialized_start=480
-  _globals['_LOGGEDENTRY']._serialized_end=566
+  _globals['_ENTRY']._serialized_end=517
+  _globals['_ENTRY_ATTRIBUTESENTRY']._serialized_start=468
+  _globals['_ENTRY_ATTRIBUTESENTRY']._serialized_end=517
+  _globals['_GROUP']._serialized_start=520
+  _globals['_GROUP']._serialized_end=750
+  _globals['_GROUP_ATTRIBUTESENTRY']._serialized_start=672
+  _globals['_GROUP_ATTRIBUTESENTRY']._serialized_end=750
+  _globals['_FACTCOLUMN']._serialized_start=752
+  _globals['_FACTCOLUMN']._serialized_end=780
+  _globals['_LOGGEDENTRY']._serialized_start=782
+  _globals['_LOGGEDENTRY']._serialized_end=893
 # @@protoc_insertion_point(module_scope)

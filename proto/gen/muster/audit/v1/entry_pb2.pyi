@@ -48,7 +48,8 @@ Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
 @_typing.final
 class Entry(_message.Message):
-    """Entry is one record in the audit log: who did what, on what, with which outcome, and why.
+    """Entry is one record in the audit log: who did what, on what, with which outcome, and why; or several such
+    operations that happened together.
 
     The log's leaf is the entry's deterministic binary serialization as the audit service stored it.
     """
@@ -88,6 +89,7 @@ class Entry(_message.Message):
     COLLABORATION_ID_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
     entry_id: _builtins.str
     """Unique: "<service>/<replica>/<spool>.<sequence>". Set by the producing service."""
     service: _builtins.str
@@ -116,6 +118,12 @@ class Entry(_message.Message):
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Small facts, at most 32, values at most 1,024 bytes; never a secret or a payload."""
 
+    @_builtins.property
+    def group(self) -> Global___Group:
+        """Set when the entry records several operations together: then everything above holds for each of them, and
+        this has what differs. Set by the producing service.
+        """
+
     def __init__(
         self,
         *,
@@ -132,14 +140,115 @@ class Entry(_message.Message):
         collaboration_id: _builtins.str = ...,
         attributes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         traceparent: _builtins.str = ...,
+        group: Global___Group | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "group", b"group"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "attributes", b"attributes", "cause_id", b"cause_id", "collaboration_id", b"collaboration_id", "entry_id", b"entry_id", "event_time", b"event_time", "operation", b"operation", "outcome", b"outcome", "reason", b"reason", "replica_id", b"replica_id", "service", b"service", "subject", b"subject", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "attributes", b"attributes", "cause_id", b"cause_id", "collaboration_id", b"collaboration_id", "entry_id", b"entry_id", "event_time", b"event_time", "group", b"group", "operation", b"operation", "outcome", b"outcome", "reason", b"reason", "replica_id", b"replica_id", "service", b"service", "subject", b"subject", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Entry: _TypeAlias = Entry  # noqa: Y015
+
+@_typing.final
+class Group(_message.Message):
+    """Group is what differs between operations that one entry records together: of one actor, of one kind, with one
+    outcome, in one moment.
+
+    Operation i, in the order in which they happened, is described by element i of each list. A list that is
+    empty says nothing: the entry's own field then holds for all. A list that is not has one value per operation.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class AttributesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___FactColumn: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___FactColumn | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    CAUSE_IDS_FIELD_NUMBER: _builtins.int
+    COLLABORATION_IDS_FIELD_NUMBER: _builtins.int
+    TRACEPARENTS_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """2 to 1,024. The subject of operation i is the entry's subject followed by names[i]."""
+
+    @_builtins.property
+    def cause_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only beside an empty Entry.cause_id. An operation without a cause_id here or there is its own cause: it is
+        what stands behind the last "/" of its subject.
+        """
+
+    @_builtins.property
+    def collaboration_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only beside an empty Entry.collaboration_id; empty for none."""
+
+    @_builtins.property
+    def traceparents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only beside an empty Entry.traceparent; empty for none."""
+
+    @_builtins.property
+    def attributes(self) -> _containers.MessageMap[_builtins.str, Global___FactColumn]:
+        """Facts that differ, by their name; no name is also in Entry.attributes, and both have at most 32 together."""
+
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        cause_ids: _abc.Iterable[_builtins.str] | None = ...,
+        collaboration_ids: _abc.Iterable[_builtins.str] | None = ...,
+        traceparents: _abc.Iterable[_builtins.str] | None = ...,
+        attributes: _abc.Mapping[_builtins.str, Global___FactColumn] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "cause_ids", b"cause_ids", "collaboration_ids", b"collaboration_ids", "names", b"names", "traceparents", b"traceparents"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Group: _TypeAlias = Group  # noqa: Y015
+
+@_typing.final
+class FactColumn(_message.Message):
+    """FactColumn is one fact of each operation of a group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """One per operation, at most 1,024 bytes; empty where an operation has no such fact."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FactColumn: _TypeAlias = FactColumn  # noqa: Y015
 
 @_typing.final
 class LoggedEntry(_message.Message):
@@ -150,22 +259,30 @@ class LoggedEntry(_message.Message):
     LEAF_INDEX_FIELD_NUMBER: _builtins.int
     ENTRY_FIELD_NUMBER: _builtins.int
     LEAF_FIELD_NUMBER: _builtins.int
+    GROUP_POSITIONS_FIELD_NUMBER: _builtins.int
     leaf_index: _builtins.int
     """0-based."""
     leaf: _builtins.bytes
     """The exact bytes whose RFC 6962 leaf hash is in the tree."""
     @_builtins.property
     def entry(self) -> Global___Entry: ...
+    @_builtins.property
+    def group_positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """In answers to a query: which operations of entry.group match, from 0, ascending. Empty for an entry without
+        a group, and elsewhere.
+        """
+
     def __init__(
         self,
         *,
         leaf_index: _builtins.int = ...,
         entry: Global___Entry | None = ...,
         leaf: _builtins.bytes = ...,
+        group_positions: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "leaf", b"leaf", "leaf_index", b"leaf_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "group_positions", b"group_positions", "leaf", b"leaf", "leaf_index", b"leaf_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
