@@ -146,6 +146,32 @@ class Client:
         )
         return CollaborationInfo(answer.collaboration)
 
+    async def pause(
+        self, collaboration_id: str, reason: str = "", *, suspend_running: bool = False
+    ) -> CollaborationInfo:
+        """Let nothing new of a collaboration begin; pausing twice is harmless.
+
+        What runs goes on, or with `suspend_running` is asked to save and stop. Deadlines go on. Raises
+        PreconditionError when it has ended.
+        """
+        answer = await self._call(
+            "scheduler",
+            lambda channel: SchedulerServiceStub(channel).PauseCollaboration,
+            scheduler.PauseCollaborationRequest(
+                collaboration_id=collaboration_id, reason=reason, suspend_running=suspend_running
+            ),
+        )
+        return CollaborationInfo(answer.collaboration)
+
+    async def resume(self, collaboration_id: str, reason: str = "") -> CollaborationInfo:
+        """Let a paused collaboration go on; resuming twice is harmless."""
+        answer = await self._call(
+            "scheduler",
+            lambda channel: SchedulerServiceStub(channel).ResumeCollaboration,
+            scheduler.ResumeCollaborationRequest(collaboration_id=collaboration_id, reason=reason),
+        )
+        return CollaborationInfo(answer.collaboration)
+
     async def watch(self, collaboration_id: str, *, from_generation: int = 0) -> AsyncGenerator[Event, None]:
         """Yield the changes after `from_generation` (0 starts with a snapshot) until it has ended.
 

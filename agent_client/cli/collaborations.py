@@ -1,4 +1,4 @@
-"""`muster submit|watch|collaborations|task|cancel|locks`: work, from its submission to its result."""
+"""`muster submit|watch|collaborations|task|cancel|pause|resume|locks`: work, from submission to result."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ FILE is JSON, "-" reads standard input. The least that works:
 Tasks may also have dependencies, priority, deadline, estimated_duration (seconds), resources and
 retry_policy; all fields are described in proto/muster/scheduler/v1/task.proto.
 """
+PAUSE_HELP = """\
+What runs goes on and its results count; a task whose agent is lost, or that fails, is not tried again before
+the collaboration is resumed. With --suspend what runs is asked to save and stop, and goes on from there.
+Deadlines go on: what is not done when they pass fails. Time before the pause does not count as waiting.
+"""
 LOCKS_HELP = """\
 CLASS is the priority class of the owner's own. LENT is the class in which it counts because more urgent work
 waits for the resource, and who lends that, directly or through others: the owner is served and kept as if it
@@ -54,6 +59,14 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     cancel = command(commands, common, "cancel", _cancel, "cancel what has not ended of a collaboration")
     cancel.add_argument("collaboration", help=ID_HELP)
     cancel.add_argument("--reason", default="", help="for people and the audit log")
+    text = "let nothing new of a collaboration begin"
+    pause = command(commands, common, "pause", _pause, text, PAUSE_HELP)
+    pause.add_argument("collaboration", help=ID_HELP)
+    pause.add_argument("--suspend", action="store_true", help="ask what runs to save and stop, too")
+    pause.add_argument("--reason", default="", help="for people and the audit log")
+    resume = command(commands, common, "resume", _resume, "let a paused collaboration go on")
+    resume.add_argument("collaboration", help=ID_HELP)
+    resume.add_argument("--reason", default="", help="for people and the audit log")
     collaborations = group(commands, common, "collaborations", "what was submitted")
     listed = command(collaborations, common, "list", _list, "list collaborations, newest first")
     listed.add_argument("--state", action="append", default=[], help="only in this state; may be repeated")
@@ -140,6 +153,24 @@ async def _watch(options: argparse.Namespace, output: Output) -> int:
 async def _cancel(options: argparse.Namespace, output: Output) -> int:
     async with Client(patience=PATIENCE_S) as client:
         info = await client.cancel(options.collaboration, options.reason)
+    output.item(info.to_dict(), f"{info.id} is {info.state}")
+    return OK
+
+
+async def _pause(options: argparse.Namespace, output: Output) -> int:
+    async with Client(patience=PATIENCE_S) as client:
+        info = await client.pause(options.collaboration, options.reason, suspend_running=options.suspend)
+    running = sum(task.state in ("ASSIGNED", "RUNNING") for task in info.tasks)
+    going_on = f"; {running} tasks still run" if running else ""
+    output.item(
+        info.to_dict(), f"{info.id} is {info.state}{going_on}; `muster resume {info.id}` lets it go on"
+    )
+    return OK
+
+
+async def _resume(options: argparse.Namespace, output: Output) -> int:
+    async with Client(patience=PATIENCE_S) as client:
+        info = await client.resume(options.collaboration, options.reason)
     output.item(info.to_dict(), f"{info.id} is {info.state}")
     return OK
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -17,16 +17,23 @@ from muster.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceServi
 from services.common.clock import Clock
 from services.common.core.entries import EntryDraft
 from services.common.core.errors import Reason, ServiceError, invalid
-from services.common.core.ids import AgentId, CollaborationId, ResourceName, TaskId
+from services.common.core.ids import AGENT_ID, AgentId, CollaborationId, ResourceName, TaskId
 from services.common.identity import Principal
 from services.common.outbox import Outbox
 from services.common.rpc.interceptors import current_call
+from services.scheduler import pages
 from services.scheduler.core.book import Book
 from services.scheduler.core.course import Collaboration
 from services.scheduler.core.effects import Accepted
-from services.scheduler.core.events import AssessRequested, CancelRequested, Event, ReplyId
+from services.scheduler.core.events import (
+    AssessRequested,
+    CancelRequested,
+    Event,
+    PauseRequested,
+    ReplyId,
+    ResumeRequested,
+)
 from services.scheduler.core.explain import explain
-from services.scheduler.core.model import CollaborationState
 from services.scheduler.core.outlook import outlook
 from services.scheduler.core.profiles import profile
 from services.scheduler.core.queries import find, find_task, newest_first
@@ -53,6 +60,8 @@ ACCESS = {
     f"{SERVICE_NAME}/ListCollaborations": _READERS,
     f"{SERVICE_NAME}/GetMembers": frozenset({"service/broker"}),
     f"{SERVICE_NAME}/CancelCollaboration": _REQUESTERS,
+    f"{SERVICE_NAME}/PauseCollaboration": _REQUESTERS,
+    f"{SERVICE_NAME}/ResumeCollaboration": _REQUESTERS,
     f"{SERVICE_NAME}/WatchCollaborations": _READERS,
     f"{SERVICE_NAME}/PlanCollaboration": _REQUESTERS,
     f"{SERVICE_NAME}/Work": frozenset({"agent"}),
@@ -62,10 +71,7 @@ ACCESS = {
     f"{SERVICE_NAME}/ListAlerts": frozenset({"operator", "service"}),
     f"{SERVICE_NAME}/ExplainTask": _READERS,
 }
-_PAGE_DEFAULT = 100
-_PAGE_MAX = 1_000
-#: A page is not begun anew after this many bytes: with the largest collaboration it stays below 4 MiB.
-_PAGE_BYTES = 512 * 1024
+_Order = pb.CancelCollaborationRequest | pb.PauseCollaborationRequest | pb.ResumeCollaborationRequest
 _REASON_BYTES_MAX = 1_024
 #: Claims in one answer.
 _LOCKS_MAX = 10_000
@@ -134,16 +140,13 @@ class SchedulerServicer(SchedulerServiceServicer):
         del context
         driver = await self._replica.driver()
         caller = _caller()
-        size = request.page.page_size or _PAGE_DEFAULT
-        if size > _PAGE_MAX:
-            raise invalid("page.page_size", f"is {size}: ask for at most {_PAGE_MAX}")
-        states = _states(request)
-        before = _page_token(request.page.page_token)
+        size, states = pages.size_of(request), pages.states(request)
+        before = pages.before(request.page.page_token)
         requester = str(caller) if caller.kind == "agent" else None
 
         def ask(book: Book) -> pb.ListCollaborationsResponse:
             found = newest_first(book, requester=requester, states=states, before=before)
-            return _page(found, size)
+            return pages.page(found, size)
 
         return await driver.query(ask)
 
@@ -152,27 +155,66 @@ class SchedulerServicer(SchedulerServiceServicer):
     ) -> pb.CancelCollaborationResponse:
         """Cancel what has not ended."""
         del context
+        cause, actor = current_call.get().cause_id, str(_caller())
+        name = CollaborationId(request.collaboration_id)
+
+        def event(reply: ReplyId) -> Event:
+            return CancelRequested(cause, name, actor, request.reason, reply)
+
+        return pb.CancelCollaborationResponse(collaboration=await self._order(request, "cancel", event))
+
+    async def PauseCollaboration(
+        self, request: pb.PauseCollaborationRequest, context: Any
+    ) -> pb.PauseCollaborationResponse:
+        """Let nothing new of a collaboration begin."""
+        del context
+        cause, actor = current_call.get().cause_id, str(_caller())
+        name = CollaborationId(request.collaboration_id)
+
+        def event(reply: ReplyId) -> Event:
+            return PauseRequested(cause, name, actor, request.reason, request.suspend_running, reply)
+
+        return pb.PauseCollaborationResponse(collaboration=await self._order(request, "pause", event))
+
+    async def ResumeCollaboration(
+        self, request: pb.ResumeCollaborationRequest, context: Any
+    ) -> pb.ResumeCollaborationResponse:
+        """Let a paused collaboration go on."""
+        del context
+        cause, actor = current_call.get().cause_id, str(_caller())
+        name = CollaborationId(request.collaboration_id)
+
+        def event(reply: ReplyId) -> Event:
+            return ResumeRequested(cause, name, actor, request.reason, reply)
+
+        return pb.ResumeCollaborationResponse(collaboration=await self._order(request, "resume", event))
+
+    async def _order(
+        self, request: _Order, verb: str, event: Callable[[ReplyId], Event]
+    ) -> collaboration_pb.Collaboration:
+        """Carry out what somebody who may wants of a collaboration; return it as it is then."""
         driver = await self._replica.driver()
         call, caller = current_call.get(), _caller()
         if len(request.reason.encode()) > _REASON_BYTES_MAX:
             raise invalid("reason", f"is too long: at most {_REASON_BYTES_MAX} bytes")
-        requester = await driver.query(lambda book: _permit(book, request.collaboration_id, caller).requester)
+        name = CollaborationId(request.collaboration_id)
+        requester = await driver.query(lambda book: _permit(book, name, caller).requester)
         if requester != str(caller):
-            # Stopping somebody else's work is for operators, and does not happen unrecorded (guarantee A3).
-            await self._outbox.record([self._override(request, caller, call.cause_id)], privileged=True)
-        cancelled = CollaborationId(request.collaboration_id)
-
-        def event(reply: ReplyId) -> Event:
-            return CancelRequested(call.cause_id, cancelled, str(caller), request.reason, reply)
-
+            # Ordering somebody else's work about is for operators, and does not happen unrecorded (A3).
+            entry = EntryDraft(
+                self._clock.now(),
+                str(caller),
+                f"collaboration.{verb}.order",
+                f"collaboration/{name}",
+                cause_id=call.cause_id,
+                collaboration_id=name,
+                attributes={"why": request.reason} if request.reason else {},
+            )
+            await self._outbox.record([entry], privileged=True)
         reply = await _ask(driver, event)
         if not isinstance(reply, Collaboration):
             raise _unexpected(reply)
-
-        def ask(book: Book) -> collaboration_pb.Collaboration:
-            return views.whole_collaboration(book, find(book, cancelled))
-
-        return pb.CancelCollaborationResponse(collaboration=await driver.query(ask))
+        return await driver.query(lambda book: views.whole_collaboration(book, find(book, name)))
 
     async def WatchCollaborations(  # type: ignore[override]  # frames are put together as bytes
         self, request: pb.WatchCollaborationsRequest, context: Any
@@ -248,6 +290,8 @@ class SchedulerServicer(SchedulerServiceServicer):
         del context
         driver = await self._replica.driver()
         caller, agent_id = _caller(), AgentId(request.agent_id)
+        if AGENT_ID.match(agent_id) is None:
+            raise invalid("agent_id", "is no agent's name: 1 to 64 of a-z, 0-9 and '-', not at the ends")
         if caller.kind == "agent" and caller.name != agent_id:
             raise ServiceError(
                 Reason.ACCESS_DENIED,
@@ -294,17 +338,6 @@ class SchedulerServicer(SchedulerServiceServicer):
 
         return await driver.query(ask)
 
-    def _override(self, request: pb.CancelCollaborationRequest, caller: Principal, cause: str) -> EntryDraft:
-        return EntryDraft(
-            self._clock.now(),
-            str(caller),
-            "collaboration.cancel.order",
-            f"collaboration/{request.collaboration_id}",
-            cause_id=cause,
-            collaboration_id=request.collaboration_id,
-            attributes={"why": request.reason} if request.reason else {},
-        )
-
 
 async def _ask(driver: Driver, make: Callable[[ReplyId], Event]) -> Reply:
     """Return what the driver answers to an event, errors included."""
@@ -339,33 +372,3 @@ def _unexpected(reply: Reply) -> ServiceError:
     if isinstance(reply, ServiceError):
         return reply
     return ServiceError(Reason.INTERNAL, f"an answer of the wrong kind: {type(reply).__name__}")
-
-
-def _states(request: pb.ListCollaborationsRequest) -> frozenset[CollaborationState]:
-    try:
-        return frozenset(CollaborationState(number) for number in request.states)
-    except ValueError as error:
-        raise invalid("states", f"{error}: use states that the proto names") from error
-
-
-def _page_token(token: str) -> int | None:
-    if not token:
-        return None
-    if not token.isascii() or not token.isdigit():
-        raise invalid("page.page_token", "is not one that this service gave: leave it empty to begin anew")
-    return int(token)
-
-
-def _page(found: Iterator[Collaboration], size: int) -> pb.ListCollaborationsResponse:
-    """Return up to `size` collaborations, fewer when they are large, and where to go on."""
-    response = pb.ListCollaborationsResponse()
-    size_bytes = arrival = 0
-    for collaboration in found:
-        if len(response.collaborations) == size or size_bytes > _PAGE_BYTES:
-            response.page.next_page_token = str(arrival)
-            break
-        message = views.collaboration_message(collaboration.view())
-        size_bytes += message.ByteSize()
-        arrival = collaboration.arrival
-        response.collaborations.append(message)
-    return response

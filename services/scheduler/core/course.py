@@ -111,6 +111,8 @@ class Place(IntEnum):
     LOCKS = auto()
     #: For its retry delay.
     DELAY = auto()
+    #: For its collaboration to be resumed.
+    PAUSE = auto()
 
 
 @dataclass(slots=True, eq=False)

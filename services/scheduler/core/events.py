@@ -50,6 +50,28 @@ class CancelRequested(NamedTuple):
     reply: ReplyId
 
 
+class PauseRequested(NamedTuple):
+    """Somebody who may (the edge has checked) wants nothing new of a collaboration to begin."""
+
+    cause_id: str
+    collaboration_id: CollaborationId
+    actor: str
+    reason: str
+    #: What runs is asked to save and stop, too.
+    suspend_running: bool
+    reply: ReplyId
+
+
+class ResumeRequested(NamedTuple):
+    """Somebody who may (the edge has checked) wants a paused collaboration to go on."""
+
+    cause_id: str
+    collaboration_id: CollaborationId
+    actor: str
+    reason: str
+    reply: ReplyId
+
+
 class AssessRequested(NamedTuple):
     """Somebody who may (the edge has checked) says how good a result is."""
 
@@ -281,6 +303,8 @@ class PlacementDue(NamedTuple):
 Event = (
     Submitted
     | CancelRequested
+    | PauseRequested
+    | ResumeRequested
     | AssessRequested
     | Refused
     | WorkOpened

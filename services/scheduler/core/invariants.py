@@ -86,6 +86,9 @@ def _check_task(book: Book, task: Task) -> None:
     if task.state in (*TASK_WAITING, *TASK_HELD, TaskState.SUCCEEDED):
         assert unmet == 0, f"{task} runs ahead of its dependencies"
     assert (task.place is not Place.NOWHERE) == (task.state in TASK_WAITING), f"{task}: {task.place!r}"
+    paused = collaboration.state is CollaborationState.SUSPENDED
+    assert not paused or task.place not in (Place.QUEUE, Place.LOCKS), f"{task} of a paused collaboration"
+    assert paused or task.place is not Place.PAUSE, f"{task} waits for a pause that is over"
     urgent = task.place is Place.QUEUE and task.priority <= book.settings.preempting_priority
     urgent = urgent and task.spec.gang is None
     assert (task.key in book.urgent) == urgent, task

@@ -1,7 +1,7 @@
 """The life cycles of a collaboration, a task and an attempt, as data.
 
 What is absent from a table cannot happen: `Table.next` raises `InvalidTransitionError`. The rows for the
-collaboration states SUSPENDED and CONFLICTED come with the features that enter them.
+collaboration state CONFLICTED come with the features that enter it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ class CollaborationInput(IntEnum):
     FAIL = auto()
     #: Somebody who may cancelled it.
     CANCEL = auto()
+    #: Somebody who may paused it.
+    PAUSE = auto()
+    #: Somebody who may let it go on: after, or before, its first attempt.
+    RESUME = auto()
+    RESUME_UNBEGUN = auto()
 
 
 class TaskInput(IntEnum):
@@ -74,10 +79,18 @@ COLLABORATION: Table[CollaborationState, CollaborationInput] = Table(
         # A task's deadline can pass, and a collaboration be cancelled, before anything ran.
         (_C.INITIALIZING, CollaborationInput.FAIL): _C.FAILED,
         (_C.INITIALIZING, CollaborationInput.CANCEL): _C.CANCELLED,
+        (_C.INITIALIZING, CollaborationInput.PAUSE): _C.SUSPENDED,
         # State: active - at least one attempt was made
         (_C.ACTIVE, CollaborationInput.COMPLETE): _C.COMPLETED,
         (_C.ACTIVE, CollaborationInput.FAIL): _C.FAILED,
         (_C.ACTIVE, CollaborationInput.CANCEL): _C.CANCELLED,
+        (_C.ACTIVE, CollaborationInput.PAUSE): _C.SUSPENDED,
+        # State: suspended - paused; what runs goes on and may be the last of it
+        (_C.SUSPENDED, CollaborationInput.RESUME): _C.ACTIVE,
+        (_C.SUSPENDED, CollaborationInput.RESUME_UNBEGUN): _C.INITIALIZING,
+        (_C.SUSPENDED, CollaborationInput.COMPLETE): _C.COMPLETED,
+        (_C.SUSPENDED, CollaborationInput.FAIL): _C.FAILED,
+        (_C.SUSPENDED, CollaborationInput.CANCEL): _C.CANCELLED,
     },
 )
 

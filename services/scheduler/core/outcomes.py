@@ -125,7 +125,7 @@ def suspend(step: Step, task: Task, attempt: Attempt, notice: str = "") -> None:
     With a `notice` its agent did not stop within its grace and is told that it is fenced.
     """
     cause = str(task.ref(attempt))
-    failure = Failure(FailureKind.TRANSIENT, "SUSPENDED", notice or "it made room for more urgent work")
+    failure = Failure(FailureKind.TRANSIENT, "SUSPENDED", notice or "it saved and stopped as it was asked to")
     attempts.close(step, task, attempt, AttemptInput.SUSPEND, failure, notice=notice)
     task.excused_count += 1
     saved = task.savepoint

@@ -1,4 +1,4 @@
-"""Where a ready task waits: the placement index, the lock table or its retry delay; never in two places."""
+"""Where a ready task waits: the placement index, the lock table, its retry delay or a pause; never in two."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ from services.common.core.instants import Instant
 from services.scheduler.core import lateness
 from services.scheduler.core.book import Step
 from services.scheduler.core.course import Place, Task
+from services.scheduler.core.model import CollaborationState
 from services.scheduler.core.timers import TimerKind
 
 
 def enter_queue(step: Step, task: Task) -> None:
-    """Let a task wait for an agent."""
+    """Let a task wait for an agent, or for its collaboration to be resumed when that is paused."""
+    if task.collaboration.state is CollaborationState.SUSPENDED:
+        task.place = Place.PAUSE
+        lateness.watch(step, task)
+        return
     task.place = Place.QUEUE
     step.book.index.add_task(task)
     if task.priority <= step.book.settings.preempting_priority and task.spec.gang is None:

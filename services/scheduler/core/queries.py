@@ -73,6 +73,8 @@ def waiting_for(book: Book, task: Task) -> str:
         case Place.QUEUE:
             resumes = "to go on: " if task.state is TaskState.SUSPENDED else ""
             return f"{resumes}{_agents(book, task)}"
+        case Place.PAUSE:
+            return "its collaboration to be resumed: it is paused"
         case Place.NOWHERE:
             return ""
 

@@ -19,7 +19,7 @@ from services.scheduler.core import attempts, outcomes
 from services.scheduler.core.book import Step
 from services.scheduler.core.course import Attempt, Task
 from services.scheduler.core.instances import Instance
-from services.scheduler.core.model import AttemptState
+from services.scheduler.core.model import AttemptState, CollaborationState
 
 #: Free slots that are looked at for one second attempt.
 _LOOK_MAX = 16
@@ -49,6 +49,9 @@ def help_stragglers(step: Step) -> bool:
     book.index.settle()
     for task in sorted(book.stragglers.values(), key=lambda each: (-each.rank_ms, each.arrival)):
         slow = task.open_attempts
+        if task.collaboration.state is CollaborationState.SUSPENDED:
+            # Helped when it goes on, if that is still of use.
+            continue
         if not _may_help(step, task, slow):
             del book.stragglers[task.key]
             continue

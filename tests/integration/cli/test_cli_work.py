@@ -164,7 +164,10 @@ def test_locks_are_seen_while_held_and_a_cancel_frees_them(plane: PlaneWithAgent
     wait_task(plane, identifier, "held", "RUNNING")
     (lock,) = [row for row in items("locks", "bridge-9", home=plane.home) if row["held"]]
     assert lock["agent_id"] == plane.agent
-    assert f"{plane.agent}/0" in succeed("locks", home=plane.home)
+    table = succeed("locks", home=plane.home)
+    assert table.splitlines()[0].split()[-2:] == ["CLASS", "LENT"]
+    assert f"{plane.agent}/0" in table
+    assert "NORMAL" in table
     waiting = succeed("task", "show", identifier, "waits", home=plane.home)
     assert "waits for" in waiting
     assert "bridge-9" in waiting
@@ -175,6 +178,20 @@ def test_locks_are_seen_while_held_and_a_cancel_frees_them(plane: PlaneWithAgent
     assert "nothing is held" in succeed("locks", "bridge-9", home=plane.home)
     (info,) = items("cancel", identifier, home=plane.home)
     assert info["state"] == "CANCELLED"
+
+
+def test_a_collaboration_is_paused_and_resumed(plane: PlaneWithAgent) -> None:
+    later = {"task_id": "later", "required_skills": ["nobody-has-it"]}
+    identifier = submit(plane, later)
+    (paused,) = items("pause", identifier, "--reason", "the road is closed", home=plane.home)
+    assert paused["state"] == "SUSPENDED"
+    assert "paused" in succeed("task", "show", identifier, "later", home=plane.home)
+    assert f"muster resume {identifier}" in succeed("pause", identifier, "--suspend", home=plane.home)
+    assert "INITIALIZING" in succeed("resume", identifier, home=plane.home)
+    succeed("cancel", identifier, home=plane.home)
+    refused = muster("pause", identifier, home=plane.home)
+    assert refused.returncode == 1
+    assert "WRONG_STATE" in refused.stderr
 
 
 def test_collaborations_are_listed_by_state(plane: PlaneWithAgent) -> None:

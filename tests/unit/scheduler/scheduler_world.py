@@ -38,7 +38,10 @@ from services.scheduler.core.events import (
     LockKeysChanged,
     LockReleased,
     LockRequested,
+    PauseRequested,
+    ReplyId,
     ResultReport,
+    ResumeRequested,
     SavepointReport,
     StreamId,
     Suspended,
@@ -503,6 +506,15 @@ class World:
         if self.submissions:
             self.take(self.stage.cancel(f"r{self.choose.number(1, self.submissions)}"))
 
+    def requester_pauses(self) -> None:
+        if self.submissions:
+            name = CollaborationId(f"c-r{self.choose.number(1, self.submissions)}")
+            if self.choose.number(0, 2):
+                self.run_batch(ResumeRequested("resume", name, "operator/admin", "", ReplyId(0)))
+            else:
+                suspend = bool(self.choose.number(0, 1))
+                self.run_batch(PauseRequested("pause", name, "operator/admin", "", suspend, ReplyId(0)))
+
     def time_passes(self) -> None:
         for effects in self.stage.ticks(self.choose.one([1, 300, 300, 2_000, 6_000, 30_000])):
             self.take(effects)
@@ -554,6 +566,7 @@ ACTIONS: tuple[Callable[[World], None], ...] = (
     *[World.foreign_programs_unlock] * 2,
     World.somebody_deletes_a_key,
     World.requester_cancels,
+    World.requester_pauses,
     World.leader_changes,
     World.leader_dies_while_it_commits,
 )

@@ -95,6 +95,7 @@ class _CollaborationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Co
     """Accepted; no task was assigned yet."""
     COLLABORATION_STATE_ACTIVE: _CollaborationState.ValueType  # 2
     COLLABORATION_STATE_SUSPENDED: _CollaborationState.ValueType  # 3
+    """Paused: nothing of it begins, what runs goes on."""
     COLLABORATION_STATE_CONFLICTED: _CollaborationState.ValueType  # 4
     COLLABORATION_STATE_COMPLETED: _CollaborationState.ValueType  # 5
     COLLABORATION_STATE_FAILED: _CollaborationState.ValueType  # 6
@@ -108,6 +109,7 @@ COLLABORATION_STATE_INITIALIZING: CollaborationState.ValueType  # 1
 """Accepted; no task was assigned yet."""
 COLLABORATION_STATE_ACTIVE: CollaborationState.ValueType  # 2
 COLLABORATION_STATE_SUSPENDED: CollaborationState.ValueType  # 3
+"""Paused: nothing of it begins, what runs goes on."""
 COLLABORATION_STATE_CONFLICTED: CollaborationState.ValueType  # 4
 COLLABORATION_STATE_COMPLETED: CollaborationState.ValueType  # 5
 COLLABORATION_STATE_FAILED: CollaborationState.ValueType  # 6

@@ -344,6 +344,102 @@ class CancelCollaborationResponse(_message.Message):
 Global___CancelCollaborationResponse: _TypeAlias = CancelCollaborationResponse  # noqa: Y015
 
 @_typing.final
+class PauseCollaborationRequest(_message.Message):
+    """PauseCollaborationRequest may be repeated: a paused collaboration stays paused. One that has ended is WRONG_STATE."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLABORATION_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SUSPEND_RUNNING_FIELD_NUMBER: _builtins.int
+    collaboration_id: _builtins.str
+    reason: _builtins.str
+    """For people and the audit log, at most 1,024 bytes."""
+    suspend_running: _builtins.bool
+    """Ask what runs to save and stop, as if it made room for more urgent work. Members of gangs, and attempts whose
+    agent does not heed that, go on all the same.
+    """
+    def __init__(
+        self,
+        *,
+        collaboration_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        suspend_running: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collaboration_id", b"collaboration_id", "reason", b"reason", "suspend_running", b"suspend_running"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseCollaborationRequest: _TypeAlias = PauseCollaborationRequest  # noqa: Y015
+
+@_typing.final
+class PauseCollaborationResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLABORATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def collaboration(self) -> _collaboration_pb2.Collaboration: ...
+    def __init__(
+        self,
+        *,
+        collaboration: _collaboration_pb2.Collaboration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["collaboration", b"collaboration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collaboration", b"collaboration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseCollaborationResponse: _TypeAlias = PauseCollaborationResponse  # noqa: Y015
+
+@_typing.final
+class ResumeCollaborationRequest(_message.Message):
+    """ResumeCollaborationRequest may be repeated: what is not paused goes on. One that has ended is WRONG_STATE."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLABORATION_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    collaboration_id: _builtins.str
+    reason: _builtins.str
+    """For people and the audit log, at most 1,024 bytes."""
+    def __init__(
+        self,
+        *,
+        collaboration_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collaboration_id", b"collaboration_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeCollaborationRequest: _TypeAlias = ResumeCollaborationRequest  # noqa: Y015
+
+@_typing.final
+class ResumeCollaborationResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLABORATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def collaboration(self) -> _collaboration_pb2.Collaboration: ...
+    def __init__(
+        self,
+        *,
+        collaboration: _collaboration_pb2.Collaboration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["collaboration", b"collaboration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collaboration", b"collaboration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeCollaborationResponse: _TypeAlias = ResumeCollaborationResponse  # noqa: Y015
+
+@_typing.final
 class WatchCollaborationsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

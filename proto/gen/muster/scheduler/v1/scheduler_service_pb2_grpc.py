@@ -69,6 +69,16 @@ class SchedulerServiceStub:
                 request_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.CancelCollaborationRequest.SerializeToString,
                 response_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.CancelCollaborationResponse.FromString,
                 _registered_method=True)
+        self.PauseCollaboration = channel.unary_unary(
+                '/muster.scheduler.v1.SchedulerService/PauseCollaboration',
+                request_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PauseCollaborationRequest.SerializeToString,
+                response_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PauseCollaborationResponse.FromString,
+                _registered_method=True)
+        self.ResumeCollaboration = channel.unary_unary(
+                '/muster.scheduler.v1.SchedulerService/ResumeCollaboration',
+                request_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ResumeCollaborationRequest.SerializeToString,
+                response_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ResumeCollaborationResponse.FromString,
+                _registered_method=True)
         self.WatchCollaborations = channel.unary_stream(
                 '/muster.scheduler.v1.SchedulerService/WatchCollaborations',
                 request_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.WatchCollaborationsRequest.SerializeToString,
@@ -154,6 +164,20 @@ class SchedulerServiceServicer:
 
     def CancelCollaboration(self, request, context):
         """CancelCollaboration cancels what has not ended; running attempts are asked to stop.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseCollaboration(self, request, context):
+        """PauseCollaboration lets nothing new of a collaboration begin; what runs goes on, and deadlines do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeCollaboration(self, request, context):
+        """ResumeCollaboration lets a paused collaboration go on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -247,6 +271,16 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.CancelCollaboration,
                     request_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.CancelCollaborationRequest.FromString,
                     response_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.CancelCollaborationResponse.SerializeToString,
+            ),
+            'PauseCollaboration': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseCollaboration,
+                    request_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PauseCollaborationRequest.FromString,
+                    response_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PauseCollaborationResponse.SerializeToString,
+            ),
+            'ResumeCollaboration': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeCollaboration,
+                    request_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ResumeCollaborationRequest.FromString,
+                    response_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ResumeCollaborationResponse.SerializeToString,
             ),
             'WatchCollaborations': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchCollaborations,
@@ -454,6 +488,60 @@ class SchedulerService:
             '/muster.scheduler.v1.SchedulerService/CancelCollaboration',
             muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.CancelCollaborationRequest.SerializeToString,
             muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.CancelCollaborationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseCollaboration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/muster.scheduler.v1.SchedulerService/PauseCollaboration',
+            muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PauseCollaborationRequest.SerializeToString,
+            muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.PauseCollaborationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeCollaboration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/muster.scheduler.v1.SchedulerService/ResumeCollaboration',
+            muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ResumeCollaborationRequest.SerializeToString,
+            muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ResumeCollaborationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,10 @@ class SchedulerServiceStub:
     """GetMembers returns who belongs to a collaboration, for the broker, which carries their messages."""
     CancelCollaboration: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.CancelCollaborationRequest, _scheduler_service_pb2.CancelCollaborationResponse]
     """CancelCollaboration cancels what has not ended; running attempts are asked to stop."""
+    PauseCollaboration: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.PauseCollaborationRequest, _scheduler_service_pb2.PauseCollaborationResponse]
+    """PauseCollaboration lets nothing new of a collaboration begin; what runs goes on, and deadlines do."""
+    ResumeCollaboration: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.ResumeCollaborationRequest, _scheduler_service_pb2.ResumeCollaborationResponse]
+    """ResumeCollaboration lets a paused collaboration go on."""
     WatchCollaborations: _grpc.UnaryStreamMultiCallable[_scheduler_service_pb2.WatchCollaborationsRequest, _scheduler_service_pb2.WatchCollaborationsResponse]
     """WatchCollaborations sends changes in frames of many events, from a generation on."""
     PlanCollaboration: _grpc.UnaryUnaryMultiCallable[_plan_pb2.PlanCollaborationRequest, _plan_pb2.PlanCollaborationResponse]
@@ -87,6 +91,10 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     """GetMembers returns who belongs to a collaboration, for the broker, which carries their messages."""
     CancelCollaboration: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.CancelCollaborationRequest, _scheduler_service_pb2.CancelCollaborationResponse]  # type: ignore[assignment]
     """CancelCollaboration cancels what has not ended; running attempts are asked to stop."""
+    PauseCollaboration: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.PauseCollaborationRequest, _scheduler_service_pb2.PauseCollaborationResponse]  # type: ignore[assignment]
+    """PauseCollaboration lets nothing new of a collaboration begin; what runs goes on, and deadlines do."""
+    ResumeCollaboration: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ResumeCollaborationRequest, _scheduler_service_pb2.ResumeCollaborationResponse]  # type: ignore[assignment]
+    """ResumeCollaboration lets a paused collaboration go on."""
     WatchCollaborations: _aio.UnaryStreamMultiCallable[_scheduler_service_pb2.WatchCollaborationsRequest, _scheduler_service_pb2.WatchCollaborationsResponse]  # type: ignore[assignment]
     """WatchCollaborations sends changes in frames of many events, from a generation on."""
     PlanCollaboration: _aio.UnaryUnaryMultiCallable[_plan_pb2.PlanCollaborationRequest, _plan_pb2.PlanCollaborationResponse]  # type: ignore[assignment]
@@ -157,6 +165,22 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_service_pb2.CancelCollaborationResponse, _abc.Awaitable[_scheduler_service_pb2.CancelCollaborationResponse]]:
         """CancelCollaboration cancels what has not ended; running attempts are asked to stop."""
+
+    @_abc_1.abstractmethod
+    def PauseCollaboration(
+        self,
+        request: _scheduler_service_pb2.PauseCollaborationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_service_pb2.PauseCollaborationResponse, _abc.Awaitable[_scheduler_service_pb2.PauseCollaborationResponse]]:
+        """PauseCollaboration lets nothing new of a collaboration begin; what runs goes on, and deadlines do."""
+
+    @_abc_1.abstractmethod
+    def ResumeCollaboration(
+        self,
+        request: _scheduler_service_pb2.ResumeCollaborationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_service_pb2.ResumeCollaborationResponse, _abc.Awaitable[_scheduler_service_pb2.ResumeCollaborationResponse]]:
+        """ResumeCollaboration lets a paused collaboration go on."""
 
     @_abc_1.abstractmethod
     def WatchCollaborations(
