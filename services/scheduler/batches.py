@@ -52,6 +52,9 @@ def sort(effects: Iterable[Effect]) -> Sorted:
             found.leases.append(effect)
         elif not _write(found.batch, effect):
             found.sends.append(effect)  # type: ignore[arg-type]  # what is left are sends
+        elif isinstance(effect, PutLock) and found.leases:
+            # The instance came back in the same batch: its new lock hangs on the lease that was to end.
+            found.leases = [lease for lease in found.leases if lease.instance != effect.lock.instance]
     _drop_forgotten(found.batch)
     return found
 

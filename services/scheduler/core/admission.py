@@ -6,7 +6,7 @@ from services.common.core.errors import Reason, ServiceError
 from services.common.core.instants import Instant
 from services.scheduler.core.book import Book
 from services.scheduler.core.model import CollaborationSpec, TaskSpec, UnknownSkillPolicy
-from services.scheduler.core.placement import demand_of
+from services.scheduler.core.placement import Demand, demand_of
 from services.scheduler.core.validation import validate
 
 #: When a full plane may be asked again.
@@ -36,12 +36,10 @@ def _check_meetable(book: Book, spec: CollaborationSpec) -> tuple[str, ...]:
     """Return what no known agents could do, however long one waits; refuse it when that was asked for."""
     missing: dict[str, None] = {}
     for task in spec.tasks:
-        for name, amount in task.needs:
-            most = book.directory.largest(name)
-            if most < amount:
-                missing[
-                    f"task {task.task_id}: {amount} {name} needed, the most that any agent has is {most}"
-                ] = None
+        demand = demand_of(task)
+        # Skills that nobody has are another story: `_check_skills` tells it.
+        if task.needs and book.directory.serves(demand):
+            missing.update(dict.fromkeys(_lacking(book, task.task_id, demand)))
     for task in spec.tasks:
         if task.gang is not None and task.gang.rank == 0:
             demand = demand_of(task)
@@ -65,6 +63,20 @@ def _check_meetable(book: Book, spec: CollaborationSpec) -> tuple[str, ...]:
             metadata={"missing": "; ".join(stories)[:1_024]},
         )
     return tuple(stories)
+
+
+def _lacking(book: Book, task_id: str, demand: Demand) -> list[str]:
+    lacking = book.directory.lacking(demand)
+    wanted = " + ".join(sorted(demand.skills))
+    if all(most >= amount for _, amount, most in lacking):
+        needs = " and ".join(f"{amount} {name}" for name, amount, _ in lacking)
+        return (
+            [f"task {task_id}: {needs} needed, no agent with {wanted} has them together"] if lacking else []
+        )
+    return [
+        f"task {task_id}: {amount} {name} needed, the most that any agent with {wanted} has is {most}"
+        for name, amount, most in lacking
+    ]
 
 
 def _check_bounds(book: Book, spec: CollaborationSpec) -> None:

@@ -69,18 +69,29 @@ class Directory:
             answer = self._answers[demand] = self._find(demand)
         return answer
 
-    def largest(self, capacity: str) -> int:
-        """Return the most that one known instance has of a capacity."""
-        return max(
-            (
-                amount
-                for agent in self._agents.values()
-                for instance in agent.instances
-                for name, amount in instance.capacities
-                if name == capacity
-            ),
-            default=0,
-        )
+    def lacking(self, demand: Demand) -> list[tuple[str, int, int]]:
+        """Return what keeps a demand's needs from being met, however long one waits.
+
+        That is (capacity, amount needed, the most that one instance of an agent with the skills has), in
+        order of name; all of the needs when each could be met and no instance has them together; empty when
+        one has.
+        """
+        if not demand.needs:
+            return []
+        names = demand.agents or self._agents.keys()
+        able = [
+            dict(instance.capacities)
+            for name in names
+            if (agent := self._agents.get(name)) is not None and demand.skills <= agent.skills
+            for instance in agent.instances
+        ]
+        if any(all(one.get(name, 0) >= amount for name, amount in demand.needs) for one in able):
+            return []
+        most = [
+            (name, amount, max((one.get(name, 0) for one in able), default=0))
+            for name, amount in demand.needs
+        ]
+        return [row for row in most if row[2] < row[1]] or most
 
     def count(self, demand: Demand) -> int:
         """Return how many known agents, live or not, have the skills of `demand`."""

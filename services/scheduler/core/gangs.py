@@ -123,5 +123,28 @@ def _keep(step: Step, open_members: list[Task], pools: list[Pool | None]) -> Non
     waiting_since = max(member.ready_time or step.now for member in open_members)
     if index.withheld or step.now - waiting_since < step.book.settings.ageing_ms:
         return
+    if not _can_ever_start(step.book, open_members):
+        # Kept for a gang that waits for agents that are not there, they would be idle for ever.
+        return
     rows = {int(row) for pool in pools if pool is not None for row in pool.rows[: len(open_members)]}
     index.withheld.update(dict.fromkeys(rows))
+
+
+def _can_ever_start(book: Book, open_members: list[Task]) -> bool:
+    """Return whether the linked agents, once they are free, are enough for all members."""
+    fleet, size = book.index.fleet, len(open_members)
+    choices: list[list[tuple[str, float]]] = []
+    for member in open_members:
+        demand = member.demand
+        able: dict[str, float] = {}
+        for row in fleet.eligible(demand.skills, demand.agents).rows.tolist():
+            instance = fleet.instances[row]
+            if instance is None or instance.stream is None or instance.draining:
+                continue
+            if all(instance.capacities.get(name, 0) >= amount for name, amount in demand.needs):
+                able[str(instance.key.agent_id)] = 1.0
+            if len(able) == size:
+                # As many as there are members: one is left for this one whatever the others take.
+                break
+        choices.append([*able.items()])
+    return all(position is not None for position in best_match(choices))

@@ -88,14 +88,27 @@ def _agents(book: Book, task: Task) -> str:
             return f"its gang: {_some(away)} {'is' if len(away) == 1 else 'are'} not ready yet"
         return f"{len(mates)} free agents at once for its gang {gang.gang_id}, with the skills of its members"
     wanted = " + ".join(sorted(demand.skills))
+    if missing := _missing(book, task, wanted):
+        return missing
+    if demand.agents:
+        return f"a free slot of {_some(sorted(demand.agents))} with {wanted}"
+    return f"a free agent with {wanted}"
+
+
+def _missing(book: Book, task: Task, wanted: str) -> str:
+    """Return what no known agent has, live or not; empty when waiting may help."""
+    demand = task.demand
     unknown = book.directory.unknown_skills(demand)
     if unknown:
         return f"an agent with the skill {_some(unknown)}: none is known"
-    if demand.agents:
-        return f"a free slot of {_some(sorted(demand.agents))} with {wanted}"
     if not book.directory.serves(demand):
-        return f"an agent with {wanted}: none has them together"
-    return f"a free agent with {wanted}"
+        # Who was named may come, and learn; of the others none has them.
+        return "" if demand.agents else f"an agent with {wanted}: none has them together"
+    lacking = book.directory.lacking(demand)
+    if lacking:
+        needs = " and ".join(f"{amount} {name} (the most is {most})" for name, amount, most in lacking)
+        return f"an agent with {wanted} and {needs}: none is known"
+    return ""
 
 
 def _holders(book: Book, task: Task) -> str:

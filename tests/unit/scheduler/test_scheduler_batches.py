@@ -9,7 +9,7 @@ from services.common.core.ids import AgentId, CollaborationId, InstanceId, Resou
 from services.common.core.instants import Instant
 from services.common.etcd.ops import TXN_OPERATIONS_MAX, Delete, Get, Put
 from services.scheduler.batches import sort, split_written
-from services.scheduler.core.effects import Assign, DeleteLock, EndLease, Forget, GrantLocks, Publish
+from services.scheduler.core.effects import Assign, DeleteLock, EndLease, Forget, GrantLocks, Publish, PutLock
 from services.scheduler.core.events import PlacementDue, StreamId
 from services.scheduler.core.model import (
     AttemptRef,
@@ -210,3 +210,12 @@ def test_keys_are_read_as_they_are_written() -> None:
     assert LAYOUT.parse_lock(LAYOUT.lock(ResourceName("bridge"), "x/y")) == ("bridge", "x/y")
     assert LAYOUT.parse_lock("/muster/locks/bridge") is None
     assert LAYOUT.parse_task("/muster/tasks/c1") is None
+
+
+def test_a_lease_does_not_end_when_its_instance_came_back_in_the_same_batch() -> None:
+    """Its new lock hangs on that lease; found by the simulation, seed 293."""
+    other = InstanceKey(AgentId("b"), InstanceId("0"))
+    found = sort([EndLease(A), EndLease(other), PutLock(lock("bridge"))])
+    assert found.leases == [EndLease(other)]
+    # It went after it had taken the lock: what is on its way is deleted, and the lease with it.
+    assert sort([PutLock(lock("bridge")), EndLease(A)]).leases == [EndLease(A)]

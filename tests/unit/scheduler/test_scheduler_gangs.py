@@ -141,6 +141,27 @@ def test_an_aged_gang_keeps_agents_until_there_are_enough() -> None:
     assert sorted(assigned(stage.finish(streams[where["y"]], "y", request_id="r0"))) == ["g", "g.1"]
 
 
+def test_an_aged_gang_keeps_nobody_from_work_while_its_agents_are_not_there() -> None:
+    stage = Stage(Settings(ageing_ms=1_000))
+    stage.agent("a", "dig")
+    stage.agent("b", "fly")
+    stage.submit(*gang("g", size=2, skills=["dig"]))
+    stage.pass_time(1_500)
+    assert assigned(stage.submit(task("x", skills=["dig"]), request_id="r2")) == ["x"]
+
+
+def test_agents_that_drain_are_not_counted_for_an_aged_gang() -> None:
+    stage = Stage(Settings(ageing_ms=1_000))
+    first, leaving = stage.agent("a"), stage.agent("b")
+    stage.submit(task("x"), task("y"), request_id="r0")
+    stage.submit(*gang("g", size=2))
+    stage.pass_time(1_500)
+    mine, other = ("x", "y") if stage.task("x", "r0").attempts[-1].instance.agent_id == "a" else ("y", "x")
+    # What it had not started moves as soon as there is an agent, the gang or not.
+    assert assigned(stage.frame(leaving, drain=True)) == []
+    assert assigned(stage.finish(first, mine, request_id="r0")) == [other]
+
+
 def request(**gang_fields: object) -> service_pb.SubmitCollaborationRequest:
     message = service_pb.SubmitCollaborationRequest(request_id="r")
     one = message.collaboration.tasks.add(task_id="g", required_skills=["dig"])

@@ -226,5 +226,31 @@ def test_what_can_never_be_met_is_refused_at_once_or_warned_of() -> None:
         assert len(taken.warnings) == 1
 
 
+@pytest.mark.parametrize(
+    ("needs", "missing"),
+    [
+        # Somebody has as much, and not the skill.
+        ((("gpu_milli", 2_000),), "2000 gpu_milli needed, the most that any agent with work has is 1000"),
+        ((("gpu_milli", 900), ("ram", 9)), "no agent with work has them together"),
+    ],
+)
+def test_needs_count_together_and_with_the_skills(needs: tuple[tuple[str, int], ...], missing: str) -> None:
+    stage = Stage()
+    for name, skill, capacities in (
+        ("a", "work", (("gpu_milli", 1_000),)),
+        ("b", "work", (("ram", 10),)),
+        ("c", "fly", (("gpu_milli", 4_000),)),
+    ):
+        view = InstanceView(InstanceId("0"), 1, False, ((Skill(skill), 1.0),), capacities)
+        agents = (AgentView(AgentId(name), frozenset([Skill(skill)]), (view,)),)
+        stage.batch(AgentsChanged("agents", 0.5, agents))
+    taken = answer(stage.submit(task("t", needs=needs)))
+    assert isinstance(taken, Accepted)
+    [warning] = taken.warnings
+    assert missing in warning
+    shown = explain(stage.state.book, stage.task("t"), stage.now).waiting_for
+    assert all(name in shown for name, _ in needs), shown
+
+
 def test_the_default_policy_is_that_of_the_settings() -> None:
     assert CollaborationSpec(()).policy is None

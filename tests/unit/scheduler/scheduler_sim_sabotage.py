@@ -1,0 +1,248 @@
+"""Schedulers and stores that break one promise, chosen by name: what the checker is there to notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from services.common.core.entries import EntryDraft
+from services.common.core.instants import Instant
+from services.common.election import Leadership
+from services.scheduler import batches
+from services.scheduler.batches import Sorted
+from services.scheduler.core import attempts, claims, gangs, index, outcomes, places, reports
+from services.scheduler.core.book import Settings, Step
+from services.scheduler.core.course import Attempt, Collaboration, Place, Task
+from services.scheduler.core.effects import (
+    AckResult,
+    Answer,
+    Assign,
+    Effect,
+    EndLease,
+    Publish,
+    PutLock,
+    SaveSpecs,
+    SaveTask,
+)
+from services.scheduler.core.events import AgentsChanged, Event, LockWritten, WorkFrame
+from services.scheduler.core.instances import Instance
+from services.scheduler.core.model import AttemptRef, Payload, TaskState
+from services.scheduler.core.state import _ON_TIMER, SchedulerState
+from services.scheduler.core.timers import TimerKind
+from services.scheduler.store import Batch
+from services.scheduler.stores.memory import MemoryPlane, MemoryStore
+from tests.unit.scheduler import scheduler_sim_leader
+
+Tamper = Callable[["BrokenState", list[Effect]], list[Effect]]
+
+
+class BrokenState(SchedulerState):
+    """The core, whose effects are tampered with."""
+
+    def __init__(self, settings: Settings, epoch: int, bug: Bug) -> None:
+        super().__init__(settings, epoch)
+        self.bug = bug
+        self.count = 0
+
+    def handle(self, event: Event, now: Instant) -> list[Effect]:
+        bug = self.bug
+        self.count += 1
+        effects = super().handle(event if bug.event is None else bug.event(event), now)
+        return effects if bug.tamper is None else bug.tamper(self, effects)
+
+
+class BrokenStore(MemoryStore):
+    """A store that does not keep to its contract."""
+
+    def __init__(self, plane: MemoryPlane, bug: str) -> None:
+        super().__init__(plane)
+        self.bug = bug
+        self.commits = 0
+
+    async def commit(self, batch: Batch, leadership: Leadership) -> tuple[LockWritten, ...]:
+        self.commits += 1
+        if self.bug == "a store without a guard":
+            guard = self._guard
+            self._guard = lambda _: None  # type: ignore[method-assign,assignment]
+            try:
+                return await super().commit(batch, leadership)
+            finally:
+                self._guard = guard  # type: ignore[method-assign]
+        if self.bug == "a lost commit" and self.commits % 5 == 0:
+            for name in [name for name in batch.specs if name not in self._plane.specs]:
+                written = await super().commit(batch, leadership)
+                del self._plane.specs[name], self._plane.collaborations[name]
+                return written
+        return await super().commit(batch, leadership)
+
+
+def _reports_without_tokens(instance: Instance, ref: AttemptRef) -> tuple[Task, Attempt] | None:
+    """Any attempt of the task counts, whatever its token."""
+    task = instance.held.get(ref.task_key)
+    attempt = None if task is None else task.at(instance.key)
+    return None if task is None or attempt is None else (task, attempt)
+
+
+def _ack_all(_: BrokenState, effects: list[Effect]) -> list[Effect]:
+    return [one._replace(error=None) if isinstance(one, AckResult) else one for one in effects]
+
+
+def _skip_a_change(state: BrokenState, effects: list[Effect]) -> list[Effect]:
+    return [one for one in effects if not (isinstance(one, Publish) and state.count % 11 == 0)]
+
+
+def _forget_a_write(state: BrokenState, effects: list[Effect]) -> list[Effect]:
+    return [one for one in effects if not (isinstance(one, SaveTask) and state.count % 13 == 0)]
+
+
+def _hand_over_twice(state: BrokenState, effects: list[Effect]) -> list[Effect]:
+    return [twin for one in effects for twin in ((one, one) if isinstance(one, Assign) else (one,))]
+
+
+def _no_lock_keys(_: BrokenState, effects: list[Effect]) -> list[Effect]:
+    return [one for one in effects if not isinstance(one, PutLock)]
+
+
+def _forget_a_submission(state: BrokenState, effects: list[Effect]) -> list[Effect]:
+    saved = any(isinstance(one, SaveSpecs) for one in effects)
+    if not saved or state.count % 3:
+        return effects
+    return [one for one in effects if isinstance(one, Answer | EntryDraft)]
+
+
+def _richer(event: Event) -> Event:
+    """Agents seem to have more than they have."""
+    if not isinstance(event, AgentsChanged):
+        return event
+    views = [
+        view._replace(
+            instances=tuple(
+                one._replace(capacities=tuple((name, 10 * amount) for name, amount in one.capacities))
+                for one in view.instances
+            )
+        )
+        for view in event.agents
+    ]
+    return event._replace(agents=tuple(views))
+
+
+def _more_slots(event: Event) -> Event:
+    return event._replace(credits=event.credits * 2) if isinstance(event, WorkFrame) else event
+
+
+def _starts_one_by_one(step: Step, open_members: list[Task]) -> bool:
+    """Members of a gang start as agents become free."""
+    book = step.book
+    book.index.settle()
+    for member in open_members:
+        pool = book.index.pool(member.demand)
+        if pool is not None:
+            pool.rank(1)
+            instance = book.index.fleet.instances[pool.row(0)]
+            if instance is not None and claims.claim(step, member):
+                attempts.assign(step, member, instance, "whoever is free")
+                return True
+    return False
+
+
+def _never_owed(*_: Any) -> list[Any]:
+    return []
+
+
+def _delay_of_nothing(step: Step, task: Task, until: Instant) -> None:
+    places.enter_queue(step, task)
+    task.retry_time = until
+
+
+def _lose_and_leave(step: Step, task: Task, attempt: Attempt, message: str) -> None:
+    """A task whose agent is gone is never placed again."""
+    _REAL_LOSE(step, task, attempt, message)
+    if task.state is TaskState.READY and task.place is Place.QUEUE:
+        places.leave(step, task)
+
+
+_REAL_LOSE = outcomes.lose
+
+
+def _succeed_again(step: Step, task: Task, attempt: Attempt, result: Payload) -> None:
+    """The result that counts is changed on its way."""
+    _REAL_SUCCEED(step, task, attempt, Payload(result.content_type, result.data + b"!"))
+
+
+_REAL_SUCCEED = outcomes.succeed
+
+
+def _cancel_nothing(step: Step, collaboration: Collaboration, actor: str, reason: str) -> None:
+    """Who cancels is told so, and all goes on."""
+
+
+def _ready_too_early(step: Step, task: Task, attempt: Attempt, *args: Any, **more: Any) -> None:
+    """What depends on a task is ready when its attempt has begun."""
+    _REAL_START(step, task, attempt, *args, **more)
+    for name in task.dependents:
+        dependent = task.collaboration.tasks[name]
+        if dependent.state is TaskState.PENDING:
+            dependent.unmet = 0
+            outcomes.make_ready(step, dependent, "too early")
+
+
+_REAL_START = attempts.start
+
+
+def _no_deadline(step: Step, task: Task) -> None:
+    """Time passes and nobody cares."""
+
+
+def _sort_and_end_leases(effects: Iterable[Effect]) -> Sorted:
+    """A lease ends although its instance came back and holds a lock again."""
+    effects = [*effects]
+    found = batches.sort(effects)
+    found.leases = [each for each in effects if isinstance(each, EndLease)]
+    return found
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One defect, and the promises of which it breaks one."""
+
+    promises: frozenset[str]
+    event: Callable[[Event], Event] | None = None
+    tamper: Tamper | None = None
+    # (owner, name, replacement): what is replaced inside the core; an owner may be a dictionary.
+    patch: tuple[Any, Any, object] | None = None
+    # A seed from which on it is soon noticed: some show in rare planes only.
+    first: int = 0
+
+
+def _bug(promises: str, **how: Any) -> Bug:
+    return Bug(frozenset(promises.split()), **how)
+
+
+BUGS = {
+    "a store without a guard": _bug("L1", first=20),
+    "a lost commit": _bug("T1"),
+    "tokens are not compared": _bug("T2", patch=(reports, "_current", _reports_without_tokens), first=260),
+    "every result is acked": _bug("T2", tamper=_ack_all),
+    "a result is changed": _bug("T2", patch=(outcomes, "succeed", _succeed_again)),
+    "an assignment goes out twice": _bug("T3", tamper=_hand_over_twice),
+    "a task's write is forgotten": _bug("T2", tamper=_forget_a_write),
+    "a submission is answered and not kept": _bug("T1", tamper=_forget_a_submission),
+    "cancelling does nothing": _bug("T1", patch=(outcomes, "cancel", _cancel_nothing)),
+    "deadlines pass": _bug("T4", patch=(_ON_TIMER, TimerKind.DEADLINE, _no_deadline), first=70),
+    "a retry does not wait": _bug("T5", patch=(places, "enter_delay", _delay_of_nothing)),
+    "a change is not published": _bug("T6", tamper=_skip_a_change),
+    "age counts for nothing": _bug("T9", patch=(index, "serve_aged", _never_owed)),
+    "a gang starts one by one": _bug("T11", patch=(gangs, "_start", _starts_one_by_one)),
+    "dependents do not wait": _bug("DAG", patch=(attempts, "start", _ready_too_early)),
+    "agents have more than they have": _bug("NEEDS", event=_richer),
+    "agents have twice the slots": _bug("SLOTS", event=_more_slots),
+    "a lost task is left": _bug("PROGRESS", patch=(outcomes, "lose", _lose_and_leave)),
+    "locks are not written": _bug("PROGRESS", tamper=_no_lock_keys),
+    "a lease ends with a new lock on it": _bug(
+        "L3", patch=(scheduler_sim_leader, "sort", _sort_and_end_leases), first=290
+    ),
+    "a gang keeps agents in vain": _bug(
+        "PROGRESS", patch=(gangs, "_can_ever_start", lambda *_: True), first=50
+    ),
+}
