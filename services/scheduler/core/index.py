@@ -8,7 +8,7 @@ when an instance that could serve it may have a free slot; it leaves when a plac
 
 from __future__ import annotations
 
-from collections import deque
+import heapq
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,7 +20,7 @@ from services.scheduler.core.course import Task
 from services.scheduler.core.fairness import Account
 from services.scheduler.core.fleet import Fleet
 from services.scheduler.core.instances import Instance, Levels
-from services.scheduler.core.lanes import Lane, Offer, Turn, order_of, serve, serve_aged
+from services.scheduler.core.lanes import Lane, Offer, Turn, is_live, order_of, serve, serve_aged
 from services.scheduler.core.model import GangPlace, InstanceKey, Priority, TaskKey
 from services.scheduler.core.placement import Demand, Pool, Snapshot
 from services.scheduler.core.pools import Pools, level_for
@@ -65,8 +65,9 @@ class PlacementIndex:
         self._runnable: dict[_Queue, None] = {}
         #: Requesters with a waiting task by class, and in how many lanes.
         self._waiting: dict[Priority, dict[Account, int]] = {priority: {} for priority in Priority}
-        #: Every task by the instant at which it became ready, nearly: whether anything is aged at all.
-        self._line: deque[Task] = deque()
+        #: A heap of every task under its number, by the instant at which it became ready: whether anything is
+        #: aged at all. Who comes back is in it anew, and its older entry is dead.
+        self._line: list[tuple[int, int, Task]] = []
         #: Which queues an instance serves, by row, while neither queues nor its skills have changed.
         self._served: dict[int, tuple[int, Levels, list[tuple[_Queue, float]]]] = {}
         self._queues_edition = 0
@@ -108,9 +109,10 @@ class PlacementIndex:
         task.lane = lane
         lane.add(task, number)
         line = self._line
-        line.append(task)
+        heapq.heappush(line, (task.ready_time or 0, number, task))
         if len(line) > max(_LINE_MIN, 2 * self.waiting_count):
-            self._line = deque(each for each in line if each.queue_number)
+            self._line = [entry for entry in line if is_live(entry)]
+            heapq.heapify(self._line)
         queue.live += 1
         self.waiting_count += 1
         # Whether an agent is free is found out by the next snapshot: cheaper than asking for every task.
@@ -235,13 +237,13 @@ class PlacementIndex:
         turns: list[Turn] = []
         served: frozenset[int] = frozenset()
         for priority in Priority:
-            if above is not None and priority >= above:
-                break
-            if priority is Priority.HIGH and above is None and self._any_aged(now):
-                # After every emergency and before the rest: what is owed to age.
+            if priority is Priority.HIGH and above is not Priority.EMERGENCY and self._any_aged(now):
+                # After every emergency and before the rest, gangs too: what is owed to age.
                 less = [each for other in _AGEING for each in self._offers(pools, other)]
                 turns += serve_aged(less, now, self._ageing_ms, most - len(turns), self._next)
                 served = frozenset(task.queue_number for task, _, aged in turns if aged)
+            if above is not None and priority >= above:
+                break
             if self._waiting[priority] and len(turns) < most:
                 offers = self._offers(pools, priority)
                 accounts = self._accounts(offers, priority)
@@ -250,9 +252,9 @@ class PlacementIndex:
 
     def _any_aged(self, now: Instant) -> bool:
         line = self._line
-        while line and not line[0].queue_number:
-            line.popleft()
-        return bool(line) and (line[0].ready_time or 0) + self._ageing_ms <= now
+        while line and not is_live(line[0]):
+            heapq.heappop(line)
+        return bool(line) and line[0][0] + self._ageing_ms <= now
 
     def _accounts(self, offers: list[Offer], priority: Priority) -> Iterable[Account]:
         """Return the requesters that may have a task in one of the offers."""

@@ -64,8 +64,8 @@ class Seen:
     newest: FencingToken = field(default_factory=lambda: FencingToken(0, 0))
     #: Tokens that were handed over.
     told: set[FencingToken] = field(default_factory=set)
-    #: The newest savepoint of which an agent was told that it is durable.
-    saved: FencingToken | None = None
+    #: When the newest savepoint was taken of which an agent was told that it is durable.
+    saved: Instant | None = None
     #: Starts that other tasks got while it waited beyond its age, by agent that could have done it; and the
     #: most requesters with aged tasks, and aged tasks of its own requester, that there were meanwhile.
     passed_over: dict[StreamId, int] = field(default_factory=dict)
@@ -387,7 +387,7 @@ class Checker:
         claimed = {claim.resource for claim in seen.spec.resources}
         self._must({lock.resource for lock in locks} == claimed, "L3", f"{ref} without its locks: {locks}")
         if seen.saved is not None:
-            fresh = savepoint is not None and savepoint.attempt_number >= seen.saved.number
+            fresh = savepoint is not None and savepoint.save_time >= seen.saved
             self._must(fresh, "T5", f"{ref} begins from {savepoint}, {seen.saved} was durable")
         starts = not attempt.speculative and seen.spec.gang is None
         self.handed.append((seen, stream, starts and not attempt.explanation.startswith("moved")))
@@ -430,8 +430,8 @@ class Checker:
         record = seen.record
         kept = record is not None and (record.savepoint is not None or record.state in TASK_ENDED)
         self._must(kept, "T5", f"{ref}: its savepoint is not in the store")
-        if seen.saved is None or seen.saved < ref.token:
-            seen.saved = ref.token
+        if record is not None and record.savepoint is not None:
+            seen.saved = record.savepoint.save_time
 
     def holds(
         self, lock: HeldLock, keys: Mapping[tuple[str, str], StoredLock | ForeignLock], mode: LockMode

@@ -9,7 +9,8 @@ import pytest
 from benchmarks.scheduling import drf
 from services.scheduler.core.book import Settings
 from services.scheduler.core.effects import Assign
-from tests.unit.scheduler.scheduler_stage import EMERGENCY, HIGH, LOW, NORMAL, Stage, only, task
+from services.scheduler.core.events import Cancelled, ResultReport
+from tests.unit.scheduler.scheduler_stage import EMERGENCY, HIGH, LOW, NORMAL, Stage, gang, only, task
 
 
 def check(seeds: range) -> None:
@@ -119,3 +120,42 @@ def test_an_emergency_never_waits_for_an_aged_task() -> None:
         order.append(running.priority)
         stage.finish(stream, running.key.task_id, request_id=running.collaboration.submission.request_id)
     assert order == [EMERGENCY] * 5 + [LOW] * 5
+
+
+def test_age_counts_while_a_task_that_came_back_waits_in_front() -> None:
+    """Its age begins anew, and hides nobody else's; found by the simulation, seed 1260."""
+    stage = Stage(Settings(ageing_ms=1_000, ageing_share=2))
+    stream = stage.agent("a")
+    stage.submit(task("back", priority=NORMAL), request_id="first")
+    stage.submit(task("low", priority=LOW), request_id="old")
+    stage.pass_time(900)
+    # Given back, and ready anew behind something more urgent.
+    stage.submit(*(task(f"t{number}", priority=HIGH) for number in range(9)), request_id="flood")
+    stage.frame(stream, results=(ResultReport(stage.ref("back", "first"), Cancelled()),))
+    stage.pass_time(300)
+    given = only(stage.frame(stream, credits=1), Assign)
+    order = [each.task.key.task_id for each in given]
+    while "low" not in order and len(order) < 9:
+        order += [
+            each.task.key.task_id
+            for each in only(stage.finish(stream, order[-1], request_id="flood"), Assign)
+        ]
+    assert "low" in order[:2], order
+
+
+def test_age_counts_while_a_gang_waits() -> None:
+    """Found by the simulation, seed 1431."""
+    stage = Stage(Settings(ageing_ms=1_000, ageing_share=2))
+    stage.know("a", "work")
+    stage.submit(task("low", priority=LOW), request_id="old")
+    stage.submit(*gang("g", size=2, priority=LOW), request_id="gang")
+    stage.pass_time(1_500)
+    stage.submit(*(task(f"t{number}", priority=HIGH) for number in range(9)), request_id="flood")
+    stream = stage.link("a", 0)
+    order = [each.task.key.task_id for each in only(stage.frame(stream, credits=1), Assign)]
+    while "low" not in order and len(order) < 9:
+        order += [
+            each.task.key.task_id
+            for each in only(stage.finish(stream, order[-1], request_id="flood"), Assign)
+        ]
+    assert "low" in order[:2], order
