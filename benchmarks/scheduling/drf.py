@@ -80,9 +80,7 @@ def divide(case: Case, declared: tuple[dict[str, int], ...] | None = None) -> li
             continue
         for name, amount in shape.items():
             left[name] -= amount
-            if name != SLOTS and amount:
-                accounts[number].needs[name] = accounts[number].needs.get(name, 0) + amount
-        accounts[number].held += 1
+        accounts[number].take((name, amount) for name, amount in shape.items() if name != SLOTS and amount)
         counts[number] += 1
     return counts
 

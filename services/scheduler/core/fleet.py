@@ -8,6 +8,7 @@ an instance or its skills change.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +19,9 @@ from services.scheduler.core.fairness import Totals
 from services.scheduler.core.instances import NO_CAPACITIES, NO_SKILLS, Instance, Levels
 from services.scheduler.core.policies.base import Floats
 
-#: Answers of `eligible` that are kept: 12 bytes for each agent in each of them.
-_ANSWERS_MAX = 512
+#: Answers of `eligible` that are kept, and rows in all of them: 16 bytes each.
+_ANSWERS_MAX = 8_192
+_ANSWER_ROWS_MAX = 2_000_000
 _ROWS_MIN = 64
 
 Rows = npt.NDArray[np.int64]
@@ -31,6 +33,18 @@ class Eligible(NamedTuple):
     rows: Rows
     #: Level of the weakest required skill.
     level: Floats
+
+
+class _Seen:
+    """What the columns say of one row, as plain values: most of an instance's changes leave most of it."""
+
+    __slots__ = ("capacities", "cost", "free", "fresh", "held", "levels", "turn")
+
+    def __init__(self) -> None:
+        self.levels = NO_SKILLS
+        self.capacities: Mapping[str, int] = NO_CAPACITIES
+        self.held = self.free = self.turn = self.fresh = 0
+        self.cost = 0.0
 
 
 class Fleet:
@@ -50,7 +64,7 @@ class Fleet:
         self._having: Counter[Skill] = Counter()
         #: What is left of each capacity.
         self._left: dict[str, Rows] = {}
-        self._seen: list[tuple[Levels, dict[str, int]]] = []
+        self._seen: list[_Seen] = []
         #: Rows with a free slot, and all slots that are free.
         self.live: dict[int, None] = {}
         self.free_count = 0
@@ -60,55 +74,68 @@ class Fleet:
         #: Rows by agent.
         self.agents: dict[AgentId, list[int]] = {}
         self._answers: OrderedDict[tuple[frozenset[Skill], frozenset[AgentId]], Eligible] = OrderedDict()
+        self._answer_rows = 0
 
     def put(self, instance: Instance) -> None:
         """Take in an instance as it is now."""
         row = instance.row
         if row < 0:
             row = self._new_row(instance)
-        levels, capacities = self._seen[row]
-        if levels is not instance.levels and levels != instance.levels:
-            self._put_levels(row, levels, instance.levels)
-            levels = instance.levels
-        if capacities or instance.capacities:
-            self._put_capacities(row, capacities, instance)
-        self._seen[row] = (levels, dict(instance.capacities) if instance.capacities else {})
+        seen = self._seen[row]
+        if seen.levels is not instance.levels:
+            if seen.levels != instance.levels:
+                self._put_levels(row, seen.levels, instance.levels)
+            seen.levels = instance.levels
+        if seen.capacities or instance.capacities:
+            self._put_capacities(row, seen, instance)
         # Without skills it serves nobody.
-        free, held = instance.free if levels else 0, len(instance.held)
-        before = int(self.free[row])
-        self.totals.slots += held + free - int(self.held[row]) - before
-        self.free_count += free - before
-        if free and not before:
-            self.live[row] = None
-        elif before and not free:
-            del self.live[row]
-        self.held[row] = held
-        self.free[row] = free
-        self.turn[row] = instance.turn
-        self.newest_turn = max(self.newest_turn, instance.turn)
-        self.fresh[row] = instance.fresh_starts
-        self.cost[row] = instance.cost
+        self._put_slots(row, seen, instance.free if instance.levels else 0, len(instance.held))
+        if instance.turn != seen.turn:
+            self.turn[row] = seen.turn = instance.turn
+            self.newest_turn = max(self.newest_turn, instance.turn)
+        if instance.fresh_starts != seen.fresh:
+            self.fresh[row] = seen.fresh = instance.fresh_starts
+        if instance.cost != seen.cost:
+            self.cost[row] = seen.cost = instance.cost
+
+    def _put_slots(self, row: int, seen: _Seen, free: int, held: int) -> None:
+        before = seen.free
+        more = held + free - seen.held - before
+        if more:
+            self.totals.slots += more
+            self.totals.changes += 1
+        if free != before:
+            self.free_count += free - before
+            if not before:
+                self.live[row] = None
+            elif not free:
+                del self.live[row]
+            self.free[row] = seen.free = free
+        if held != seen.held:
+            self.held[row] = seen.held = held
 
     def forget(self, instance: Instance) -> None:
         """Take an instance out for good."""
         row = instance.row
         if row < 0:
             return
-        levels, capacities = self._seen[row]
-        self._put_levels(row, levels, NO_SKILLS)
-        for name, amount in capacities.items():
+        seen = self._seen[row]
+        self._put_levels(row, seen.levels, NO_SKILLS)
+        for name, amount in seen.capacities.items():
             self._add_total(name, -amount)
             self._left[name][row] = 0
-        self.totals.slots -= int(self.held[row]) + int(self.free[row])
-        self.free_count -= int(self.free[row])
-        self.held[row] = self.free[row] = 0
+        self.totals.slots -= seen.held + seen.free
+        self.totals.changes += 1
+        self.free_count -= seen.free
+        for column in (self.held, self.free, self.turn, self.fresh, self.cost):
+            column[row] = 0
         self.live.pop(row, None)
         rows = self.agents[instance.key.agent_id]
         rows.remove(row)
         if not rows:
             del self.agents[instance.key.agent_id]
         self.instances[row] = None
-        self._seen[row] = (NO_SKILLS, {})
+        self._seen[row] = _Seen()
         self._spare.append(row)
         instance.row = -1
 
@@ -118,8 +145,9 @@ class Fleet:
         found = self._answers.get(key)
         if found is None:
             found = self._answers[key] = self._find(skills, agents)
-            if len(self._answers) > _ANSWERS_MAX:
-                self._answers.popitem(last=False)
+            self._answer_rows += len(found.rows)
+            while len(self._answers) > _ANSWERS_MAX or self._answer_rows > _ANSWER_ROWS_MAX:
+                self._answer_rows -= len(self._answers.popitem(last=False)[1].rows)
         else:
             self._answers.move_to_end(key)
         return found
@@ -135,7 +163,7 @@ class Fleet:
             return Eligible(np.zeros(0, np.int64), np.zeros(0, np.float64))
         weakest = np.minimum.reduce([column[:count] for column in columns if column is not None])
         if agents:
-            named = [row for agent in sorted(agents) for row in self.agents.get(agent, ())]
+            named = sorted(row for agent in agents for row in self.agents.get(agent, ()))
             rows = np.array(named, np.int64)
             rows = rows[weakest[rows] > 0.0]
         else:
@@ -149,10 +177,10 @@ class Fleet:
         else:
             row = len(self.instances)
             self.instances.append(instance)
-            self._seen.append((NO_SKILLS, {}))
+            self._seen.append(_Seen())
             if row >= self._size:
                 self._grow()
-        self._answers.clear()
+        self._forget_answers()
         self.agents.setdefault(instance.key.agent_id, []).append(row)
         instance.row = row
         return row
@@ -171,7 +199,7 @@ class Fleet:
         }
 
     def _put_levels(self, row: int, before: Levels, levels: Levels) -> None:
-        self._answers.clear()
+        self._forget_answers()
         for skill in before:
             self._levels[skill][row] = 0.0
             self._having[skill] -= 1
@@ -185,17 +213,24 @@ class Fleet:
             if self._having[skill] == 0:
                 del self._levels[skill], self._having[skill]
 
-    def _put_capacities(self, row: int, before: dict[str, int], instance: Instance) -> None:
-        now = instance.capacities or NO_CAPACITIES
-        for name, amount in before.items():
-            self._add_total(name, -amount)
-            self._left[name][row] = 0
+    def _forget_answers(self) -> None:
+        self._answers.clear()
+        self._answer_rows = 0
+
+    def _put_capacities(self, row: int, seen: _Seen, instance: Instance) -> None:
+        now = instance.capacities
+        if seen.capacities is not now:
+            for name, amount in seen.capacities.items():
+                self._add_total(name, -amount)
+                self._left[name][row] = 0
+            for name, amount in now.items():
+                self._add_total(name, amount)
+                if name not in self._left:
+                    self._left[name] = np.zeros(self._size, np.int64)
+            seen.capacities = now
         for name, amount in now.items():
-            self._add_total(name, amount)
-            column = self._left.get(name)
-            if column is None:
-                column = self._left[name] = np.zeros(self._size, np.int64)
-            column[row] = amount - instance.used.get(name, 0)
+            self._left[name][row] = amount - instance.used.get(name, 0)
 
     def _add_total(self, name: str, amount: int) -> None:
         self.totals.capacities[name] = self.totals.capacities.get(name, 0) + amount
+        self.totals.changes += 1

@@ -12,18 +12,16 @@ import heapq
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from services.common.core.ids import AgentId, Skill
 from services.common.core.instants import Instant
 from services.scheduler.core.course import Task
 from services.scheduler.core.fairness import Account
 from services.scheduler.core.fleet import Fleet
 from services.scheduler.core.instances import Instance, Levels
-from services.scheduler.core.lanes import Lane, Offer, Turn, is_live, order_of, serve, serve_aged
+from services.scheduler.core.lanes import Lane, Offer, Turn, first, is_live, order_of, serve, serve_aged
 from services.scheduler.core.model import GangPlace, InstanceKey, Priority, TaskKey
 from services.scheduler.core.placement import Demand, Pool, Snapshot
-from services.scheduler.core.pools import Pools, level_for
+from services.scheduler.core.pools import Pools, has_left, level_for
 
 #: Demands without a waiting task that are kept, so that a steady stream of tasks does not make them anew.
 _IDLE_QUEUES_MAX = 1_024
@@ -229,11 +227,16 @@ class PlacementIndex:
             self._runnable.clear()
         if not self._runnable:
             return None
+        # More than there are slots could not be placed; what is left over is seen by the next snapshot.
+        most = min(task_max, fleet.free_count)
+        if most == 1 and len(fleet.live) == 1 and not self.withheld:
+            [row] = fleet.live
+            lone = fleet.instances[row]
+            if lone is not None and (above is not None or not self._owes(lone, now)):
+                return self._next_for(lone, above)
         pools = self._few() if len(fleet.live) <= _FEW_ROWS else self._many()
         if not pools:
             return None
-        # More than there are slots could not be placed; what is left over is seen by the next snapshot.
-        most = min(task_max, fleet.free_count)
         turns: list[Turn] = []
         served: frozenset[int] = frozenset()
         for priority in Priority:
@@ -249,6 +252,38 @@ class PlacementIndex:
                 accounts = self._accounts(offers, priority)
                 turns += serve(offers, accounts, fleet.totals, most - len(turns), served)
         return Snapshot(turns, self.key_of) if turns else None
+
+    def _next_for(self, instance: Instance, above: Priority | None) -> Snapshot | None:
+        """Return the task that comes next for the only free slot of all: the usual case on a busy fleet.
+
+        What `serve` would choose, without asking every requester and without a pool for any other task.
+        """
+        served = [each for each in self._serves(instance) if each[0].live]
+        self._runnable = {queue: None for queue, _ in served}
+        for priority in Priority:
+            if above is not None and priority >= above:
+                return None
+            waiting = self._waiting[priority]
+            if not waiting:
+                continue
+            offers = [(lanes, each) for each in served if (lanes := each[0].classes.get(priority))]
+            while offers:
+                accounts: Iterable[Account] = waiting
+                if len(waiting) > _ACCOUNTS_FEW:
+                    accounts = dict.fromkeys(account for lanes, _ in offers for account in lanes)
+                task, chosen = first(offers, accounts, self.fleet.totals)
+                queue, level = chosen
+                if has_left(instance, queue.demand):
+                    pool = self.pools.alone(queue.demand, instance.row, level)
+                    pool.wanted = 1
+                    return Snapshot([(task, pool, False)], self.key_of)
+                offers = [each for each in offers if each[1] is not chosen]
+        self._runnable = {}
+        return None
+
+    def _owes(self, instance: Instance, now: Instant) -> bool:
+        """Return whether an instance's next start may belong to an aged task."""
+        return instance.fresh_starts >= self.pools.ageing_share - 1 and self._any_aged(now)
 
     def _any_aged(self, now: Instant) -> bool:
         line = self._line
@@ -280,12 +315,12 @@ class PlacementIndex:
         """Return the pools of the queues that a handful of instances with free slots can serve."""
         fleet = self.fleet
         found: dict[_Queue, list[tuple[int, float]]] = {}
-        for row in fleet.live:
+        for row in sorted(fleet.live):
             instance = fleet.instances[row]
             if instance is None:
                 continue
             for queue, level in self._serves(instance):
-                if queue.live and (not queue.demand.needs or self.pools.has(row, queue.demand)):
+                if queue.live and has_left(instance, queue.demand):
                     found.setdefault(queue, []).append((row, level))
         self._runnable = dict.fromkeys(found)
         pools = []
@@ -293,9 +328,7 @@ class PlacementIndex:
             if len(rows) == 1:
                 pools.append((queue, self.pools.alone(queue.demand, *rows[0])))
             else:
-                array = np.array([row for row, _ in rows], np.int64)
-                levels = np.array([each for _, each in rows])
-                pools.append((queue, self.pools.of(queue.demand, array, levels)))
+                pools.append((queue, self.pools.few(queue.demand, rows)))
         return pools
 
     def _many(self) -> list[tuple[_Queue, Pool]]:
@@ -335,7 +368,7 @@ class PlacementIndex:
         return queue
 
     def _drop_queue(self, queue: _Queue) -> None:
-        self._queues_edition += 1
+        # Where it is still remembered it is passed over: nobody waits in it any more.
         del self._queues[queue.demand]
         del self._idle[queue]
         if queue.skill is not None:

@@ -72,19 +72,19 @@ class Instance:
     def hold(self, task: Task) -> None:
         """Take in a task of which it now has an open attempt."""
         self.held[task.key] = task
-        task.account.held += 1
-        for name, amount in task.spec.needs:
+        needs = task.spec.needs
+        task.account.take(needs)
+        for name, amount in needs:
             self.used[name] = self.used.get(name, 0) + amount
-            task.account.needs[name] = task.account.needs.get(name, 0) + amount
 
     def drop(self, task: Task) -> None:
         """Let go of a task whose attempt here is over; one that it does not hold is passed over."""
         if self.held.pop(task.key, None) is None:
             return
-        task.account.held -= 1
-        for name, amount in task.spec.needs:
+        needs = task.spec.needs
+        task.account.give(needs)
+        for name, amount in needs:
             self.used[name] -= amount
-            task.account.needs[name] -= amount
 
     @property
     def free(self) -> int:

@@ -32,6 +32,7 @@ _RANK_MAX = 2**40 - 1
 #: (order, number, task): the order as one integer, and the task's number in the index.
 Entry = tuple[int, int, Task]
 E = TypeVar("E", bound=tuple[Any, ...])
+T = TypeVar("T")
 
 
 def order_of(task: Task) -> int:
@@ -65,6 +66,15 @@ class Lane:
             else:
                 line.append(entry)
         self.live += 1
+
+    def head(self) -> Entry:
+        """Return the first entry in order; a lane that waits has one."""
+        heap = self.heap
+        entry = heap[0]
+        while entry[1] != entry[2].queue_number:
+            heapq.heappop(heap)
+            entry = heap[0]
+        return entry
 
     def remove(self) -> None:
         """Note that one task's number is no longer current."""
@@ -107,6 +117,33 @@ class Offer(NamedTuple):
 Turn = tuple[Task, Any, bool]
 
 
+def first(
+    offers: Sequence[tuple[Mapping[Account, Lane], T]], accounts: Iterable[Account], totals: Totals
+) -> tuple[Task, T]:
+    """Return the task that `serve` would serve first of one class, with what its lanes came with.
+
+    At least one of the offers has a lane, and no lane is empty; `accounts` as for `serve`.
+    """
+    found: tuple[int, int, Task, T] | None = None
+    least = 0.0
+    for share, _, account in sorted(
+        [(account.share(totals), number, account) for number, account in enumerate(accounts)]
+    ):
+        if found is not None and share > least:
+            break
+        least = share
+        for lanes, of in offers:
+            lane = lanes.get(account)
+            if lane is None:
+                continue
+            key, number, task = lane.head()
+            if found is None or key < found[0] or (key == found[0] and number < found[1]):
+                found = (key, number, task, of)
+    if found is None:
+        raise AssertionError("a class without a task was asked for its first one")
+    return found[2], found[3]
+
+
 def serve(
     offers: Sequence[Offer],
     accounts: Iterable[Account],
@@ -124,16 +161,7 @@ def serve(
     slots = totals.slots or 1
     # A requester's tasks are looked at when it is its turn: its first entry says only what its share is.
     line: list[tuple[float, int, int, Account, _Bid | None]] = [
-        (
-            dominant_share(each.held, each.needs, each.weight, totals)
-            if each.needs
-            else each.held / slots / each.weight,
-            -1,
-            number,
-            each,
-            None,
-        )
-        for number, each in enumerate(accounts)
+        (each.share(totals), -1, number, each, None) for number, each in enumerate(accounts)
     ]
     heapq.heapify(line)
     while line and len(turns) < most:
@@ -186,11 +214,7 @@ class _Bid:
         for lanes, pool in offers:
             lane = lanes.get(account)
             if lane is not None:
-                heap = lane.heap
-                key, number, task = heap[0]
-                while number != task.queue_number:
-                    heapq.heappop(heap)
-                    key, number, task = heap[0]
+                key, number, task = lane.head()
                 heads.append((key, number, task, None, lane, pool))
         heapq.heapify(heads)
 
@@ -229,6 +253,7 @@ def serve_aged(
 
     `offers` are of every class but EMERGENCY.
     """
+    # Of equally old ones the one that came first, whatever the order of the offers.
     line: list[tuple[int, int, int, Task, Iterator[Task], Account, Any]] = []
     for lanes, pool in offers:
         if not pool.owes():
@@ -237,11 +262,12 @@ def serve_aged(
             rest = lane.aged(now, ageing_ms)
             task = next(rest, None)
             if task is not None:
-                line.append((account.aged_turn, task.ready_time or 0, len(line), task, rest, account, pool))
+                age = task.ready_time or 0
+                line.append((account.aged_turn, age, task.queue_number, task, rest, account, pool))
     heapq.heapify(line)
     turns: list[Turn] = []
     while line and len(turns) < most:
-        aged_turn, _, number, task, rest, account, pool = heapq.heappop(line)
+        aged_turn, _, _, task, rest, account, pool = heapq.heappop(line)
         if aged_turn == account.aged_turn:
             turns.append((task, pool, True))
             account.aged_turn = turn()
@@ -249,7 +275,8 @@ def serve_aged(
             if following is None:
                 continue
             task = following
-        heapq.heappush(line, (account.aged_turn, task.ready_time or 0, number, task, rest, account, pool))
+        age = task.ready_time or 0
+        heapq.heappush(line, (account.aged_turn, age, task.queue_number, task, rest, account, pool))
     return turns
 
 

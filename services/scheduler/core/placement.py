@@ -12,6 +12,7 @@ a part.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from services.scheduler.core.model import (
     SchedulingPolicy,
     TaskSpec,
 )
-from services.scheduler.core.policies.base import Columns, Policy, total
+from services.scheduler.core.policies.base import Columns, Part, Policy, total
 from services.scheduler.core.policies.registry import POLICIES
 
 #: Tasks that are matched together at most: the price of a matching grows with their cube.
@@ -82,18 +83,18 @@ class Pool:
     """The free slots for one demand, best first as far as a plan asks for them."""
 
     def __init__(
-        self, demand: Demand, rows: Any, free: Any, columns: Callable[[], Columns], owed: Callable[[], Any]
+        self, demand: Demand, rows: Any, free: Any, columns: Callable[[], Any], owed: Callable[[], Any]
     ) -> None:
         self.demand = demand
-        #: Rows of the fleet with their free slots: arrays, or plain numbers for one instance alone.
+        #: Rows of the fleet in growing order, with their free slots: arrays, or lists for a handful.
         self.rows = rows
         self.free = free
         self._columns = columns
         self._owed = owed
+        self._plain = isinstance(rows, list)
         #: Free instances and free slots.
-        alone = isinstance(rows, int)
-        self.count = 1 if alone else len(rows)
-        self.slots = free if alone else int(free.sum())
+        self.count = len(rows)
+        self.slots = sum(free) if self._plain else int(free.sum())
         #: Tasks of a snapshot that may use it.
         self.wanted = 0
         #: What each row has left of the capacities that the demand needs; none when it needs nothing.
@@ -107,13 +108,14 @@ class Pool:
     def owed_rows(self) -> set[int]:
         """Return the rows that owe their next start to an aged task."""
         owed = self._owed()
-        if isinstance(self.rows, int):
-            return {self.rows} if owed else set()
+        if self._plain:
+            return {row for row, owes in zip(self.rows, owed, strict=True) if owes}
         return set(self.rows[owed].tolist())
 
     def owes(self) -> bool:
         """Return whether one of its slots is owed to an aged task."""
-        return bool(np.any(self._owed()))
+        owed = self._owed()
+        return any(owed) if self._plain else bool(owed.any())
 
     def rank(self, most: int) -> None:
         """Sort the `most` best slots and as many more as an explanation names.
@@ -124,8 +126,10 @@ class Pool:
             return
         policy, weights = POLICIES[self.demand.style.policy], self.demand.style.weights
         columns = self._columns()
-        if isinstance(self.rows, int):
-            self._rank_alone(policy, weights, columns, min(most, self.free))
+        if self._plain:
+            # Of one instance alone there is nobody else to name.
+            most = most if self.count == 1 else most + RUNNERS_UP_MAX
+            self._rank_plain(policy, weights, columns, min(most, self.slots))
             return
         scores = total(policy.parts(columns, weights))
         most = min(most + RUNNERS_UP_MAX, self.slots)
@@ -149,16 +153,36 @@ class Pool:
         self._order = rows[order].tolist()
         self._j = columns.j[order].tolist()
 
-    def _rank_alone(self, policy: Policy, weights: PolicyWeights, columns: Columns, count: int) -> None:
-        """Rank the slots of the only instance: they come in their own order."""
-        scored = [policy.parts(columns._replace(j=j), weights) for j in range(count)]  # type: ignore[arg-type]
+    def _rank_plain(
+        self, policy: Policy, weights: PolicyWeights, columns: Sequence[Columns], most: int
+    ) -> None:
+        """Rank the `most` best slots of a handful of instances by plain numbers: a heap of their next slots.
+
+        A score never rises with j, so that an instance's next slot is never better than the one before it.
+        """
+        heap: list[tuple[float, int, int, int, tuple[Part, ...]]] = []
+        for position, column in enumerate(columns):
+            parts = policy.parts(column, weights)
+            heap.append((-float(total(parts)), int(column.turn), 0, position, parts))
+        heapq.heapify(heap)
+        best: list[tuple[float, int, int, int, tuple[Part, ...]]] = []
+        while len(best) < most:
+            slot = heap[0]
+            best.append(slot)
+            _, turn, j, position, _ = slot
+            j += 1
+            if j < self.free[position]:
+                parts = policy.parts(columns[position]._replace(j=j), weights)  # type: ignore[arg-type]
+                heapq.heapreplace(heap, (-float(total(parts)), turn, j, position, parts))
+            else:
+                heapq.heappop(heap)
         self._parts = [
-            (part.name, part.weight, [float(parts[number].values) for parts in scored])
-            for number, part in enumerate(scored[0])
+            (part.name, part.weight, [float(parts[number].values) for *_, parts in best])
+            for number, part in enumerate(best[0][4])
         ]
-        self._scores = [float(total(parts)) for parts in scored]
-        self._order = [self.rows] * count
-        self._j = [*range(count)]
+        self._scores = [-negative for negative, *_ in best]
+        self._order = [self.rows[position] for _, _, _, position, _ in best]
+        self._j = [j for _, _, j, _, _ in best]
 
     def take(self, taken: dict[int, int], spent: Spent) -> int:
         """Take the best slot that is left; return its position, -1 when there is none."""
@@ -326,16 +350,20 @@ def _match(group: Sequence[tuple[Any, Pool, bool]], taken: dict[int, int]) -> li
 
 
 def _top(scores: Any, turn: Any, most: int) -> Any:
-    """Return the positions of at least the `most` best, in no order; ties go to the smallest turns.
+    """Return the positions of at least the `most` best in growing order; ties go to the smallest turns.
 
-    Array operations only: linear in the number of agents for a few, and without a sort of all for many.
+    Of equal turns (nobody of them had work so far) the smaller positions. Array operations only: linear in
+    the number of agents for a few, and without a sort of all for many.
     """
-    if len(scores) <= max(64, most):
-        return np.arange(len(scores))
-    cut = np.partition(scores, len(scores) - most)[len(scores) - most]
+    count = len(scores)
+    if count <= max(64, most):
+        return np.arange(count)
+    cut = np.partition(scores, count - most)[count - most]
     above = np.flatnonzero(scores > cut)
     ties = np.flatnonzero(scores == cut)
     wanted = most - len(above)
     if len(ties) > wanted:
-        ties = ties[np.argpartition(turn[ties], wanted - 1)[:wanted]]
-    return np.concatenate((above, ties))
+        ties = ties[np.argpartition(turn[ties] * count + ties, wanted - 1)[:wanted]]
+    best = np.concatenate((above, ties))
+    best.sort()
+    return best

@@ -8,11 +8,19 @@ from typing import Any
 import numpy as np
 
 from services.scheduler.core.fleet import Fleet
-from services.scheduler.core.instances import Levels
+from services.scheduler.core.instances import Instance, Levels
 from services.scheduler.core.placement import Demand, Pool
 from services.scheduler.core.policies.base import Columns
 from services.scheduler.core.policies.registry import POLICIES
 from services.scheduler.core.prospects import Estimate, durations
+
+
+def has_left(instance: Instance, demand: Demand) -> bool:
+    """Return whether an instance has left what a demand needs of its capacities."""
+    for name, amount in demand.needs:
+        if instance.capacities.get(name, 0) - instance.used.get(name, 0) < amount:
+            return False
+    return True
 
 
 def level_for(levels: Levels, demand: Demand) -> float | None:
@@ -31,7 +39,8 @@ class Pools:
 
     def __init__(self, fleet: Fleet, ageing_share: int) -> None:
         self.fleet = fleet
-        self._ageing_share = ageing_share
+        #: Of so many starts of an instance one belongs to an aged task, if there is any.
+        self.ageing_share = ageing_share
         #: What predicts durations; None takes what the task declares.
         self.estimate: Estimate | None = None
 
@@ -52,14 +61,9 @@ class Pools:
             rows, level = rows[fits], level[fits]
         return self.of(demand, rows, level) if len(rows) else None
 
-    def has(self, row: int, demand: Demand) -> bool:
-        """Return whether a row has left what a demand needs."""
-        columns = [(self.fleet.left(name), amount) for name, amount in demand.needs]
-        return all(column is not None and int(column[row]) >= amount for column, amount in columns)
-
     def of(self, demand: Demand, rows: Any, level: Any) -> Pool:
         """Return the pool of several instances, all of them free."""
-        fleet, share = self.fleet, self._ageing_share
+        fleet, share = self.fleet, self.ageing_share
         free = fleet.free[rows]
         pool = Pool(
             demand,
@@ -75,29 +79,60 @@ class Pools:
         return pool
 
     def alone(self, demand: Demand, row: int, level: float) -> Pool:
-        """Return the pool of one instance alone, without any array: the usual case on a busy fleet."""
-        fleet = self.fleet
-        instance = fleet.instances[row]
+        """Return the pool of one instance alone: the usual case on a busy fleet."""
+        return self.few(demand, [(row, level)])
+
+    def few(self, demand: Demand, found: list[tuple[int, float]]) -> Pool:
+        """Return the pool of a handful of instances, (row, level) in order of rows, without any array."""
+        instances = [self._instance(row) for row, _ in found]
+        rows = [row for row, _ in found]
+        share = self.ageing_share
+        pool = Pool(
+            demand,
+            rows,
+            [instance.free for instance in instances],
+            lambda: self._plain_columns(demand, found, instances),
+            lambda: [instance.fresh_starts >= share - 1 for instance in instances],
+        )
+        pool.left = tuple(
+            {
+                row: instance.capacities.get(name, 0) - instance.used.get(name, 0)
+                for row, instance in zip(rows, instances, strict=True)
+            }
+            for name, _ in demand.needs
+        )
+        return pool
+
+    def _instance(self, row: int) -> Instance:
+        instance = self.fleet.instances[row]
         if instance is None:
             raise KeyError(row)
+        return instance
 
-        def columns() -> Columns:
+    def _plain_columns(
+        self, demand: Demand, found: list[tuple[int, float]], instances: list[Instance]
+    ) -> list[Columns]:
+        """Return columns of plain numbers, one for each instance: see `Columns`."""
+        newest = self.fleet.newest_turn
+        costs, times = [0.0] * len(found), None
+        least_cost = least_ms = 0.0
+        if POLICIES[demand.style.policy].predicts:
+            costs = [instance.cost for instance in instances]
+            least_cost = min(costs)
+            array = durations(
+                self.estimate, self.fleet, np.array([row for row, _ in found], np.int64), demand.style
+            )
+            if array is not None:
+                times = array.tolist()
+                least_ms = min(times)
+        columns: list[Any] = []
+        for number, ((_, level), instance) in enumerate(zip(found, instances, strict=True)):
             held = len(instance.held)
-            free = instance.free
-            if POLICIES[demand.style.policy].predicts:
-                one = np.array([row], np.int64)
-                return self._columns(demand, one, np.array([level]), np.array([free])).pick(0)
-            # Plain numbers: see `Columns`.
-            number: Any = held + free
-            return Columns(level, held, number, instance.turn, self.fleet.newest_turn, 0.0, None, 0)  # type: ignore[arg-type]
-
-        pool = Pool(
-            demand, row, instance.free, columns, lambda: instance.fresh_starts >= self._ageing_share - 1
-        )
-        if demand.needs:
-            left = [column for name, _ in demand.needs if (column := fleet.left(name)) is not None]
-            pool.left = tuple({row: int(column[row])} for column in left)
-        return pool
+            duration = None if times is None else times[number]
+            cost, turn = costs[number], instance.turn
+            slots = held + instance.free
+            columns.append((level, held, slots, turn, newest, cost, duration, 0, least_cost, least_ms))
+        return [Columns(*each) for each in columns]
 
     def _columns(self, demand: Demand, rows: Any, level: Any, free: Any) -> Columns:
         fleet = self.fleet

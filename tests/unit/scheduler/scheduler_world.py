@@ -247,7 +247,7 @@ class World:
         point = effect.task.savepoint
         known = self.saved.get(ref.task_key)
         # What an agent was told is durable is never lost; a newer one may have been on its way.
-        assert known is None or (point is not None and point.attempt_number >= known[0].number), ref
+        assert known is None or (point is not None and int(point.payload.data) >= int(known[1])), ref
         claims = {claim.resource for claim in effect.task.spec.resources}
         assert {lock.resource for lock in effect.locks} == claims
         assert effect.task.key not in self.committed, f"{ref} was done before"
@@ -268,7 +268,7 @@ class World:
             return
         if isinstance(report.outcome, Suspended) and report.outcome.savepoint is not None:
             before = self.saved.get(ref.task_key)
-            if before is None or before[0] <= ref.token:
+            if before is None or int(before[1]) <= int(report.outcome.savepoint.data):
                 self.saved[ref.task_key] = (ref.token, report.outcome.savepoint.data)
         if isinstance(report.outcome, Payload):
             # T3: exactly one result.

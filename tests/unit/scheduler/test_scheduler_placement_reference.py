@@ -1,0 +1,167 @@
+"""The fast placement decides what the plain one decides: over random fleets, in every state they come to."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+
+from services.common.core.ids import AgentId, InstanceId, Skill
+from services.common.core.instants import Instant
+from services.scheduler.core import apply as applier
+from services.scheduler.core.book import Book, Settings
+from services.scheduler.core.events import AgentsChanged, AgentView, InstanceView
+from services.scheduler.core.index import PlacementIndex
+from services.scheduler.core.model import PolicyWeights, Priority, SchedulingPolicy
+from services.scheduler.core.placement import Placement, Snapshot, plan
+from tests.unit.scheduler.placement_reference import Chosen, decide
+from tests.unit.scheduler.scheduler_stage import Stage, task
+from tests.unit.scheduler.scheduler_world import SeededChooser, World
+
+POLICIES = [*SchedulingPolicy]
+
+
+class Compared:
+    """Compares every plan that is made with the reference's, for the books that it is told of."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.decisions = 0
+        self._books: dict[PlacementIndex, Book] = {}
+        self._expected: list[Chosen] = []
+        fast = PlacementIndex.snapshot
+
+        def snapshot(
+            index: PlacementIndex, task_max: int, now: Instant, above: Priority | None = None
+        ) -> Snapshot | None:
+            book = self._books[index]
+            index.settle()
+            self._expected = decide(book, task_max, now, above)
+            found = fast(index, task_max, now, above)
+            if found is None:
+                assert self._expected == [], "there was something to place"
+            return found
+
+        def planned(found: Snapshot) -> list[Placement]:
+            placements = plan(found)
+            self._compare(placements, found)
+            return placements
+
+        made = Book.__post_init__
+
+        def note(book: Book) -> None:
+            made(book)
+            self._books[book.index] = book
+
+        monkeypatch.setattr(PlacementIndex, "snapshot", snapshot)
+        monkeypatch.setattr(applier, "plan", planned)
+        monkeypatch.setattr(Book, "__post_init__", note)
+
+    def _compare(self, placements: list[Placement], snapshot: Snapshot) -> None:
+        expected = [(each.task, each.row, each.aged) for each in self._expected]
+        assert [(each.task, each.row, each.aged) for each in placements] == expected
+        for mine, theirs in zip(placements, self._expected, strict=True):
+            self.decisions += 1
+            why = mine.pool.explain(mine.at, lambda row: str(snapshot.key_of(row)))
+            assert f" = {theirs.score:.2f}, best of {mine.pool.count} free" in why
+            named = [each.rpartition(" ")[0] for each in why.partition(", then ")[2].split(", ") if each]
+            assert named == [str(snapshot.key_of(row)) for row in theirs.others[: len(named)]], why
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> Compared:
+    """Compare every plan of this test."""
+    return Compared(monkeypatch)
+
+
+def test_worlds_with_everything_in_them(compared: Compared) -> None:
+    for seed in range(40):
+        world = World(SeededChooser(seed), crowded=seed % 2 == 1)
+        for _ in range(100):
+            world.act()
+    assert compared.decisions > 300
+
+
+def one_fleet(seed: int) -> int:
+    """Play a random fleet with a long queue; return how many tasks ended."""
+    random = Random(seed)
+    policy = random.choice(POLICIES)
+    settings = Settings(
+        policy=policy,
+        ageing_ms=random.choice((500, 60_000)),
+        ageing_share=random.choice((2, 4)),
+        wave_max=random.choice((3, 8_192)),
+        speculation_share=0.0,
+    )
+    stage = Stage(settings, validate=False)
+    skills = ["dig", "fly", "see", "swim"]
+    streams = {}
+    for number in range(random.choice((1, 3, 12, 90))):
+        name = f"a{number}"
+        known = [Skill(each) for each in random.sample(skills, random.randint(1, 3))]
+        levels = tuple((each, random.choice((0.25, 0.5, 1.0))) for each in known)
+        capacities = (("gpu", random.choice((0, 2, 3))),) if random.random() < 0.5 else ()
+        view = InstanceView(InstanceId("0"), 1, False, levels, capacities, random.choice((0.0, 1.0, 2.5)))
+        stage.batch(AgentsChanged("agents", 0.5, (AgentView(AgentId(name), frozenset(known), (view,)),)))
+        streams[name] = stage.link(name, slots=random.randint(0, 3))
+    ended = 0
+    for number in range(25):
+        stage.now = Instant(stage.now + random.choice((0, 1, 300)))
+        if random.random() < 0.5:
+            stage.submit(
+                *(
+                    _task(random, each, skills, [*streams], stage.now)
+                    for each in range(random.randint(1, 12))
+                ),
+                request_id=f"r{number}",
+                requester=f"agent/q{random.randrange(4)}",
+                weights=PolicyWeights(*(random.random() for _ in range(4))),
+            )
+        ended += _end_some(stage, random, streams)
+    return ended
+
+
+def _task(random: Random, number: int, skills: list[str], agents: list[str], now: int) -> Any:
+    more: dict[str, Any] = {}
+    if random.random() < 0.2:
+        more["deadline"] = now + random.choice((3_600_000, 7_200_000))
+    if random.random() < 0.2:
+        more["needs"] = (("gpu", random.choice((1, 2))),)
+    if random.random() < 0.1:
+        more["required_agents"] = tuple(random.sample(agents, min(2, len(agents))))
+    return task(
+        f"t{number}",
+        skills=tuple(random.sample(skills, random.choice((1, 1, 2)))),
+        priority=random.choice([*Priority]),
+        estimated_duration_ms=random.choice((500, 5_000)),
+        **more,
+    )
+
+
+def _end_some(stage: Stage, random: Random, streams: dict[str, Any]) -> int:
+    """Let some agents end what they do, a few at once: the lone free slot and the wave are both met."""
+    ended = 0
+    for name in random.sample([*streams], min(len(streams), random.choice((0, 1, 1, 2, 20)))):
+        held = [each for each in stage.state.book.instances.values() if each.key.agent_id == name]
+        for running in [*held[0].held.values()][:1]:
+            stage.finish(
+                streams[name], running.key.task_id, request_id=running.collaboration.submission.request_id
+            )
+            ended += 1
+    return ended
+
+
+def test_thousands_of_decisions_of_random_fleets(compared: Compared) -> None:
+    ended = sum(one_fleet(seed) for seed in range(60))
+    assert ended > 200
+    assert compared.decisions > 1_000
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("block", range(20))
+def test_very_many_decisions_of_random_fleets(compared: Compared, block: int) -> None:
+    for seed in range(1_000 + block * 500, 1_500 + block * 500):
+        one_fleet(seed)
+        world = World(SeededChooser(seed), crowded=seed % 2 == 1)
+        for _ in range(200):
+            world.act()
