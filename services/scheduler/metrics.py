@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from prometheus_client import Histogram
+
 from services.common.metrics import SIZE_BUCKETS, Metrics
 from services.scheduler.core.book import Book
 from services.scheduler.core.observing import standing_counts
@@ -67,6 +69,10 @@ class SchedulerMetrics:
             ("outcome",),
         )
         self.watchers = metrics.gauge("watchers", "Watch streams.")
+        self._stages: dict[str, Histogram] = {}
+        self._inside = {
+            inside: self.predictions.labels(word) for inside, word in ((True, "yes"), (False, "no"))
+        }
         self.watch_gaps = metrics.counter("watch_gaps", "Times that a slow watcher missed events.")
 
     def take(self, book: Book) -> None:
@@ -74,12 +80,15 @@ class SchedulerMetrics:
         observed = book.observed
         if observed.stages:
             for stage, milliseconds in observed.stages:
-                self.stage_seconds.labels(stage).observe(milliseconds / 1_000)
+                histogram = self._stages.get(stage)
+                if histogram is None:
+                    histogram = self._stages[stage] = self.stage_seconds.labels(stage)
+                histogram.observe(milliseconds / 1_000)
             observed.stages.clear()
         if observed.misses:
             for miss in observed.misses:
                 self.prediction_ratio.observe(miss.ratio)
-                self.predictions.labels("yes" if miss.inside else "no").inc()
+                self._inside[miss.inside].inc()
             observed.misses.clear()
             self.prediction_coverage.set(book.predictor.coverage())
         while observed.deadlines:

@@ -78,15 +78,17 @@ class Directory:
         """
         if not demand.needs:
             return []
-        names = demand.agents or self._agents.keys()
-        able = [
-            dict(instance.capacities)
-            for name in names
-            if (agent := self._agents.get(name)) is not None and demand.skills <= agent.skills
-            for instance in agent.instances
-        ]
-        if any(all(one.get(name, 0) >= amount for name, amount in demand.needs) for one in able):
-            return []
+        able: list[dict[str, int]] = []
+        for agent_id in demand.agents or self._agents:
+            agent = self._agents.get(agent_id)
+            if agent is None or not demand.skills <= agent.skills:
+                continue
+            for instance in agent.instances:
+                one = dict(instance.capacities)
+                # The first one that could ends the search: a large fleet is not read for each submission.
+                if all(one.get(name, 0) >= amount for name, amount in demand.needs):
+                    return []
+                able.append(one)
         most = [
             (name, amount, max((one.get(name, 0) for one in able), default=0))
             for name, amount in demand.needs

@@ -61,6 +61,8 @@ class PlacementIndex:
         self._by_skill: dict[Skill, dict[_Queue, None]] = {}
         self._by_agent: dict[AgentId, dict[_Queue, None]] = {}
         self._runnable: dict[_Queue, None] = {}
+        #: Instances with a free slot whose queues belong there, too: found when they are asked for.
+        self._woken: dict[Instance, None] = {}
         #: Requesters with a waiting task by class, and in how many lanes.
         self._waiting: dict[Priority, dict[Account, int]] = {priority: {} for priority in Priority}
         #: A heap of every task under its number, by the instant at which it became ready: whether anything is
@@ -172,14 +174,17 @@ class PlacementIndex:
         for instance in self._touched:
             self.fleet.put(instance)
             if instance.free:
-                self._wake(instance)
+                self._woken[instance] = None
         self._touched.clear()
 
-    def _wake(self, instance: Instance) -> None:
+    def _wake(self) -> None:
         """Let the queues be looked at that an instance with a free slot may serve."""
-        for queue, _ in self._serves(instance):
-            if queue.live:
-                self._runnable[queue] = None
+        for instance in self._woken:
+            if instance.row >= 0:
+                for queue, _ in self._serves(instance):
+                    if queue.live:
+                        self._runnable[queue] = None
+        self._woken.clear()
 
     def _serves(self, instance: Instance) -> list[tuple[_Queue, float]]:
         """Return the queues that an instance can serve, each with its level for it."""
@@ -225,15 +230,19 @@ class PlacementIndex:
         fleet = self.fleet
         if not fleet.live:
             self._runnable.clear()
-        if not self._runnable:
+            self._woken.clear()
+        if not self._runnable and not self._woken:
             return None
         # More than there are slots could not be placed; what is left over is seen by the next snapshot.
         most = min(task_max, fleet.free_count)
         if most == 1 and len(fleet.live) == 1 and not self.withheld:
             [row] = fleet.live
             lone = fleet.instances[row]
-            if lone is not None and (above is not None or not self._owes(lone, now)):
+            if lone is not None and (above is Priority.EMERGENCY or not self._owes(lone, now)):
                 return self._next_for(lone, above)
+        self._wake()
+        if not self._runnable:
+            return None
         pools = self._few() if len(fleet.live) <= _FEW_ROWS else self._many()
         if not pools:
             return None
@@ -258,15 +267,15 @@ class PlacementIndex:
 
         What `serve` would choose, without asking every requester and without a pool for any other task.
         """
-        served = [each for each in self._serves(instance) if each[0].live]
-        self._runnable = {queue: None for queue, _ in served}
+        served = self._serves(instance)
         for priority in Priority:
             if above is not None and priority >= above:
                 return None
             waiting = self._waiting[priority]
             if not waiting:
                 continue
-            offers = [(lanes, each) for each in served if (lanes := each[0].classes.get(priority))]
+            # A queue in which nobody waits has no classes.
+            offers = [(each[0].classes[priority], each) for each in served if priority in each[0].classes]
             while offers:
                 accounts: Iterable[Account] = waiting
                 if len(waiting) > _ACCOUNTS_FEW:
@@ -278,7 +287,8 @@ class PlacementIndex:
                     pool.wanted = 1
                     return Snapshot([(task, pool, False)], self.key_of)
                 offers = [each for each in offers if each[1] is not chosen]
-        self._runnable = {}
+        self._runnable.clear()
+        self._woken.clear()
         return None
 
     def _owes(self, instance: Instance, now: Instant) -> bool:

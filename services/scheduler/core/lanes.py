@@ -136,7 +136,10 @@ def first(
             lane = lanes.get(account)
             if lane is None:
                 continue
-            key, number, task = lane.head()
+            heap = lane.heap
+            key, number, task = heap[0]
+            if number != task.queue_number:
+                key, number, task = lane.head()
             if found is None or key < found[0] or (key == found[0] and number < found[1]):
                 found = (key, number, task, of)
     if found is None:

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
+from services.common.core.ids import Skill
 from services.common.core.instants import Instant
 from services.scheduler.core.course import Attempt, Task
 from services.scheduler.core.instances import Instance, Levels
@@ -30,6 +32,8 @@ WEIGHTS = MappingProxyType({Priority.HIGH: 4, Priority.NORMAL: 2, Priority.LOW: 
 _LOOK_MAX = 64
 #: Below this size a rebuild costs more than it frees.
 _REBUILD_SIZE_MIN = 64
+#: Up to so many pools empty ones are kept.
+_POOLS_MIN = 64
 
 _Name = tuple[TaskKey, int]
 
@@ -54,6 +58,15 @@ class _Entry(NamedTuple):
     instance: Instance
 
 
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """The attempts of one class and profile, cheapest first; found once the first of them is asked for."""
+
+    pool: _Pool
+    priority: Priority
+    rest: Iterator[Victim] | None = None
+
+
 class _Pool:
     """The attempts at instances of one profile."""
 
@@ -70,6 +83,9 @@ class Victims:
 
     def __init__(self) -> None:
         self._pools: dict[frozenset[tuple[str, float]], _Pool] = {}
+        self._by_skill: dict[Skill, dict[_Pool, None]] = {}
+        #: With so many pools the empty ones go.
+        self._pools_max = _POOLS_MIN
         self._pool_of: dict[Instance, _Pool] = {}
         #: The number of each attempt's valid entry, and its pool.
         self._numbers: dict[_Name, tuple[int, _Pool]] = {}
@@ -134,14 +150,37 @@ class Victims:
 
         Cheapest first within a class and a profile, and over all of them by the price of each.
         """
-        streams = [
-            self._of(pool, priority, demand, now)
-            for pool in self._pools.values()
-            if pool.live and level_for(pool.levels, demand) is not None
-            for priority in WEIGHTS
-            if priority > above and pool.heaps[priority]
-        ]
-        return heapq.merge(*streams, key=lambda victim: (victim.cost, -victim.task.priority))
+        heads: list[tuple[int, int, int, Victim | None, _Stream]] = []
+        for pool in self._suitable(demand):
+            for priority, heap in pool.heaps.items():
+                if heap and priority > above:
+                    while heap and not self._is_live(heap[0]):
+                        heapq.heappop(heap)
+                    if heap:
+                        cost = (now + heap[0].negative_since) * WEIGHTS[priority]
+                        heads.append((cost, -priority, len(heads), None, _Stream(pool, priority)))
+        heapq.heapify(heads)
+        while heads:
+            _, _, number, victim, stream = heads[0]
+            if victim is not None:
+                yield victim
+            elif stream.rest is None:
+                # Its first one may be another than the head: one at a named agent.
+                stream.rest = self._of(stream.pool, stream.priority, demand, now)
+            following = None if stream.rest is None else next(stream.rest, None)
+            if following is None:
+                heapq.heappop(heads)
+            else:
+                place = (following.cost, -following.task.priority, number, following, stream)
+                heapq.heapreplace(heads, place)
+
+    def _suitable(self, demand: Demand) -> list[_Pool]:
+        """Return the pools with an attempt whose instances have the skills."""
+        having = [self._by_skill.get(skill) for skill in demand.skills]
+        if any(pools is None for pools in having):
+            return []
+        few = min((pools for pools in having if pools is not None), key=len, default={})
+        return [pool for pool in few if pool.live and level_for(pool.levels, demand) is not None]
 
     def _of(self, pool: _Pool, priority: Priority, demand: Demand, now: Instant) -> Iterator[Victim]:
         heap = pool.heaps[priority]
@@ -172,16 +211,24 @@ class Victims:
             key = frozenset(instance.levels.items())
             pool = self._pools.get(key)
             if pool is None:
-                self._forget_empty()
+                if len(self._pools) >= self._pools_max:
+                    self._forget_empty()
                 pool = self._pools[key] = _Pool(instance.levels)
+                for skill in instance.levels:
+                    self._by_skill.setdefault(skill, {})[pool] = None
             self._pool_of[instance] = pool
         return pool
 
     def _forget_empty(self) -> None:
-        """Before a new pool comes, let go of those that have no attempt and no instance."""
+        """Let go of the pools that have no attempt and no instance: now and then, for it looks at all."""
         used = {*self._pool_of.values()}
         for key in [key for key, pool in self._pools.items() if not pool.live and pool not in used]:
-            del self._pools[key]
+            pool = self._pools.pop(key)
+            for skill in pool.levels:
+                del self._by_skill[skill][pool]
+                if not self._by_skill[skill]:
+                    del self._by_skill[skill]
+        self._pools_max = max(_POOLS_MIN, 2 * len(self._pools))
 
     def _drop(self, name: _Name) -> None:
         found = self._numbers.pop(name, None)

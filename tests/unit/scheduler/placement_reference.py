@@ -116,10 +116,10 @@ def _turns(
 ) -> list[Turn]:
     turns: list[Turn] = []
     for priority in Priority:
+        if priority is Priority.HIGH and above is not Priority.EMERGENCY:
+            turns += _aged(book, waiting, pools, most - len(turns), now)
         if above is not None and priority >= above:
             break
-        if priority is Priority.HIGH and above is None:
-            turns += _aged(book, waiting, pools, most - len(turns), now)
         served = {task.key for task, _, aged in turns if aged}
         mine = [task for task in waiting if task.priority is priority]
         turns += _class(book, mine, pools, most - len(turns), served)
@@ -131,9 +131,6 @@ def _aged(
 ) -> list[Turn]:
     """Who waited too long: requesters take turns, and each demand, class and requester in order of age."""
     share, ageing_ms = book.settings.ageing_share, book.settings.ageing_ms
-    if not book.index._any_aged(now):
-        # Its line is in order of age but for who comes back from the lock table: nearly exact.
-        return []
     old = [
         task
         for task in waiting

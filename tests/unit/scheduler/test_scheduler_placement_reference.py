@@ -13,8 +13,10 @@ from services.scheduler.core import apply as applier
 from services.scheduler.core.book import Book, Settings
 from services.scheduler.core.events import AgentsChanged, AgentView, InstanceView
 from services.scheduler.core.index import PlacementIndex
-from services.scheduler.core.model import PolicyWeights, Priority, SchedulingPolicy
+from services.scheduler.core.model import AttemptState, PolicyWeights, Priority, SchedulingPolicy
 from services.scheduler.core.placement import Placement, Snapshot, plan
+from services.scheduler.core.pools import level_for
+from services.scheduler.core.victims import WEIGHTS, repeats_ms
 from tests.unit.scheduler.placement_reference import Chosen, decide
 from tests.unit.scheduler.scheduler_stage import Stage, task
 from tests.unit.scheduler.scheduler_world import SeededChooser, World
@@ -74,11 +76,45 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> Compared:
     return Compared(monkeypatch)
 
 
+def check_victims(book: Book, now: Instant) -> int:
+    """Compare who could make room, and at what price, with a look at all that runs; return how many."""
+    compared = 0
+    tasks = [each for collaboration in book.collaborations.values() for each in collaboration.tasks.values()]
+    for demand in {each.demand for each in tasks}:
+        for above in (Priority.EMERGENCY, Priority.HIGH, Priority.NORMAL):
+            expected = {}
+            for instance in book.instances.values():
+                able = instance.suspendable and instance.stream is not None and not instance.draining
+                named = not demand.agents or instance.key.agent_id in demand.agents
+                if not able or not named or level_for(instance.levels, demand) is None:
+                    continue
+                for held in instance.held.values():
+                    attempt = held.at(instance.key)
+                    if attempt is None or held.priority <= above or held.spec.gang is not None:
+                        continue
+                    if attempt.state is AttemptState.SUSPENDING:
+                        continue
+                    saved = held.savepoint
+                    since = max(attempt.assign_time, 0 if saved is None else saved.save_time)
+                    price = (now - since + repeats_ms(held)) * WEIGHTS[held.priority]
+                    expected[held.key, instance.key] = price
+            found = [*book.victims.candidates(demand, above, now)]
+            assert {(each.task.key, each.instance.key): each.cost for each in found} == expected
+            places = [(each.cost, -each.task.priority) for each in found]
+            assert places == sorted(places)
+            compared += len(found)
+    return compared
+
+
 def test_worlds_with_everything_in_them(compared: Compared) -> None:
+    victims = 0
     for seed in range(40):
         world = World(SeededChooser(seed), crowded=seed % 2 == 1)
-        for _ in range(100):
+        for number in range(100):
             world.act()
+            if number % 10 == 0:
+                victims += check_victims(world.stage.state.book, world.stage.now)
+    assert victims > 100
     assert compared.decisions > 300
 
 
@@ -158,9 +194,9 @@ def test_thousands_of_decisions_of_random_fleets(compared: Compared) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("block", range(20))
+@pytest.mark.parametrize("block", range(40))
 def test_very_many_decisions_of_random_fleets(compared: Compared, block: int) -> None:
-    for seed in range(1_000 + block * 500, 1_500 + block * 500):
+    for seed in range(1_000 + block * 25, 1_025 + block * 25):
         one_fleet(seed)
         world = World(SeededChooser(seed), crowded=seed % 2 == 1)
         for _ in range(200):
