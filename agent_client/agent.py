@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from agent_client.context import load_context
-from agent_client.core.addresses import TOPIC
+from agent_client.core.addresses import TOPIC, address_of
 from agent_client.core.vocabulary import MessageType, Priority
 from agent_client.delivery import Delivery, Reply
 from agent_client.driver import AgentLink
@@ -150,20 +150,29 @@ class Agent:
         priority: Priority | str = Priority.NORMAL,
         correlation_id: str = "",
         ttl: float | None = None,
+        instance: str = "",
         **fields: Any,
     ) -> Pending[Receipt]:
         """Send a message; `await` it to know that it is stored durably.
 
-        `to` is an agent, "operator/<name>", "skill/<skill>" (the least loaded agent that has it),
-        "collaboration/<id>" (a copy to each other member) or "topic/<topic>" (see `publish`). The receipt
-        says who gets it and its sequence number there. `ttl` is how many seconds it may wait for its
-        receiver (default 300). Further fields are those of `muster.common.v1.Envelope` that a sender sets:
-        collaboration_id, causation_id, requires_ack, retry_max, requires_receiver, traceparent, tracestate.
+        `to` is an agent (any instance of it, or the one that `instance` names), "operator/<name>",
+        "skill/<skill>" (the least loaded agent that has it), "collaboration/<id>" (a copy to each other
+        member) or "topic/<topic>" (see `publish`). What is for one instance waits for it, and it must have
+        received messages before; nobody else gets it, and its order is its own. The receipt says who gets
+        it and its sequence number there. `ttl` is how many seconds it may wait for its receiver (default
+        300). Further fields are those of `muster.common.v1.Envelope` that a sender sets: collaboration_id,
+        causation_id, requires_ack, retry_max, requires_receiver, traceparent, tracestate.
         Messages are kept in order and sent again after a lost link. Raises NotFoundError for an unknown
         receiver, LimitError when a mailbox or quota is full.
         """
         return self._running.mailbox.send(
-            to, payload, type=type, priority=priority, correlation_id=correlation_id, ttl=ttl, **fields
+            address_of(to, instance),
+            payload,
+            type=type,
+            priority=priority,
+            correlation_id=correlation_id,
+            ttl=ttl,
+            **fields,
         )
 
     def publish(
@@ -214,16 +223,17 @@ class Agent:
         timeout: float = 30.0,
         type: MessageType | str = MessageType.COLLABORATION_REQUEST,  # noqa: A002  # as in send
         priority: Priority | str = Priority.NORMAL,
+        instance: str = "",
         **fields: Any,
     ) -> Reply:
         """Send a message and `await` the payload of its reply; CallTimeoutError after `timeout` seconds.
 
-        `to` is one agent or "skill/<skill>". The request, and the reply of an agent that uses this package,
-        expire when the time is over; a reply that comes later all the same is an ordinary message with
-        `is_late_reply`.
+        `to` is one agent (any instance of it, or the one that `instance` names) or "skill/<skill>". The
+        request, and the reply of an agent that uses this package, expire when the time is over; a reply that
+        comes later all the same is an ordinary message with `is_late_reply`.
         """
         return self._running.mailbox.request(
-            to, payload, timeout=timeout, type=type, priority=priority, **fields
+            address_of(to, instance), payload, timeout=timeout, type=type, priority=priority, **fields
         )
 
     def lock(self, *resources: str, shared: bool = False, wait: float | None = None) -> Lock:

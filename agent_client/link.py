@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from agent_client.core.addresses import address_of, split_instance
 from agent_client.core.inbox import Domain, Key, Verdict
 from agent_client.core.records import AttemptRef, Claim, HeldLock, Outcome, Payload
 from agent_client.core.vocabulary import MessageType, Priority
@@ -88,8 +89,9 @@ class Envelope:
 
     @property
     def domain(self) -> Domain:
-        """The order domain at its receiver."""
-        return self.sender, self.priority
+        """The order domain at its receiver; what is for one instance of it only has one of its own."""
+        _, instance = split_instance(self.receiver)
+        return self.sender, address_of(self.priority, instance)
 
 
 @dataclass(frozen=True, slots=True)

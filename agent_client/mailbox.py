@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Sequence
 from threading import Lock
 from typing import Any, TypeVar
 
-from agent_client.core.addresses import has_copies, is_routed, matches, topic_of
+from agent_client.core.addresses import has_copies, is_routed, matches, split_instance, topic_of
 from agent_client.core.delivery_queue import DeliveryQueue, Waiting
 from agent_client.core.inbox import EMERGENCY_WINDOW, WINDOW, Domain, Key, Verdict
 from agent_client.core.requests import Answered, RequestBook
@@ -116,7 +116,7 @@ class Mailbox:
         correlation_id = f"{self._prefix}-q{next(self._numbers)}"
         reply = Reply(self, correlation_id, timeout)
         with self._lock:
-            self._requests.asked(correlation_id, "" if is_routed(to) else to)
+            self._requests.asked(correlation_id, "" if is_routed(to) else split_instance(to)[0])
             self._replies[correlation_id] = reply
         self.link.want_messages()
         try:
@@ -131,7 +131,7 @@ class Mailbox:
     def request_accepted(self, correlation_id: str, receiver: str) -> None:
         """The broker said for whom it accepted a request; called from the link."""
         with self._lock:
-            self._requests.chosen(correlation_id, receiver)
+            self._requests.chosen(correlation_id, split_instance(receiver)[0])
 
     def forget_request(self, correlation_id: str, *, late: bool) -> None:
         """Nobody waits for this reply any more; should it come after all, it is `late`."""

@@ -36,7 +36,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # The one version of every protocol that this client speaks.
 VERSIONS = (1,)
 # What it knows of the mailbox protocol beyond that.
-MAILBOX_FEATURES = ("routes",)
+MAILBOX_FEATURES = ("routes", "instances")
 
 
 def duration(ms: int) -> Duration:

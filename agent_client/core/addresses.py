@@ -5,6 +5,21 @@ from __future__ import annotations
 SKILL, COLLABORATION, TOPIC = "skill/", "collaboration/", "topic/"
 
 
+# Between an agent's name and its one instance that is meant.
+INSTANCE_MARK = "#"
+
+
+def address_of(name: str, instance: str) -> str:
+    """Return the address of one instance of an agent; of any when `instance` is empty."""
+    return f"{name}{INSTANCE_MARK}{instance}" if instance else name
+
+
+def split_instance(address: str) -> tuple[str, str]:
+    """Return the name and the instance in an address; the instance is empty when any will do."""
+    name, _, instance = address.partition(INSTANCE_MARK)
+    return name, instance
+
+
 def is_routed(address: str) -> bool:
     """Return whether the broker looks for the receivers of `address`."""
     return address.startswith((SKILL, COLLABORATION, TOPIC))

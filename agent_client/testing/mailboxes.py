@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from agent_client.core.addresses import has_copies, is_routed, matches, topic_of
+from agent_client.core.addresses import has_copies, is_routed, matches, split_instance, topic_of
 from agent_client.core.inbox import Domain, Key, Verdict
 from agent_client.errors import InvalidRequestError, NotFoundError, RequestReusedError, Violation
 from agent_client.link import Delivered, Envelope, Receipt, Sink
@@ -15,6 +15,8 @@ from agent_client.link import Delivered, Envelope, Receipt, Sink
 RETRY_MAX_DEFAULT = 3
 _SEGMENT = r"(?:[A-Za-z0-9_-]+|\*)"
 _PATTERN = re.compile(rf"(?:{_SEGMENT}\.){{0,7}}(?:{_SEGMENT}|\*\*)")
+# Every agent of the plane in memory has this one instance.
+INSTANCE = "0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +116,11 @@ class Mailboxes:
     def _receivers(self, sender: str, envelope: Envelope) -> list[str]:
         address = envelope.receiver
         if not is_routed(address):
-            if address not in self._mail:
-                raise NotFoundError(f"no agent {address!r} is registered", reason="AGENT_NOT_FOUND")
+            name, instance = split_instance(address)
+            if name not in self._mail:
+                raise NotFoundError(f"no agent {name!r} is registered", reason="AGENT_NOT_FOUND")
+            if instance not in {"", INSTANCE}:
+                raise NotFoundError(f"{name} has no instance {instance!r}", reason="RECEIVER_NOT_FOUND")
             return [address]
         if topic := topic_of(address):
             found = [
@@ -141,8 +146,9 @@ class Mailboxes:
             accepted_time=datetime.now(UTC),
         )
         self.accepted.append(stored)
-        self._mail[receiver][stored.key] = _Mail(stored)
-        self._deliver_domain(receiver, stored.domain)
+        name, _ = split_instance(receiver)
+        self._mail[name][stored.key] = _Mail(stored)
+        self._deliver_domain(name, stored.domain)
         return number
 
     def settle(self, name: str, key: Key, verdict: Verdict, delay: float | None, reason: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from services.broker import letters
 from services.broker.core import effects as fx
 from services.broker.core import events as ev
 from services.broker.core.machine import Machine
@@ -158,25 +159,25 @@ class Driver:
             await room
 
     async def list_dead_letters(self, receiver: str, after: int, limit: int) -> list[StoredDeadLetter]:
-        """See `MailboxStore.list_dead_letters`."""
-        return await self._store.list_dead_letters(receiver, after, limit)
+        """See `MailboxStore.list_dead_letters`; those of the mailbox's instances are among them."""
+        return await letters.list_after(self._store, self.machine.state.addresses(receiver), after, limit)
 
     async def count_dead_letters(self, receiver: str) -> int:
-        """See `MailboxStore.count_dead_letters`."""
-        return await self._store.count_dead_letters(receiver)
+        """See `MailboxStore.count_dead_letters`; those of the mailbox's instances are among them."""
+        return await letters.count(self._store, self.machine.state.addresses(receiver))
 
     async def replay(self, receiver: str, numbers: Sequence[int]) -> list[LetterOutcome]:
         """Send dead letters of a mailbox once more; returns when that is durable."""
         # One request after the other: what is read here is still there when the core decides.
         async with self._letters_lock:
-            found = await self._store.find_dead_letters(receiver, numbers)
+            found = await letters.find(self._store, self.machine.state.addresses(receiver), numbers)
             told: list[LetterOutcome] = await self._ask(lambda number: ev.ReplayAsked(number, found))
             return told
 
     async def drop(self, receiver: str, numbers: Sequence[int]) -> list[LetterOutcome]:
         """Forget dead letters of a mailbox; returns when that is durable."""
         async with self._letters_lock:
-            found = await self._store.find_dead_letters(receiver, numbers)
+            found = await letters.find(self._store, self.machine.state.addresses(receiver), numbers)
             mine = [stored.number for stored in found]
             told: list[LetterOutcome] = await self._ask(lambda number: ev.DropAsked(number, mine))
             return told

@@ -314,6 +314,29 @@ def test_routes_are_for_streams_that_agreed_on_them() -> None:
     assert "routes" in refused.error.violations[0].description
 
 
+def test_one_instance_is_an_address_for_streams_that_agreed_on_it() -> None:
+    terms = Terms(1, frozenset({"instances"}))
+    taken = read(good(receiver_id="beta#north"), terms)
+    assert isinstance(taken, Draft)
+    assert taken.receiver == "beta#north"
+    for other, feature in ((Terms(1, frozenset({"routes"})), "instances"), (terms, "routes")):
+        address = "beta#north" if feature == "instances" else "topic/roads"
+        refused = read(good(receiver_id=address), other)
+        assert isinstance(refused, RefusedDraft)
+        assert feature in refused.error.violations[0].description
+    key = DomainKey("alpha", "beta#north", Lane.NORMAL)
+    shared = Envelope(key._replace(receiver="beta"), 7, Instant(5), taken)
+    both = delivered(
+        Delivery(3, shared, 1, Instant(6_000)),
+        Delivery(4, Envelope(key, 7, Instant(5), taken), 1, Instant(6_000)),
+    )
+    assert [one.envelope.receiver_id for one in both] == ["beta", "beta#north"]
+    raw = responses.tombstones(key, [Tombstone(1, 1, "m-1", DeadReason.EXPIRED)])
+    assert pb.MailboxResponse.FromString(raw).tombstones[0].receiver_id == "beta#north"
+    raw = responses.tombstones(shared.key, [Tombstone(1, 1, "m-1", DeadReason.EXPIRED)])
+    assert pb.MailboxResponse.FromString(raw).tombstones[0].receiver_id == ""
+
+
 def test_nobody_says_for_the_broker_what_was_written() -> None:
     refused = read(good(address="topic/roads"))
     assert isinstance(refused, RefusedDraft)

@@ -1,4 +1,4 @@
-"""What an envelope's receiver_id may say: one receiver's name, or whom to look for."""
+"""What an envelope's receiver_id may say: one receiver's name, one instance of it, or whom to look for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from services.broker.core.topics import is_topic
 from services.common.core.ids import AGENT_ID, NAME_64, SKILL
 
 OPERATOR_PREFIX = "operator/"
+# Between a receiver's name and the one instance of it that is meant: "field-1#north".
+INSTANCE_MARK = "#"
 
 
 # Receivers repeat; what is asked often is remembered.
@@ -16,6 +18,24 @@ OPERATOR_PREFIX = "operator/"
 def is_mailbox(text: str) -> bool:
     """Return whether `text` names an agent ("field-1") or an operator ("operator/admin")."""
     return AGENT_ID.match(text.removeprefix(OPERATOR_PREFIX)) is not None
+
+
+@lru_cache(maxsize=4_096)
+def is_instance(text: str) -> bool:
+    """Return whether `text` names one instance of an agent or operator ("field-1#north")."""
+    owner, mark, instance = text.partition(INSTANCE_MARK)
+    return bool(mark) and is_mailbox(owner) and NAME_64.match(instance) is not None
+
+
+def owner_of(address: str) -> str:
+    """Return whose mailbox the envelopes to a receiver or to one of its instances are in."""
+    return address.partition(INSTANCE_MARK)[0]
+
+
+def instance_of(address: str) -> str | None:
+    """Return the one instance that is meant; None: any."""
+    _, mark, instance = address.partition(INSTANCE_MARK)
+    return instance if mark else None
 
 
 @lru_cache(maxsize=4_096)

@@ -27,7 +27,7 @@ from services.broker.core.refusals import (
     quota,
     reused,
     shutting_down,
-    unknown_agent,
+    unknown,
 )
 from services.broker.core.routing import admit_routed
 from services.broker.core.state import Domain, Item, Sender, Stream
@@ -177,8 +177,9 @@ def _find_domain(desk: Desk, sender: Sender, receiver: str, lane: Lane) -> Domai
     state = desk.state
     if state.draining:
         return shutting_down()
-    if receiver not in state.known:
-        return unknown_agent(receiver)
+    error = unknown(state, receiver)
+    if error is not None:
+        return error
     key = DomainKey(sender.name, receiver, lane)
     if key not in state.domains and len(state.domains) >= desk.limits.domains_max:
         return quota("domains_max", "the broker keeps as many order domains as it may", RETRY_AFTER_MS)

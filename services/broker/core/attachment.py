@@ -6,7 +6,7 @@ from services.broker.core.burial import untold
 from services.broker.core.desk import Desk
 from services.broker.core.effects import End, NoteFenced, NoteOpened, TellTombstones, Welcome
 from services.broker.core.events import StreamOpened
-from services.broker.core.handover import let_go
+from services.broker.core.handover import enlist_for, let_go
 from services.broker.core.model import IncarnationRecord
 from services.broker.core.settlement import end_session, recall_from
 from services.broker.core.state import Domain, Mailbox, Session, Stream
@@ -53,6 +53,7 @@ def open_stream(desk: Desk, event: StreamOpened, now: Instant) -> None:
         session = mailbox.sessions[event.instance] = Session(
             mailbox, event.instance, event.incarnation, limits
         )
+        enlist_for(session)
         _remember(desk, mailbox, event)
     elif session.stream is not None:
         desk.effects.append(End(session.stream.stream_id, _taken_over()))
@@ -109,6 +110,8 @@ def _attach(desk: Desk, stream: Stream, session: Session, resume_token: int) -> 
     waiting_count = mailbox.count + mailbox.emergency_count - held
     desk.effects.append(Welcome(stream_id, waiting_count, desk.limits.send_window))
     for domain in mailbox.domains:
+        if not domain.concerns(session):
+            continue
         told = [stone for stone in domain.tombstones if not untold(domain, stone)]
         if told:
             desk.effects.append(TellTombstones(stream_id, domain.key, told))

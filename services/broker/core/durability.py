@@ -179,7 +179,7 @@ def _buried(desk: Desk, burial: Burial, mailboxes: dict[Mailbox, None]) -> None:
     domain.blocked -= 1
     stone = announce(desk, burial)
     for session in domain.mailbox.sessions.values():
-        if session.stream is not None:
+        if session.stream is not None and domain.concerns(session):
             desk.effects.append(TellTombstones(session.stream.stream_id, domain.key, [stone]))
     enlist(domain)
     mailboxes[domain.mailbox] = None

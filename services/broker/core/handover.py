@@ -3,7 +3,8 @@
 The order of the decisions: EMERGENCY first, on its own credit; then the lane that `lanes.LaneShares` names;
 inside a lane the order domains take turns, so that one sender does not fill another's way; inside a domain
 strictly by sequence number. A domain that a session holds goes on with that session (two instances never
-work on one domain at once); a free one goes to whichever session has credit, the least loaded first.
+work on one domain at once); a free one goes to whichever session has credit, the least loaded first, and one
+that is for one instance only to the session of that.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from services.broker.core.burial import EXPIRED_WAITING, bury
 from services.broker.core.desk import Desk, Release
 from services.broker.core.effects import Deliver
 from services.broker.core.model import Delivery, Lane
-from services.broker.core.state import Domain, Item, Mailbox, Session, advance_all
+from services.broker.core.state import Domain, Item, Mailbox, Ring, Session, advance_all
 from services.broker.core.table import DeliveryInput
 from services.broker.core.timers import TimerKind
 from services.common.core.instants import NEVER, Instant, after
@@ -29,17 +30,20 @@ DELIVERY_OVERHEAD_BYTES = 64
 
 def enlist(domain: Domain) -> None:
     """Put a domain where it is looked for: in line if it is ready, out of it if not."""
-    lane = domain.key.lane
-    session = domain.session
-    if session is None:
-        if domain.ready:
-            domain.mailbox.ready[lane][domain] = None
-        else:
-            domain.mailbox.ready[lane].pop(domain, None)
-    elif domain.ready:
-        session.ready[lane][domain] = None
+    line = _line(domain)
+    if line is None:
+        return
+    if domain.ready:
+        line[domain] = None
     else:
-        session.ready[lane].pop(domain, None)
+        line.pop(domain, None)
+
+
+def enlist_for(session: Session) -> None:
+    """Put what is for a new session's instance only where that session looks."""
+    for domain in session.mailbox.domains:
+        if domain.instance == session.instance:
+            enlist(domain)
 
 
 def hold(domain: Domain, session: Session) -> None:
@@ -223,10 +227,20 @@ def _release(desk: Desk, domain: Domain, session: Session, limit: int, now: Inst
 
 def _requeue(domain: Domain) -> None:
     """After its turn a domain goes to the end of its line, or out of it."""
-    lane = domain.key.lane
-    line = domain.mailbox.ready[lane] if domain.session is None else domain.session.ready[lane]
-    line.pop(domain, None)
-    if domain.ready:
-        line[domain] = None
-    elif not domain.waiting:
+    line = _line(domain)
+    if line is not None:
+        line.pop(domain, None)
+        if domain.ready:
+            line[domain] = None
+    if not domain.waiting:
         domain.expire_first = NEVER
+
+
+def _line(domain: Domain) -> Ring | None:
+    """Return where whoever may take of a domain looks for it; None while its only instance is away."""
+    mailbox, session = domain.mailbox, domain.session
+    if session is None and domain.instance is not None:
+        session = mailbox.sessions.get(domain.instance)
+        if session is None:
+            return None
+    return (mailbox if session is None else session).ready[domain.key.lane]

@@ -13,7 +13,7 @@ from services.broker.core import flow
 from services.broker.core.desk import Desk, LettersWork
 from services.broker.core.events import DropAsked, ReplayAsked
 from services.broker.core.model import Envelope, LetterOutcome, StoredDeadLetter
-from services.broker.core.refusals import over_limit, unknown_agent
+from services.broker.core.refusals import over_limit, unknown
 from services.broker.core.state import Item
 from services.broker.core.table import DeliveryState
 from services.common.core.errors import ServiceError
@@ -41,8 +41,9 @@ def failed(outcomes: Sequence[LetterOutcome], error: ServiceError) -> list[Lette
 def _replay_one(desk: Desk, stored: StoredDeadLetter, now: Instant) -> LetterOutcome:
     number, letter = stored
     key, _, _, draft = letter.envelope
-    if key.receiver not in desk.state.known:
-        return LetterOutcome(number, 0, unknown_agent(key.receiver))
+    error = unknown(desk.state, key.receiver)
+    if error is not None:
+        return LetterOutcome(number, 0, error)
     domain = desk.state.domain(key)
     limit = flow.limit_met(desk.state, domain, len(draft.body))
     if limit is not None:

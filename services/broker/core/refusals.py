@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from services.broker.core import flow
-from services.broker.core.state import Domain, Sender
+from services.broker.core.addresses import instance_of, owner_of
+from services.broker.core.state import Domain, Sender, State
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.instants import Instant
 
@@ -18,6 +19,23 @@ def shutting_down() -> ServiceError:
         "this broker is leaving: send it again on a new stream",
         retry_after_ms=RETRY_AFTER_MS,
     )
+
+
+def unknown(state: State, receiver: str) -> ServiceError | None:
+    """Return why nothing may be sent to a receiver or an instance of it; None: it is known."""
+    if receiver in state.known:
+        return None
+    owner, instance = owner_of(receiver), instance_of(receiver)
+    if instance is None or owner not in state.known:
+        return unknown_agent(owner)
+    mailbox = state.mailboxes.get(owner)
+    if mailbox is None or instance not in mailbox.incarnations:
+        return ServiceError(
+            Reason.RECEIVER_NOT_FOUND,
+            f"{owner} has had no instance {instance!r} here: check the name, or write to {owner!r} for any",
+            metadata={"address": receiver},
+        )
+    return None
 
 
 def unknown_agent(receiver: str) -> ServiceError:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TypeAlias
 
+from services.broker.core.addresses import instance_of, owner_of
 from services.broker.core.dedup import DedupWindow
 from services.broker.core.lanes import LaneShares
 from services.broker.core.model import (
@@ -96,6 +97,7 @@ class Domain:
         "expiry_due",
         "failures",
         "held",
+        "instance",
         "key",
         "mailbox",
         "next_sequence",
@@ -112,6 +114,8 @@ class Domain:
         self.key = key
         self.mailbox = mailbox
         self.sender = sender
+        # The only instance that gets what is in here; None: any.
+        self.instance = instance_of(key.receiver)
         self.next_sequence = 1
         self.settled = SettledSet()
         # WAITING and DELAYED, ascending by sequence number.
@@ -152,6 +156,10 @@ class Domain:
         if not self.waiting or self.blocked or self.delayed_until:
             return False
         return not self.held or self.waiting[0].envelope.draft.requires_ack
+
+    def concerns(self, session: Session) -> bool:
+        """Return whether what is in here may go to `session`."""
+        return self.instance is None or self.instance == session.instance
 
     def record(self) -> DomainRecord:
         """Return what of this domain must be durable."""
@@ -204,7 +212,7 @@ class Mailbox:
         self.count = 0
         self.emergency_count = 0
         self.domains: list[Domain] = []
-        # Domains that are ready and held by no session, by lane.
+        # Domains that are ready, for any instance, and held by no session, by lane.
         self.ready: list[Ring] = [{} for _ in range(Lane.LOW + 1)]
         self.sessions: dict[str, Session] = {}
         # Newest incarnation seen of each instance, oldest use first.
@@ -249,7 +257,7 @@ class Session:
         self.outstanding: dict[int, Item] = {}
         # Those whose deadlines are in no order: extended, or back after a commit that failed.
         self.extended: dict[int, Item] = {}
-        # Ready domains that this session holds, by lane.
+        # Ready domains that this session holds, and those that are for its instance only, by lane.
         self.ready: list[Ring] = [{} for _ in range(Lane.LOW + 1)]
         self.shares = LaneShares(limits.lane_share_normal_percent, limits.lane_share_low_percent)
         # Whose turn it is when both held and free domains are ready.
@@ -349,11 +357,16 @@ class State:
             found = self.mailboxes[owner] = Mailbox(owner)
         return found
 
+    def addresses(self, owner: str) -> set[str]:
+        """Return an owner, and each instance of it for which there ever was something."""
+        mailbox = self.mailboxes.get(owner)
+        return {owner, *(domain.key.receiver for domain in mailbox.domains)} if mailbox else {owner}
+
     def domain(self, key: DomainKey) -> Domain:
         """Return an order domain, made on first use."""
         found = self.domains.get(key)
         if found is None:
-            mailbox = self.mailbox(key.receiver)
+            mailbox = self.mailbox(owner_of(key.receiver))
             found = self.domains[key] = Domain(key, mailbox, self.sender(key.sender))
             mailbox.domains.append(found)
         return found

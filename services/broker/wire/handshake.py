@@ -12,7 +12,9 @@ from services.common.core.ids import NAME_64
 VERSIONS = frozenset({1})
 # Addresses of skills, collaborations and topics.
 ROUTES = "routes"
-FEATURES = frozenset({ROUTES})
+# Addresses of one instance.
+INSTANCES = "instances"
+FEATURES = frozenset({ROUTES, INSTANCES})
 VERSIONS_MAX = 16
 FEATURES_MAX = 64
 FEATURE_BYTES_MAX = 64

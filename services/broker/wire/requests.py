@@ -9,10 +9,10 @@ from google.protobuf.duration_pb2 import Duration
 from muster.broker.v1 import broker_service_pb2 as pb
 from muster.common.v1 import envelope_pb2
 
-from services.broker.core.addresses import is_mailbox, read_route
+from services.broker.core.addresses import is_instance, is_mailbox, read_route
 from services.broker.core.events import Extend, FrameReceived, Nack, Reject
 from services.broker.core.model import Draft, Lane, RefusedDraft, Route, RoutedDraft
-from services.broker.wire.handshake import ROUTES, Terms
+from services.broker.wire.handshake import INSTANCES, ROUTES, Terms
 from services.common.core.errors import Reason, ServiceError, invalid
 from services.common.core.ids import NAME_64
 
@@ -83,6 +83,8 @@ def read_envelope(
     if not has_receiver and ROUTES in terms.features:
         route = read_route(receiver)
         has_receiver = route is not None
+    if not has_receiver and INSTANCES in terms.features:
+        has_receiver = is_instance(receiver)
     traced = envelope.traceparent or envelope.tracestate
     if not (
         _is_name(message_id)
@@ -156,9 +158,13 @@ def _fault(envelope: envelope_pb2.Envelope, index: int, address: str, terms: Ter
 def _receiver_rule(receiver: str, terms: Terms) -> tuple[bool, str]:
     if is_mailbox(receiver):
         return True, ""
-    if read_route(receiver) is None:
-        return False, ("an agent's name, operator/<name>, skill/<skill>, collaboration/<id> or topic/<topic>")
-    return ROUTES in terms.features, f"name the feature {ROUTES!r} in the hello to use such addresses"
+    feature = INSTANCES if is_instance(receiver) else ROUTES
+    if feature is ROUTES and read_route(receiver) is None:
+        return False, (
+            "an agent's name or operator/<name>, of either one instance as <name>#<instance>; skill/<skill>,"
+            " collaboration/<id> or topic/<topic>"
+        )
+    return feature in terms.features, f"name the feature {feature!r} in the hello to use such addresses"
 
 
 def _is_trace(traceparent: str, tracestate: str) -> bool:

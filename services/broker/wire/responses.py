@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from muster.broker.v1 import broker_service_pb2 as pb
 from muster.common.v1 import envelope_pb2
 
+from services.broker.core.addresses import is_instance
 from services.broker.core.model import (
     Delivery,
     DomainKey,
@@ -65,15 +66,16 @@ def deliveries(handed_over: Sequence[Delivery]) -> Iterator[bytes]:
     """Yield pieces of a frame with deliveries."""
     parts: list[bytes] = []
     size = 0
-    # All of them are for one mailbox.
-    sender, parties = "", b""
+    # All of them are for one mailbox, and most of them for any instance.
+    sender = receiver = ""
+    parties = b""
     accepted_at, at_time = -1, b""
     deadline, by_deadline = -1, b""
     high, high_token = -1, b""
     for token, envelope, number, due in handed_over:
         key, sequence, accepted, draft = envelope
-        if key.sender != sender:
-            sender = key.sender
+        if key.sender != sender or key.receiver != receiver:
+            sender, receiver = key.sender, key.receiver
             parties = parties_suffix(key)
         if accepted != accepted_at:
             accepted_at = accepted
@@ -152,6 +154,7 @@ def tombstones(key: DomainKey, stones: Sequence[Tombstone]) -> bytes:
                 message_id=stone.message_id,
                 reason=int(stone.reason),  # type: ignore[arg-type]  # as above
                 first_sequence_number=stone.first_sequence if stone.first_sequence < stone.sequence else 0,
+                receiver_id=key.receiver if is_instance(key.receiver) else "",
             )
             for stone in stones
         ]

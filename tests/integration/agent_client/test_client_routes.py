@@ -129,7 +129,7 @@ async def test_a_request_lives_as_long_as_somebody_waits(
 
     async with agent:
         await agent.wait_ready()
-        assert list(plane.mailbox.hello.features) == ["routes"]
+        assert list(plane.mailbox.hello.features) == ["routes", "instances"]
         with pytest.raises(CallTimeoutError):
             await agent.request("other", 1, timeout=0.05)
         (request,) = plane.broker.stored
@@ -199,3 +199,35 @@ async def test_an_envelope_has_every_field_that_a_sender_sets(plane: FakePlane, 
     assert (stored.retry_max, stored.requires_ack, stored.requires_receiver) == (7, False, True)
     assert (stored.collaboration_id, stored.causation_id, stored.tracestate) == ("c", "cause", "vendor=1")
     assert stored.message_type == envelope_pb2.MESSAGE_TYPE_STATUS_UPDATE
+
+
+async def test_one_instance_is_written_to_by_its_name(plane: FakePlane, agent: Agent) -> None:
+    async with agent:
+        agent.send("beta", "for any")
+        await agent.send("beta", "for one", instance="north")
+        assert [one.receiver_id for one in plane.broker.stored] == ["beta", "beta#north"]
+
+
+async def test_in_memory_each_agent_has_one_instance() -> None:
+    first, second = Agent("first"), Agent("second")
+    got: list[Any] = []
+    both = asyncio.Event()
+
+    @second.on_message()
+    async def note(delivery: Delivery) -> None:
+        got.append(delivery.payload)
+        both.set()
+
+    @second.on_message("collaboration_request")
+    async def answer(delivery: Delivery) -> str:
+        return "mine"
+
+    async with InMemoryPlane() as plane:
+        plane.add(first, second)
+        with pytest.raises(NotFoundError):
+            await first.send("second", 1, instance="9")
+        await first.send("second", 2, instance=second.instance)
+        await asyncio.wait_for(both.wait(), 10)
+        # The reply comes from the agent, whichever instance was asked.
+        assert await first.request("second", 3, instance="0") == "mine"
+    assert got == [2]

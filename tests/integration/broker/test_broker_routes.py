@@ -167,3 +167,45 @@ async def test_what_follows_a_question_keeps_its_place(opened: House) -> None:
     await sender.wait(lambda: len(sender.outcomes) == len(ids))
     receiver = await routes(opened, "agent/beta")
     assert [one.envelope.message_id for one in await receiver.take(len(ids))] == ids
+
+
+async def test_one_instance_gets_what_is_for_it_only_also_after_a_restart(house: House) -> None:
+    await house.start()
+    north = await house.open("agent/beta", features=["instances"], instance_id="north")
+    south = await house.open("agent/beta", features=["instances"], instance_id="south")
+    alpha = await house.open("agent/alpha", features=["instances"])
+    unknown, first, any_one = await alpha.send(
+        envelope("m-1", "beta#west"), envelope("m-2", "beta#south"), envelope("m-3", "beta")
+    )
+    assert error_of(unknown).reason is Reason.RECEIVER_NOT_FOUND
+    assert (first.sequence_number, any_one.sequence_number) == (1, 1)
+    (delivery,) = [one for one in await south.take(1) if one.envelope.receiver_id == "beta#south"]
+    assert delivery.envelope.payload.data == b"hello"
+    (shared,) = await north.take(1)
+    assert shared.envelope.receiver_id == "beta"
+    await north.ack([shared])
+    await house.stop()
+    await house.start()
+    # It was not answered, and waits for its instance, not for any.
+    north = await house.open("agent/beta", features=["instances"], instance_id="north", incarnation=2)
+    alpha = await house.open("agent/alpha", features=["instances"])
+    await alpha.send(envelope("m-4", "beta"))
+    (shared,) = await north.take(1)
+    assert shared.envelope.message_id == "m-4"
+    south = await house.open("agent/beta", features=["instances"], instance_id="south", incarnation=2)
+    (again,) = await south.take(1)
+    assert (again.envelope.message_id, again.envelope.receiver_id) == ("m-2", "beta#south")
+    await south.write(rejects=[pb.Reject(ack_token=again.ack_token, reason="no")])
+    await south.wait(lambda: south.tombstones)
+    assert south.tombstones[0].receiver_id == "beta#south"
+    # People see one mailbox.
+    listed = await ask(house, "operator/admin", "ListDeadLetters", pb.ListDeadLettersRequest(agent_id="beta"))
+    (letter,) = listed.dead_letters
+    assert letter.envelope.receiver_id == "beta#south"
+    held = await ask(house, "operator/admin", "GetMailbox", pb.GetMailboxRequest(agent_id="beta"))
+    assert held.dead_letter_count == 1
+    request = pb.ReplayDeadLettersRequest(agent_id="beta", dead_letter_ids=[letter.dead_letter_id])
+    (outcome,) = (await ask(house, "operator/admin", "ReplayDeadLetters", request)).outcomes
+    assert outcome.sequence_number == 2
+    (replayed,) = await south.take(1)
+    assert replayed.envelope.message_id == "m-2"

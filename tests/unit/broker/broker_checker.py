@@ -60,6 +60,8 @@ class Link:
 
     session: object
     mailbox: str
+    # The address of this instance alone.
+    own: str
     credits: int = 0
     emergency_credits: int = 0
     unanswered: Counter[str] = field(default_factory=Counter)
@@ -84,8 +86,8 @@ class Checker:
 
     # -- streams and credits
 
-    def opened(self, stream_id: int, mailbox: str, session: object) -> None:
-        self.links[stream_id] = Link(session, mailbox)
+    def opened(self, stream_id: int, mailbox: str, session: object, own: str = "") -> None:
+        self.links[stream_id] = Link(session, mailbox, own)
 
     def closed(self, stream_id: int) -> None:
         self.links.pop(stream_id, None)
@@ -96,11 +98,14 @@ class Checker:
         link.emergency_credits += emergency_credits
 
     def recovered(
-        self, unsettled: set[tuple[DomainKey, int]], dead: dict[tuple[DomainKey, int], DeadReason]
+        self, unsettled: set[tuple[DomainKey, int]], dead: dict[tuple[DomainKey, int], str]
     ) -> None:
-        """The broker died and came back with this on its disk; every link is gone."""
+        """The broker died and came back with this on its disk, ids of what is dead; every link is gone."""
         self.links.clear()
         self.lane_gap.clear()
+        for where, message_id in dead.items():
+            # Stored and given up, each in a commit of which nobody was told.
+            self.places.setdefault(where, Place(message_id, 0, requires_ack=True))
         for (key, sequence), place in self.places.items():
             where = key, sequence
             if where in unsettled:
@@ -163,6 +168,8 @@ class Checker:
             if key.lane is Lane.EMERGENCY and shared_seen:
                 raise BrokenPromise("M6", "an EMERGENCY envelope went behind others")
             shared_seen |= key.lane is not Lane.EMERGENCY
+            if key.receiver not in {self.links[stream_id].mailbox, self.links[stream_id].own}:
+                raise BrokenPromise("M8", f"an envelope to {key.receiver} came to {self.links[stream_id]}")
             self._spend(stream_id, key.lane)
             self._share(stream_id, key.lane, waiting)
             self._hand_over(self.links[stream_id].session, delivery, now)
@@ -206,8 +213,9 @@ class Checker:
             raise BrokenPromise("M3", f"{what} is two envelopes")
         if place.acked or place.confirmed or place.buried:
             raise BrokenPromise("M2", f"{what} came again after it was settled")
-        # What wants no ack is committed as done between the decision and the hand-over.
-        if place.expire_at <= now - (0 if place.requires_ack else COMMIT_MS_MAX):
+        # What wants no ack is committed as done between the decision and the hand-over, behind the commit
+        # that is under way then.
+        if place.expire_at <= now - (0 if place.requires_ack else 2 * COMMIT_MS_MAX):
             raise BrokenPromise("M5", f"{what} was handed over after its ttl")
         if not place.requires_ack and place.handed:
             raise BrokenPromise("M2", f"{what} wants no ack and came twice")

@@ -63,10 +63,14 @@ def _domain(domain: Domain, held: list[Item], tentative: list[Item]) -> None:
         assert not domain.settled.above, domain
     assert bool(domain.held) == (domain.session is not None), domain
     lane, ready = domain.key.lane, domain.ready
+    taker = domain.session
+    if taker is None and domain.instance is not None:
+        # Only this one may take of it, whether it does or not.
+        taker = domain.mailbox.sessions.get(domain.instance)
     in_line = domain in domain.mailbox.ready[lane]
-    in_held = domain.session is not None and domain in domain.session.ready[lane]
-    assert in_line == (ready and domain.session is None), domain
-    assert in_held == (ready and domain.session is not None), domain
+    in_held = taker is not None and domain in taker.ready[lane]
+    assert in_line == (ready and taker is None and domain.instance is None), domain
+    assert in_held == (ready and taker is not None), domain
     stones = domain.tombstones
     assert all(a.sequence < b.first_sequence for a, b in pairwise(stones)), domain
 
@@ -98,7 +102,9 @@ def _items(domain: Domain, held: list[Item], tentative: list[Item]) -> None:
 def _mailbox(mailbox: Mailbox) -> None:
     for session in mailbox.sessions.values():
         for line in session.ready:
-            assert all(domain.session is session for domain in line), session
+            for domain in line:
+                assert domain.session in {session, None}, session
+                assert domain.session is session or domain.instance == session.instance, session
     unsettled: Counter[bool] = Counter()
     for domain in mailbox.domains:
         unsettled[domain.key.lane is Lane.EMERGENCY] += domain.unsettled

@@ -133,7 +133,7 @@ class World(Plant):
         requires_ack = rng.random() < 0.9
         retry_max = rng.choice([0, 1, 3, 50])
         content = rng.randbytes(8)
-        receiver = rng.choice(["r1", "r2"])
+        receiver = rng.choice(["r1", "r2", "r1#0", "r1#1", "r2"])
         draft = Draft(message_id, receiver, lane, requires_ack, ttl_ms, retry_max, content, content * 5)
         kind = rng.choice([None, None, None, None, None, None, *RouteKind])
         message = Message(draft if kind is None else self._routed(sender, draft, kind))
@@ -217,7 +217,8 @@ class World(Plant):
         if receiver.stream_id:
             return
         receiver.stream_id = stream_id = self.open_stream()
-        self.checker.opened(stream_id, receiver.name, receiver.session)
+        own = f"{receiver.name}#{receiver.instance}"
+        self.checker.opened(stream_id, receiver.name, receiver.session, own)
         hello = ev.StreamOpened(
             stream_id,
             f"agent/{receiver.name}",

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from unittest.mock import patch
 
-from services.broker.core import admission, flow, settlement
+from services.broker.core import admission, attachment, flow, settlement
 from services.broker.core import effects as fx
 from services.broker.core import events as ev
 from services.broker.core.dedup import DedupWindow
@@ -73,7 +73,7 @@ class LossyDisk:
 
     def _spoiled(self, batch: Batch) -> Batch:
         self.commits += 1
-        if self.bug == "lost accept" and self.commits % 10 == 0:
+        if self.bug == "lost accept" and self.commits % 3 == 0:
             self.lost_places.update((one.key, one.sequence) for one in batch.envelopes[-1:])
         if self.bug == "lost ack":
             for record in batch.domains:
@@ -297,6 +297,8 @@ BUGS = {
     "chosen receivers forgotten in a crash": Bug("M2"),
     "one subscriber left out": Bug("M8", patch=(Topics, "match", _match_but_one)),
     "fewer copies than said": Bug("M1", effects=_say_more),
+    "another instance": Bug("M8", patch=(Domain, "instance", property(lambda domain: None, _ignore))),
+    "forgotten by the instance": Bug("M4", patch=(attachment, "enlist_for", lambda session: None)),
     "chosen anew": Bug("M2", patch=(DedupWindow, "chosen", lambda window, message_id: Chosen("r2", 1))),
 }
 

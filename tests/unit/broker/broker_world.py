@@ -17,7 +17,6 @@ from services.broker.core.machine import Machine
 from services.broker.core.model import (
     AgentProfile,
     Batch,
-    DeadReason,
     DomainKey,
     Lane,
     Limits,
@@ -85,7 +84,8 @@ class Plant:
         self.waiting: dict[int, frozenset[Lane]] = {}
         self.inbound: dict[int, deque[ev.Event]] = {}
         self.story: list[str] = []
-        self.durable_dead: dict[tuple[DomainKey, int], DeadReason] = {}
+        # Ids of what was given up for good.
+        self.durable_dead: dict[tuple[DomainKey, int], str] = {}
         self.routes = RouteBook(RECEIVERS)
         # Open requests about subscriptions: whose, what, and the newest of each owner.
         self.asked: dict[int, tuple[str, bool]] = {}
@@ -171,7 +171,8 @@ class Plant:
         for envelope in batch.envelopes:
             self.routes.written(envelope)
         for letter in batch.dead_letters:
-            self.durable_dead[letter.envelope.key, letter.envelope.sequence] = letter.reason
+            envelope = letter.envelope
+            self.durable_dead[envelope.key, envelope.sequence] = envelope.draft.message_id
 
     def _settle_commit(self, batch: Batch) -> None:
         if self.committing is not batch:
@@ -289,9 +290,10 @@ class Plant:
         for stream_id in self.receiving_streams():
             link = self.checker.links.get(stream_id)
             if link is not None:
-                lanes = able.setdefault(link.mailbox, set())
-                lanes |= {Lane.EMERGENCY} if link.emergency_credits else set()
+                lanes = {Lane.EMERGENCY} if link.emergency_credits else set()
                 lanes |= {Lane.HIGH, Lane.NORMAL, Lane.LOW} if link.credits else set()
+                for address in (link.mailbox, link.own):
+                    able.setdefault(address, set()).update(lanes)
         self.checker.idle(self.now, able)
 
     def _flush(self, stream_id: int, weight: int) -> None:

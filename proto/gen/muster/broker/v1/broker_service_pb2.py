@@ -30,15 +30,15 @@ from muster.common.v1 import page_pb2 as muster_dot_common_dot_v1_dot_page__pb2
 from muster.common.v1 import priority_pb2 as muster_dot_common_dot_v1_dot_priority__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%muster/broker/v1/broker_service.proto\x12\x10muster.broker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1fmuster/common/v1/envelope.proto\x1a\x1bmuster/common/v1/page.proto\x1a\x1fmuster/common/v1/priority.proto\"\xb8\x02\n\x0eMailboxRequest\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1e.muster.broker.v1.MailboxHello\x12)\n\x05sends\x18\x02 \x03(\x0b\x32\x1a.muster.common.v1.Envelope\x12#\n\x04\x61\x63ks\x18\x03 \x03(\x0b\x32\x15.muster.broker.v1.Ack\x12%\n\x05nacks\x18\x04 \x03(\x0b\x32\x16.muster.broker.v1.Nack\x12)\n\x07\x65xtends\x18\x05 \x03(\x0b\x32\x18.muster.broker.v1.Extend\x12)\n\x07rejects\x18\x06 \x03(\x0b\x32\x18.muster.broker.v1.Reject\x12\x0f\n\x07\x63redits\x18\x07 \x01(\r\x12\x19\n\x11\x65mergency_credits\x18\x08 \x01(\r\"\x89\x01\n\x0cMailboxHello\x12\x10\n\x08versions\x18\x01 \x03(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\x11\n\tsend_only\x18\x05 \x01(\x08\x12\x18\n\x10resume_ack_token\x18\x06 \x01(\x04\"\x18\n\x03\x41\x63k\x12\x11\n\tack_token\x18\x01 \x01(\x04\"C\n\x04Nack\x12\x11\n\tack_token\x18\x01 \x01(\x04\x12(\n\x05\x64\x65lay\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"I\n\x06\x45xtend\x12\x11\n\tack_token\x18\x01 \x01(\x04\x12,\n\textension\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"+\n\x06Reject\x12\x11\n\tack_token\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xc2\x02\n\x0fMailboxResponse\x12\x31\n\x07welcome\x18\x01 \x01(\x0b\x32 .muster.broker.v1.MailboxWelcome\x12/\n\x08\x61\x63\x63\x65pted\x18\x02 \x03(\x0b\x32\x1d.muster.broker.v1.SendOutcome\x12.\n\ndeliveries\x18\x03 \x03(\x0b\x32\x1a.muster.broker.v1.Delivery\x12\x31\n\x08refusals\x18\x04 \x03(\x0b\x32\x1f.muster.broker.v1.SettleRefusal\x12\x0f\n\x07settled\x18\x05 \x03(\x04\x12/\n\ntombstones\x18\x06 \x03(\x0b\x32\x1b.muster.broker.v1.Tombstone\x12\x14\n\x0csend_credits\x18\x07 \x01(\r\x12\x10\n\x08recalled\x18\x08 \x03(\x04\"\x96\x01\n\x0eMailboxWelcome\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12/\n\x0c\x61\x63k_deadline\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11payload_bytes_max\x18\x04 \x01(\r\x12\x15\n\rwaiting_count\x18\x05 \x01(\x04\"\x8a\x01\n\x0bSendOutcome\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x17\n\x0fsequence_number\x18\x02 \x01(\x04\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\x12\x13\n\x0breceiver_id\x18\x04 \x01(\t\x12\x16\n\x0ereceiver_count\x18\x05 \x01(\r\"\x9b\x01\n\x08\x44\x65livery\x12\x11\n\tack_token\x18\x01 \x01(\x04\x12,\n\x08\x65nvelope\x18\x02 \x01(\x0b\x32\x1a.muster.common.v1.Envelope\x12\x17\n\x0f\x64\x65livery_number\x18\x03 \x01(\r\x12\x35\n\x11\x61\x63k_deadline_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"E\n\rSettleRefusal\x12\x11\n\tack_token\x18\x01 \x01(\x04\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"\xcb\x01\n\tTombstone\x12\x11\n\tsender_id\x18\x01 \x01(\t\x12,\n\x08priority\x18\x02 \x01(\x0e\x32\x1a.muster.common.v1.Priority\x12\x17\n\x0fsequence_number\x18\x03 \x01(\x04\x12\x12\n\nmessage_id\x18\x04 \x01(\t\x12\x31\n\x06reason\x18\x05 \x01(\x0e\x32!.muster.broker.v1.TombstoneReason\x12\x1d\n\x15\x66irst_sequence_number\x18\x06 \x01(\x04\"%\n\x11GetMailboxRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"\x83\x01\n\x12GetMailboxResponse\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12*\n\x05lanes\x18\x02 \x03(\x0b\x32\x1b.muster.broker.v1.LaneDepth\x12\x19\n\x11\x64\x65\x61\x64_letter_count\x18\x03 \x01(\x04\x12\x14\n\x0cstream_count\x18\x04 \x01(\r\"\xa5\x01\n\tLaneDepth\x12,\n\x08priority\x18\x01 \x01(\x0e\x32\x1a.muster.common.v1.Priority\x12\x15\n\rwaiting_count\x18\x02 \x01(\x04\x12\x19\n\x11outstanding_count\x18\x03 \x01(\x04\x12\x38\n\x14oldest_accepted_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x16ListDeadLettersRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12+\n\x04page\x18\x02 \x01(\x0b\x32\x1d.muster.common.v1.PageRequest\"{\n\x17ListDeadLettersResponse\x12\x32\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\x1c.muster.broker.v1.DeadLetter\x12,\n\x04page\x18\x02 \x01(\x0b\x32\x1e.muster.common.v1.PageResponse\"\xdd\x01\n\nDeadLetter\x12,\n\x08\x65nvelope\x18\x01 \x01(\x0b\x32\x1a.muster.common.v1.Envelope\x12\x31\n\x06reason\x18\x02 \x01(\x0e\x32!.muster.broker.v1.TombstoneReason\x12\x0f\n\x07message\x18\x03 \x01(\t\x12-\n\tdead_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x64\x65livery_count\x18\x05 \x01(\r\x12\x16\n\x0e\x64\x65\x61\x64_letter_id\x18\x06 \x01(\x04\"E\n\x18ReplayDeadLettersRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x17\n\x0f\x64\x65\x61\x64_letter_ids\x18\x02 \x03(\x04\"R\n\x19ReplayDeadLettersResponse\x12\x35\n\x08outcomes\x18\x01 \x03(\x0b\x32#.muster.broker.v1.DeadLetterOutcome\"C\n\x16\x44ropDeadLettersRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x17\n\x0f\x64\x65\x61\x64_letter_ids\x18\x02 \x03(\x04\"P\n\x17\x44ropDeadLettersResponse\x12\x35\n\x08outcomes\x18\x01 \x03(\x0b\x32#.muster.broker.v1.DeadLetterOutcome\"g\n\x11\x44\x65\x61\x64LetterOutcome\x12\x16\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\x04\x12\x17\n\x0fsequence_number\x18\x02 \x01(\x04\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\"5\n\x10SubscribeRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0f\n\x07pattern\x18\x02 \x01(\t\"\x13\n\x11SubscribeResponse\"7\n\x12UnsubscribeRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0f\n\x07pattern\x18\x02 \x01(\t\"\x15\n\x13UnsubscribeResponse\",\n\x18ListSubscriptionsRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"-\n\x19ListSubscriptionsResponse\x12\x10\n\x08patterns\x18\x01 \x03(\t*\x9b\x01\n\x0fTombstoneReason\x12 \n\x1cTOMBSTONE_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18TOMBSTONE_REASON_EXPIRED\x10\x01\x12)\n%TOMBSTONE_REASON_DELIVERIES_EXHAUSTED\x10\x02\x12\x1d\n\x19TOMBSTONE_REASON_REJECTED\x10\x03\x32\x9a\x06\n\rBrokerService\x12R\n\x07Mailbox\x12 .muster.broker.v1.MailboxRequest\x1a!.muster.broker.v1.MailboxResponse(\x01\x30\x01\x12W\n\nGetMailbox\x12#.muster.broker.v1.GetMailboxRequest\x1a$.muster.broker.v1.GetMailboxResponse\x12\x66\n\x0fListDeadLetters\x12(.muster.broker.v1.ListDeadLettersRequest\x1a).muster.broker.v1.ListDeadLettersResponse\x12l\n\x11ReplayDeadLetters\x12*.muster.broker.v1.ReplayDeadLettersRequest\x1a+.muster.broker.v1.ReplayDeadLettersResponse\x12\x66\n\x0f\x44ropDeadLetters\x12(.muster.broker.v1.DropDeadLettersRequest\x1a).muster.broker.v1.DropDeadLettersResponse\x12T\n\tSubscribe\x12\".muster.broker.v1.SubscribeRequest\x1a#.muster.broker.v1.SubscribeResponse\x12Z\n\x0bUnsubscribe\x12$.muster.broker.v1.UnsubscribeRequest\x1a%.muster.broker.v1.UnsubscribeResponse\x12l\n\x11ListSubscriptions\x12*.muster.broker.v1.ListSubscriptionsRequest\x1a+.muster.broker.v1.ListSubscriptionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%muster/broker/v1/broker_service.proto\x12\x10muster.broker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1fmuster/common/v1/envelope.proto\x1a\x1bmuster/common/v1/page.proto\x1a\x1fmuster/common/v1/priority.proto\"\xb8\x02\n\x0eMailboxRequest\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1e.muster.broker.v1.MailboxHello\x12)\n\x05sends\x18\x02 \x03(\x0b\x32\x1a.muster.common.v1.Envelope\x12#\n\x04\x61\x63ks\x18\x03 \x03(\x0b\x32\x15.muster.broker.v1.Ack\x12%\n\x05nacks\x18\x04 \x03(\x0b\x32\x16.muster.broker.v1.Nack\x12)\n\x07\x65xtends\x18\x05 \x03(\x0b\x32\x18.muster.broker.v1.Extend\x12)\n\x07rejects\x18\x06 \x03(\x0b\x32\x18.muster.broker.v1.Reject\x12\x0f\n\x07\x63redits\x18\x07 \x01(\r\x12\x19\n\x11\x65mergency_credits\x18\x08 \x01(\r\"\x89\x01\n\x0cMailboxHello\x12\x10\n\x08versions\x18\x01 \x03(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\x11\n\tsend_only\x18\x05 \x01(\x08\x12\x18\n\x10resume_ack_token\x18\x06 \x01(\x04\"\x18\n\x03\x41\x63k\x12\x11\n\tack_token\x18\x01 \x01(\x04\"C\n\x04Nack\x12\x11\n\tack_token\x18\x01 \x01(\x04\x12(\n\x05\x64\x65lay\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"I\n\x06\x45xtend\x12\x11\n\tack_token\x18\x01 \x01(\x04\x12,\n\textension\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"+\n\x06Reject\x12\x11\n\tack_token\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xc2\x02\n\x0fMailboxResponse\x12\x31\n\x07welcome\x18\x01 \x01(\x0b\x32 .muster.broker.v1.MailboxWelcome\x12/\n\x08\x61\x63\x63\x65pted\x18\x02 \x03(\x0b\x32\x1d.muster.broker.v1.SendOutcome\x12.\n\ndeliveries\x18\x03 \x03(\x0b\x32\x1a.muster.broker.v1.Delivery\x12\x31\n\x08refusals\x18\x04 \x03(\x0b\x32\x1f.muster.broker.v1.SettleRefusal\x12\x0f\n\x07settled\x18\x05 \x03(\x04\x12/\n\ntombstones\x18\x06 \x03(\x0b\x32\x1b.muster.broker.v1.Tombstone\x12\x14\n\x0csend_credits\x18\x07 \x01(\r\x12\x10\n\x08recalled\x18\x08 \x03(\x04\"\x96\x01\n\x0eMailboxWelcome\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12/\n\x0c\x61\x63k_deadline\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11payload_bytes_max\x18\x04 \x01(\r\x12\x15\n\rwaiting_count\x18\x05 \x01(\x04\"\x8a\x01\n\x0bSendOutcome\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12\x17\n\x0fsequence_number\x18\x02 \x01(\x04\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\x12\x13\n\x0breceiver_id\x18\x04 \x01(\t\x12\x16\n\x0ereceiver_count\x18\x05 \x01(\r\"\x9b\x01\n\x08\x44\x65livery\x12\x11\n\tack_token\x18\x01 \x01(\x04\x12,\n\x08\x65nvelope\x18\x02 \x01(\x0b\x32\x1a.muster.common.v1.Envelope\x12\x17\n\x0f\x64\x65livery_number\x18\x03 \x01(\r\x12\x35\n\x11\x61\x63k_deadline_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"E\n\rSettleRefusal\x12\x11\n\tack_token\x18\x01 \x01(\x04\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"\xe0\x01\n\tTombstone\x12\x11\n\tsender_id\x18\x01 \x01(\t\x12,\n\x08priority\x18\x02 \x01(\x0e\x32\x1a.muster.common.v1.Priority\x12\x17\n\x0fsequence_number\x18\x03 \x01(\x04\x12\x12\n\nmessage_id\x18\x04 \x01(\t\x12\x31\n\x06reason\x18\x05 \x01(\x0e\x32!.muster.broker.v1.TombstoneReason\x12\x1d\n\x15\x66irst_sequence_number\x18\x06 \x01(\x04\x12\x13\n\x0breceiver_id\x18\x07 \x01(\t\"%\n\x11GetMailboxRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"\x83\x01\n\x12GetMailboxResponse\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12*\n\x05lanes\x18\x02 \x03(\x0b\x32\x1b.muster.broker.v1.LaneDepth\x12\x19\n\x11\x64\x65\x61\x64_letter_count\x18\x03 \x01(\x04\x12\x14\n\x0cstream_count\x18\x04 \x01(\r\"\xa5\x01\n\tLaneDepth\x12,\n\x08priority\x18\x01 \x01(\x0e\x32\x1a.muster.common.v1.Priority\x12\x15\n\rwaiting_count\x18\x02 \x01(\x04\x12\x19\n\x11outstanding_count\x18\x03 \x01(\x04\x12\x38\n\x14oldest_accepted_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x16ListDeadLettersRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12+\n\x04page\x18\x02 \x01(\x0b\x32\x1d.muster.common.v1.PageRequest\"{\n\x17ListDeadLettersResponse\x12\x32\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\x1c.muster.broker.v1.DeadLetter\x12,\n\x04page\x18\x02 \x01(\x0b\x32\x1e.muster.common.v1.PageResponse\"\xdd\x01\n\nDeadLetter\x12,\n\x08\x65nvelope\x18\x01 \x01(\x0b\x32\x1a.muster.common.v1.Envelope\x12\x31\n\x06reason\x18\x02 \x01(\x0e\x32!.muster.broker.v1.TombstoneReason\x12\x0f\n\x07message\x18\x03 \x01(\t\x12-\n\tdead_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x64\x65livery_count\x18\x05 \x01(\r\x12\x16\n\x0e\x64\x65\x61\x64_letter_id\x18\x06 \x01(\x04\"E\n\x18ReplayDeadLettersRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x17\n\x0f\x64\x65\x61\x64_letter_ids\x18\x02 \x03(\x04\"R\n\x19ReplayDeadLettersResponse\x12\x35\n\x08outcomes\x18\x01 \x03(\x0b\x32#.muster.broker.v1.DeadLetterOutcome\"C\n\x16\x44ropDeadLettersRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x17\n\x0f\x64\x65\x61\x64_letter_ids\x18\x02 \x03(\x04\"P\n\x17\x44ropDeadLettersResponse\x12\x35\n\x08outcomes\x18\x01 \x03(\x0b\x32#.muster.broker.v1.DeadLetterOutcome\"g\n\x11\x44\x65\x61\x64LetterOutcome\x12\x16\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\x04\x12\x17\n\x0fsequence_number\x18\x02 \x01(\x04\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\"5\n\x10SubscribeRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0f\n\x07pattern\x18\x02 \x01(\t\"\x13\n\x11SubscribeResponse\"7\n\x12UnsubscribeRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0f\n\x07pattern\x18\x02 \x01(\t\"\x15\n\x13UnsubscribeResponse\",\n\x18ListSubscriptionsRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"-\n\x19ListSubscriptionsResponse\x12\x10\n\x08patterns\x18\x01 \x03(\t*\x9b\x01\n\x0fTombstoneReason\x12 \n\x1cTOMBSTONE_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18TOMBSTONE_REASON_EXPIRED\x10\x01\x12)\n%TOMBSTONE_REASON_DELIVERIES_EXHAUSTED\x10\x02\x12\x1d\n\x19TOMBSTONE_REASON_REJECTED\x10\x03\x32\x9a\x06\n\rBrokerService\x12R\n\x07Mailbox\x12 .muster.broker.v1.MailboxRequest\x1a!.muster.broker.v1.MailboxResponse(\x01\x30\x01\x12W\n\nGetMailbox\x12#.muster.broker.v1.GetMailboxRequest\x1a$.muster.broker.v1.GetMailboxResponse\x12\x66\n\x0fListDeadLetters\x12(.muster.broker.v1.ListDeadLettersRequest\x1a).muster.broker.v1.ListDeadLettersResponse\x12l\n\x11ReplayDeadLetters\x12*.muster.broker.v1.ReplayDeadLettersRequest\x1a+.muster.broker.v1.ReplayDeadLettersResponse\x12\x66\n\x0f\x44ropDeadLetters\x12(.muster.broker.v1.DropDeadLettersRequest\x1a).muster.broker.v1.DropDeadLettersResponse\x12T\n\tSubscribe\x12\".muster.broker.v1.SubscribeRequest\x1a#.muster.broker.v1.SubscribeResponse\x12Z\n\x0bUnsubscribe\x12$.muster.broker.v1.UnsubscribeRequest\x1a%.muster.broker.v1.UnsubscribeResponse\x12l\n\x11ListSubscriptions\x12*.muster.broker.v1.ListSubscriptionsRequest\x1a+.muster.broker.v1.ListSubscriptionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'muster.broker.v1.broker_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TOMBSTONEREASON']._serialized_start=3408
-  _globals['_TOMBSTONEREASON']._serialized_end=3563
+  _globals['_TOMBSTONEREASON']._serialized_start=3429
+  _globals['_TOMBSTONEREASON']._serialized_end=3584
   _globals['_MAILBOXREQUEST']._serialized_start=245
   _globals['_MAILBOXREQUEST']._serialized_end=557
   _globals['_MAILBOXHELLO']._serialized_start=560
@@ -62,41 +62,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETTLEREFUSAL']._serialized_start=1691
   _globals['_SETTLEREFUSAL']._serialized_end=1760
   _globals['_TOMBSTONE']._serialized_start=1763
-  _globals['_TOMBSTONE']._serialized_end=1966
-  _globals['_GETMAILBOXREQUEST']._serialized_start=1968
-  _globals['_GETMAILBOXREQUEST']._serialized_end=2005
-  _globals['_GETMAILBOXRESPONSE']._serialized_start=2008
-  _globals['_GETMAILBOXRESPONSE']._serialized_end=2139
-  _globals['_LANEDEPTH']._serialized_start=2142
-  _globals['_LANEDEPTH']._serialized_end=2307
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=2309
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=2396
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=2398
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=2521
-  _globals['_DEADLETTER']._serialized_start=2524
-  _globals['_DEADLETTER']._serialized_end=2745
-  _globals['_REPLAYDEADLETTERSREQUEST']._serialized_start=2747
-  _globals['_REPLAYDEADLETTERSREQUEST']._serialized_end=2816
-  _globals['_REPLAYDEADLETTERSRESPONSE']._serialized_start=2818
-  _globals['_REPLAYDEADLETTERSRESPONSE']._serialized_end=2900
-  _globals['_DROPDEADLETTERSREQUEST']._serialized_start=2902
-  _globals['_DROPDEADLETTERSREQUEST']._serialized_end=2969
-  _globals['_DROPDEADLETTERSRESPONSE']._serialized_start=2971
-  _globals['_DROPDEADLETTERSRESPONSE']._serialized_end=3051
-  _globals['_DEADLETTEROUTCOME']._serialized_start=3053
-  _globals['_DEADLETTEROUTCOME']._serialized_end=3156
-  _globals['_SUBSCRIBEREQUEST']._serialized_start=3158
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=3211
-  _globals['_SUBSCRIBERESPONSE']._serialized_start=3213
-  _globals['_SUBSCRIBERESPONSE']._serialized_end=3232
-  _globals['_UNSUBSCRIBEREQUEST']._serialized_start=3234
-  _globals['_UNSUBSCRIBEREQUEST']._serialized_end=3289
-  _globals['_UNSUBSCRIBERESPONSE']._serialized_start=3291
-  _globals['_UNSUBSCRIBERESPONSE']._serialized_end=3312
-  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_start=3314
-  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_end=3358
-  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_start=3360
-  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_end=3405
-  _globals['_BROKERSERVICE']._serialized_start=3566
-  _globals['_BROKERSERVICE']._serialized_end=4360
+  _globals['_TOMBSTONE']._serialized_end=1987
+  _globals['_GETMAILBOXREQUEST']._serialized_start=1989
+  _globals['_GETMAILBOXREQUEST']._serialized_end=2026
+  _globals['_GETMAILBOXRESPONSE']._serialized_start=2029
+  _globals['_GETMAILBOXRESPONSE']._serialized_end=2160
+  _globals['_LANEDEPTH']._serialized_start=2163
+  _globals['_LANEDEPTH']._serialized_end=2328
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=2330
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=2417
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=2419
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=2542
+  _globals['_DEADLETTER']._serialized_start=2545
+  _globals['_DEADLETTER']._serialized_end=2766
+  _globals['_REPLAYDEADLETTERSREQUEST']._serialized_start=2768
+  _globals['_REPLAYDEADLETTERSREQUEST']._serialized_end=2837
+  _globals['_REPLAYDEADLETTERSRESPONSE']._serialized_start=2839
+  _globals['_REPLAYDEADLETTERSRESPONSE']._serialized_end=2921
+  _globals['_DROPDEADLETTERSREQUEST']._serialized_start=2923
+  _globals['_DROPDEADLETTERSREQUEST']._serialized_end=2990
+  _globals['_DROPDEADLETTERSRESPONSE']._serialized_start=2992
+  _globals['_DROPDEADLETTERSRESPONSE']._serialized_end=3072
+  _globals['_DEADLETTEROUTCOME']._serialized_start=3074
+  _globals['_DEADLETTEROUTCOME']._serialized_end=3177
+  _globals['_SUBSCRIBEREQUEST']._serialized_start=3179
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=3232
+  _globals['_SUBSCRIBERESPONSE']._serialized_start=3234
+  _globals['_SUBSCRIBERESPONSE']._serialized_end=3253
+  _globals['_UNSUBSCRIBEREQUEST']._serialized_start=3255
+  _globals['_UNSUBSCRIBEREQUEST']._serialized_end=3310
+  _globals['_UNSUBSCRIBERESPONSE']._serialized_start=3312
+  _globals['_UNSUBSCRIBERESPONSE']._serialized_end=3333
+  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_start=3335
+  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_end=3379
+  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_start=3381
+  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_end=3426
+  _globals['_BROKERSERVICE']._serialized_start=3587
+  _globals['_BROKERSERVICE']._serialized_end=4381
 # @@protoc_insertion_point(module_scope)

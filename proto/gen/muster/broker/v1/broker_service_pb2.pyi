@@ -133,7 +133,8 @@ class MailboxHello(_message.Message):
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Features that the client knows, at most 64 of at most 64 bytes; the welcome answers with those that both
         know, and only they may be used on this stream. What neither knows is no error. Today:
-          "routes"  addresses of skills, collaborations and topics, and outcomes that say who was chosen.
+          "routes"     addresses of skills, collaborations and topics, and outcomes that say who was chosen;
+          "instances"  addresses of one instance.
         """
 
     def __init__(
@@ -472,6 +473,7 @@ class Tombstone(_message.Message):
     MESSAGE_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     FIRST_SEQUENCE_NUMBER_FIELD_NUMBER: _builtins.int
+    RECEIVER_ID_FIELD_NUMBER: _builtins.int
     sender_id: _builtins.str
     priority: _priority_pb2.Priority.ValueType
     sequence_number: _builtins.int
@@ -482,6 +484,10 @@ class Tombstone(_message.Message):
     """Set when this stands for a range: none of first_sequence_number to sequence_number that has not come
     yet will come. 0 means sequence_number alone.
     """
+    receiver_id: _builtins.str
+    """Set when the gap is in what is for one instance only: that address, "<name>#<instance>", whose numbers
+    are a sequence of their own.
+    """
     def __init__(
         self,
         *,
@@ -491,10 +497,11 @@ class Tombstone(_message.Message):
         message_id: _builtins.str = ...,
         reason: Global___TombstoneReason.ValueType = ...,
         first_sequence_number: _builtins.int = ...,
+        receiver_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_sequence_number", b"first_sequence_number", "message_id", b"message_id", "priority", b"priority", "reason", b"reason", "sender_id", b"sender_id", "sequence_number", b"sequence_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_sequence_number", b"first_sequence_number", "message_id", b"message_id", "priority", b"priority", "reason", b"reason", "receiver_id", b"receiver_id", "sender_id", b"sender_id", "sequence_number", b"sequence_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

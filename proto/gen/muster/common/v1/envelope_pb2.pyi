@@ -93,10 +93,11 @@ class Envelope(_message.Message):
     receiver_id: _builtins.str
     """Where it goes, at most 160 bytes. Set by the sender:
       "field-1", "operator/admin"  that agent (any one instance of it) or operator;
+      "field-1#north"              that one instance, once it was there; it waits for it, and no other gets it;
       "skill/<skill>"              the least loaded agent with the skill, chosen once, at acceptance;
       "collaboration/<id>"         each other member of a collaboration that the sender is a member of;
       "topic/<topic>"              each other subscriber of the topic.
-    All but the first need the feature "routes". The broker overwrites it with whose mailbox it is in, and
+    The second needs the feature "instances", those below it "routes". The broker overwrites it with whose mailbox it is in, and
     keeps what the sender wrote in `address`.
     """
     message_type: Global___MessageType.ValueType
