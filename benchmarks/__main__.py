@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from benchmarks import agents, audit, ceiling, idle, messages, scheduling, tasks
+from benchmarks import agents, audit, ceiling, failover, idle, locks, messages, scheduling, tasks
 from benchmarks.figures import Figure
 from benchmarks.machine import commit, keeps_nothing, machine
 from benchmarks.programs import ProgramFailedError
@@ -25,7 +25,13 @@ BENCHMARKS: dict[str, tuple[str, Benchmark]] = {
     "audit": ("P6: audit entries per second; no peers", audit.run),
     "ceiling": ("what gRPC with TLS, etcd and fdatasync allow; no peers", ceiling.run),
     "idle": ("P10: CPU of a plane with 100 agents and nothing to do; no peers", idle.run),
+    "locks": ("P9: locks; bare transactions of the same etcd", locks.run),
     "messages": ("P1, P2: durable messages; NATS JetStream, Redis Streams, a bare forwarder", messages.run),
+    "recovery": ("P8: an agent is killed, its task runs elsewhere; no peers", failover.run_recovery),
+    "takeover": (
+        "P7: the leading scheduler is killed, the next one assigns; no peers",
+        failover.run_takeover,
+    ),
     "tasks": ("P3, P4: durable no-op tasks; Ray, Dask, Celery", tasks.run),
     "task-cost": ("P3, P4 and where their time goes; no peers", tasks.run_alone),
 }

@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from benchmarks.programs import ProgramFailedError, module, running
+from benchmarks.programs import Program, ProgramFailedError, module, running
 from services.common.identity import Principal
 from services.common.tls import TlsIdentity
 from services.local.certs import PlaneCertificates
@@ -23,6 +24,11 @@ class RunningPlane:
     home: Path
     # replica id -> host:port
     addresses: dict[str, str]
+    # host:port
+    etcd: str
+    # The launcher, which says what happens to the parts, and what it said before all was ready.
+    program: Program
+    events: tuple[dict[str, Any], ...]
 
 
 def certificates(directory: Path, agents: Sequence[str]) -> PlaneCertificates:
@@ -59,10 +65,12 @@ async def running_plane(
         "services.local", "up", "--directory", home, "--port-base", 0, "--json-events", "--until-stdin-ends"
     )
     async with running("plane", command, folder, environ) as program:
+        events = []
         while (event := await program.next_event())["event"] != "ready":
+            events.append(event)
             if event["event"] == "failed":
                 raise ProgramFailedError(f"the plane did not start: {event['message']}")
-        yield RunningPlane(home, event["addresses"])
+        yield RunningPlane(home, event["addresses"], event["etcd"], program, tuple(events))
 
 
 def service_process(service: str) -> psutil.Process:
