@@ -56,7 +56,7 @@ def run(options: Options) -> Iterator[Figure]:
     jobs = JOBS_QUICK if options.quick else JOBS
     seeds = options.draws or (1 if options.quick else SEEDS)
     seconds = options.seconds or SECONDS
-    policies = (SchedulingPolicy.PRIORITY, SchedulingPolicy.MULTI_OBJECTIVE)
+    policies = (SchedulingPolicy.PRIORITY, SchedulingPolicy.MULTI_OBJECTIVE, SchedulingPolicy.PREDICTIVE)
     played: dict[SchedulingPolicy, list[Played]] = {policy: [] for policy in policies}
     for seed in range(seeds):
         drawn = _Drawn(seed, known, jobs)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from services.common.core.instants import NEVER, rfc3339
-from services.scheduler.core import attempts, claims, gangs, preemption, speculation
+from services.scheduler.core import attempts, claims, gangs, predictive, preemption, speculation
 from services.scheduler.core.book import Step
 from services.scheduler.core.course import Place, Task
 from services.scheduler.core.instances import Instance
-from services.scheduler.core.model import Priority
+from services.scheduler.core.model import Priority, SchedulingPolicy
 from services.scheduler.core.placement import Placement, plan
 from services.scheduler.core.pools import level_for
 
@@ -22,8 +22,12 @@ def place(step: Step) -> None:
     """Assign every ready task for which an agent is free and whose claims are granted."""
     book = step.book
     while True:
+        if foreseen := bool(book.foresight.waiting):
+            predictive.choose(step)
         moved = bool(book.index.gangs) and _place_gangs(step)
         moved = _wave(step) or moved
+        if foreseen:
+            predictive.settle(step)
         # What a task gives back may go to one that has an agent: look again. This ends: every round assigns a
         # task, or moves one from the index to the lock table for want of a lock or back for want of an agent,
         # and none of them makes a lock or an agent free that was not.
@@ -68,6 +72,8 @@ def _apply_one(step: Step, placement: Placement) -> bool:
         return False
     if claims.claim(step, task):
         why = placement.pool.explain(placement.at, _name_of(step))
+        if task.demand.style.policy is SchedulingPolicy.PREDICTIVE:
+            why += predictive.why_waited(step, task)
         attempts.assign(step, task, instance, f"{why}; {_turn(task, aged=placement.aged)}")
         note_start(task, instance, aged=placement.aged)
     # A task without its claims has left the index: that is a change, too.

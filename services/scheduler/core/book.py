@@ -18,6 +18,7 @@ from services.scheduler.core.directory import Directory
 from services.scheduler.core.effects import Effect, Publish, SaveCollaboration, SaveTask
 from services.scheduler.core.events import HeldLock, StreamId
 from services.scheduler.core.fairness import Accounts
+from services.scheduler.core.foresight import Foresight
 from services.scheduler.core.index import PlacementIndex
 from services.scheduler.core.instances import Instance
 from services.scheduler.core.lock_queue import LockId, LockRequest
@@ -147,6 +148,8 @@ class Book:
     lock_uses: dict[LockId, LockUse] = field(default_factory=dict)
     #: Tasks in the placement index whose declared claims are granted; the next placement empties it.
     reserved: dict[LockId, Task] = field(default_factory=dict)
+    #: Tasks under PREDICTIVE that wait for the agent that will serve them best.
+    foresight: Foresight = field(default_factory=Foresight)
     #: Running tasks whose attempt takes longer than predicted, and what helping them may cost.
     stragglers: dict[TaskKey, Task] = field(default_factory=dict)
     budget: WorkBudget = field(init=False)
@@ -170,7 +173,8 @@ class Book:
     def __post_init__(self) -> None:
         """Make what depends on the settings."""
         self.index = PlacementIndex(self.settings.ageing_ms, self.settings.ageing_share)
-        self.index.pools.estimate = lambda agent, kind, ms: self.predictor.estimate(agent, kind, ms).mean_ms
+        estimate = self.predictor.estimate
+        self.index.pools.estimate = lambda agent, kind, ms, skill: estimate(agent, kind, ms, skill).mean_ms
         self.accounts = Accounts(dict(self.settings.requester_weights))
         self.budget = WorkBudget(self.settings.speculation_share, self.settings.speculation_window_ms)
 

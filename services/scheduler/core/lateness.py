@@ -47,7 +47,7 @@ def predicted_end(book: Book, task: Task, now: Instant) -> Instant:
     what it depends on.
     """
     if attempts := task.open_attempts:
-        return min(_attempt_end(task, attempt, now) for attempt in attempts)
+        return min(attempt_end(task, attempt, now) for attempt in attempts)
     start = now
     if task.state is TaskState.PENDING:
         start = _dependencies_end(book, task, now)
@@ -56,7 +56,7 @@ def predicted_end(book: Book, task: Task, now: Instant) -> Instant:
     return after(start, learning.expected_ms(book, task.spec))
 
 
-def _attempt_end(task: Task, attempt: Attempt, now: Instant) -> Instant:
+def attempt_end(task: Task, attempt: Attempt, now: Instant) -> Instant:
     """Return when an open attempt will end: as predicted, or, once it takes longer, in half of such cases."""
     begun, mean_ms, spread = _run_of(task, attempt)
     ran_ms = now - begun
@@ -67,7 +67,7 @@ def _attempt_end(task: Task, attempt: Attempt, now: Instant) -> Instant:
 
 
 def _late_from(task: Task, attempt: Attempt) -> Instant:
-    """Return from when on an open attempt will not be in time: `_attempt_end` solved for `now`."""
+    """Return from when on an open attempt will not be in time: `attempt_end` solved for `now`."""
     begun, mean_ms, spread = _run_of(task, attempt)
     allowed_ms = task.due - begun
     if allowed_ms < mean_ms:

@@ -13,6 +13,7 @@ from services.scheduler.core.book import Book, Step
 from services.scheduler.core.course import Attempt, Predicted, Task
 from services.scheduler.core.effects import SaveLearned
 from services.scheduler.core.model import AttemptState, TaskSpec
+from services.scheduler.core.prediction.estimate import Estimate
 from services.scheduler.core.timers import TimerKind
 
 #: How long changes are gathered before they are written, and records in one batch.
@@ -43,6 +44,17 @@ def learned_type(step: Step, task: Task) -> str:
     return task.task_type
 
 
+def estimate(book: Book, spec: TaskSpec, agent_id: str, task_type: str = "") -> Estimate:
+    """Return how long a task is expected to take on an agent; `task_type` if it is known better."""
+    declared_ms, skill = spec.estimated_duration_ms, spec.required_skills[0]
+    return book.predictor.estimate(agent_id, task_type or type_of(spec), declared_ms, skill)
+
+
+def mean_ms(book: Book, spec: TaskSpec, agent_id: str, task_type: str = "") -> int:
+    """Return the centre of `estimate` in whole milliseconds, at least 1."""
+    return max(1, round(estimate(book, spec, agent_id, task_type).mean_ms))
+
+
 def expected_ms(book: Book, spec: TaskSpec) -> int:
     """Return how long a task will take on an average agent: what ranks count with."""
     declared_ms, skill = spec.estimated_duration_ms, spec.required_skills[0]
@@ -51,25 +63,15 @@ def expected_ms(book: Book, spec: TaskSpec) -> int:
 
 def predict(step: Step, task: Task, agent_id: str) -> Predicted:
     """Return how long a task is expected to take on an agent, as it is kept with the attempt."""
-    spec = task.spec
-    estimate = step.book.predictor.estimate(
-        agent_id, learned_type(step, task), spec.estimated_duration_ms, spec.required_skills[0]
-    )
+    found = estimate(step.book, task.spec, agent_id, learned_type(step, task))
     return Predicted(
-        round(estimate.mean_ms),
-        round(estimate.low_ms),
-        round(estimate.high_ms),
-        round(estimate.observations, 1),
+        round(found.mean_ms), round(found.low_ms), round(found.high_ms), round(found.observations, 1)
     )
 
 
 def quantile_ms(step: Step, task: Task, agent_id: str, share: float) -> int:
     """Return the duration that a share of a task's runs on an agent is not expected to exceed."""
-    spec = task.spec
-    estimate = step.book.predictor.estimate(
-        agent_id, task.task_type, spec.estimated_duration_ms, spec.required_skills[0]
-    )
-    return round(estimate.quantile(share))
+    return round(estimate(step.book, task.spec, agent_id, task.task_type).quantile(share))
 
 
 def learn(step: Step, task: Task, attempt: Attempt) -> None:

@@ -62,6 +62,7 @@ class SchedulingPolicy(IntEnum):
     LEAST_LOADED = 3
     BEST_MATCH = 4
     MULTI_OBJECTIVE = 5
+    PREDICTIVE = 6
 
 
 class PolicyWeights(NamedTuple):

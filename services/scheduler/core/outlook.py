@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from services.common.core.errors import FieldViolation, Reason, ServiceError
 from services.common.core.instants import Instant
+from services.scheduler.core import learning
 from services.scheduler.core.book import Book
 from services.scheduler.core.course import Task
 from services.scheduler.core.instances import Instance
-from services.scheduler.core.learning import type_of
 from services.scheduler.core.model import CollaborationSpec, InstanceKey, LockMode, TaskSpec, TaskState
 from services.scheduler.core.placement import demand_of
 from services.scheduler.core.planning.pareto import Worth
@@ -117,10 +117,7 @@ def _levels(tasks: Sequence[TaskSpec], instances: Sequence[Instance]) -> list[li
 
 def _duration_ms(book: Book, spec: TaskSpec, instance: Instance) -> int:
     """Return how long a task is expected to take on an instance: declared until the plane knows better."""
-    skill, declared_ms = spec.required_skills[0], spec.estimated_duration_ms
-    return max(
-        1, round(book.predictor.estimate(instance.key.agent_id, type_of(spec), declared_ms, skill).mean_ms)
-    )
+    return learning.mean_ms(book, spec, instance.key.agent_id)
 
 
 def _slots(book: Book, instance: Instance, now: Instant) -> list[int]:

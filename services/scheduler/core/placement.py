@@ -45,6 +45,7 @@ class Style(NamedTuple):
     #: What the policy predicts for; empty and 0 when it predicts nothing.
     task_type: str = ""
     duration_ms: int = 0
+    skill: str = ""
 
 
 _PLAIN = Style()
@@ -75,7 +76,8 @@ def demand_of(
         style = Style(policy)
         if POLICIES[policy].predicts and collaboration is not None:
             task_type = spec.task_type or spec.required_skills[0]
-            style = Style(policy, collaboration.weights, task_type, spec.estimated_duration_ms)
+            declared_ms, skill = spec.estimated_duration_ms, spec.required_skills[0]
+            style = Style(policy, collaboration.weights, task_type, declared_ms, skill)
     return Demand(frozenset(spec.required_skills), frozenset(spec.required_agents), spec.needs, style)
 
 
@@ -184,8 +186,10 @@ class Pool:
         self._order = [self.rows[position] for _, _, _, position, _ in best]
         self._j = [j for _, _, j, _, _ in best]
 
-    def take(self, taken: dict[int, int], spent: Spent) -> int:
-        """Take the best slot that is left; return its position, -1 when there is none."""
+    def take(self, taken: dict[int, int], spent: Spent, wish: int = -1) -> int:
+        """Take the best slot that is left, or one of the row `wish`; return its position, -1 for none."""
+        if wish >= 0:
+            return self._take_wished(taken, spent, wish)
         order, j, at = self._order, self._j, self._at
         while True:
             if at == len(order):
@@ -201,6 +205,16 @@ class Pool:
                 return at
             at += 1
         self._at = at
+        return -1
+
+    def _take_wished(self, taken: dict[int, int], spent: Spent, wish: int) -> int:
+        self.rank(self.slots)
+        for at, row in enumerate(self._order):
+            if row == wish and taken.get(row, 0) == self._j[at]:
+                if self.left and not self._fits(row, spent):
+                    return -1
+                taken[row] = self._j[at] + 1
+                return at
         return -1
 
     def take_owed(self, taken: dict[int, int], spent: Spent) -> int:
@@ -305,7 +319,7 @@ def plan(snapshot: Snapshot) -> list[Placement]:
                 placements += _match(group, taken)
                 number += len(group)
                 continue
-        at = pool.take_owed(taken, spent) if aged else pool.take(taken, spent)
+        at = pool.take_owed(taken, spent) if aged else pool.take(taken, spent, task.wish)
         if at >= 0:
             placements.append(Placement(task, pool.row(at), aged, pool, at))
         number += 1

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from services.common.core.instants import Instant
 from services.scheduler.core import lateness
-from services.scheduler.core.book import Step
+from services.scheduler.core.book import Settings, Step
 from services.scheduler.core.course import Place, Task
-from services.scheduler.core.model import CollaborationState
+from services.scheduler.core.model import CollaborationState, SchedulingPolicy
 from services.scheduler.core.timers import TimerKind
 
 
@@ -17,7 +17,11 @@ def enter_queue(step: Step, task: Task) -> None:
         lateness.watch(step, task)
         return
     task.place = Place.QUEUE
-    step.book.index.add_task(task)
+    book = step.book
+    if task.demand.style.policy is SchedulingPolicy.PREDICTIVE and may_wait(task, book.settings):
+        book.foresight.park(task, book.index)
+    else:
+        book.index.add_task(task)
     if task.priority <= step.book.settings.preempting_priority and task.spec.gang is None:
         step.book.urgent[task.key] = task
     lateness.watch(step, task)
@@ -33,18 +37,37 @@ def enter_delay(step: Step, task: Task, until: Instant) -> None:
 
 def enter_locks(step: Step, task: Task) -> None:
     """Let a task that waits for an agent wait for its claims instead."""
-    step.book.index.remove_task(task)
-    step.book.urgent.pop(task.key, None)
+    _leave_queue(step, task)
     task.place = Place.LOCKS
 
 
 def leave(step: Step, task: Task) -> None:
     """Let a task wait nowhere; its lock request is the caller's business."""
     if task.place is Place.QUEUE:
-        step.book.index.remove_task(task)
-        step.book.urgent.pop(task.key, None)
+        _leave_queue(step, task)
     elif task.place is Place.DELAY:
         step.book.timers.cancel(task.timer)
         task.timer = None
         task.retry_time = None
     task.place = Place.NOWHERE
+
+
+def may_wait(task: Task, settings: Settings) -> bool:
+    """Return whether a task may wait for a better agent at all.
+
+    Not one that may take others' slots, not a gang's member, which waits for its gang, and not one with
+    claims: what it claims would wait with it.
+    """
+    spec = task.spec
+    return task.priority > settings.preempting_priority and spec.gang is None and not spec.resources
+
+
+def _leave_queue(step: Step, task: Task) -> None:
+    book = step.book
+    if task.demand.style.policy is SchedulingPolicy.PREDICTIVE:
+        if not book.foresight.unpark(task, book.index):
+            book.index.remove_task(task)
+        book.foresight.forget(task, book.timers)
+    else:
+        book.index.remove_task(task)
+    book.urgent.pop(task.key, None)

@@ -12,8 +12,8 @@ from services.scheduler.core.fleet import Fleet
 from services.scheduler.core.placement import Style
 from services.scheduler.core.policies.base import Floats
 
-#: (agent, task type, declared duration in ms) -> predicted duration in ms.
-Estimate = Callable[[AgentId, str, int], float]
+#: (agent, task type, declared duration in ms, first skill) -> predicted duration in ms.
+Estimate = Callable[[AgentId, str, int, str], float]
 #: Agents that are asked about for one demand; beyond them the declared duration stands.
 _ASKED_MAX = 256
 
@@ -29,5 +29,7 @@ def durations(estimate: Estimate | None, fleet: Fleet, rows: Any, style: Style) 
     for position in order.tolist():
         instance = fleet.instances[int(rows[position])]
         if instance is not None:
-            found[position] = max(1.0, estimate(instance.key.agent_id, style.task_type, declared))
+            found[position] = max(
+                1.0, estimate(instance.key.agent_id, style.task_type, declared, style.skill)
+            )
     return found

@@ -72,7 +72,8 @@ def waiting_for(book: Book, task: Task) -> str:
             return f"locks: {_holders(book, task)}"
         case Place.QUEUE:
             resumes = "to go on: " if task.state is TaskState.SUSPENDED else ""
-            return f"{resumes}{_agents(book, task)}"
+            hold = book.foresight.holds.get(task.key)
+            return f"{resumes}{_agents(book, task) if hold is None else hold.wait.words()}"
         case Place.PAUSE:
             return "its collaboration to be resumed: it is paused"
         case Place.NOWHERE:

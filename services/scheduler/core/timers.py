@@ -34,6 +34,8 @@ class TimerKind(IntEnum):
     DEADLINE = auto()
     #: Task: it is late from now on.
     LATE = auto()
+    #: Task: waiting for a better agent can gain nothing any more.
+    FORESEEN = auto()
     #: Instance: it did not come back in time.
     GRACE = auto()
     #: Instance: probe it, or close its stream when it was silent for too long.

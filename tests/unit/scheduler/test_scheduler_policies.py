@@ -22,7 +22,7 @@ from services.scheduler.core.placement import plan
 from services.scheduler.core.queries import find_task
 from tests.unit.scheduler.scheduler_stage import Stage, answer, gang, only, task
 
-PRIORITY, ROUND_ROBIN, LEAST_LOADED, BEST_MATCH, MULTI_OBJECTIVE = SchedulingPolicy
+PRIORITY, ROUND_ROBIN, LEAST_LOADED, BEST_MATCH, MULTI_OBJECTIVE, PREDICTIVE = SchedulingPolicy
 
 
 def agent(

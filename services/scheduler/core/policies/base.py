@@ -90,3 +90,13 @@ def total(parts: tuple[Part, ...]) -> Floats:
     for part in others:
         score = score + (part.values if part.weight == 1.0 else part.weight * part.values)
     return score
+
+
+def best_over(values: Floats, least: float) -> Floats:
+    """Return the smallest value divided by each: 1 for the best, towards 0 for what is much larger."""
+    # A little is added so that agents without a cost compare with those that have one.
+    best: Floats = (least + _LITTLE) / (values + _LITTLE)
+    return best
+
+
+_LITTLE = 1e-9

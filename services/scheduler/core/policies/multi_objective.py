@@ -7,7 +7,7 @@ weights to a sum of 1: the score is their weighted sum.
 from __future__ import annotations
 
 from services.scheduler.core.model import PolicyWeights
-from services.scheduler.core.policies.base import Columns, Floats, Part
+from services.scheduler.core.policies.base import Columns, Part, best_over
 
 
 class MultiObjectivePolicy:
@@ -23,21 +23,11 @@ class MultiObjectivePolicy:
         )
         duration = columns.duration_ms
         early = (
-            columns.level * 0.0 + 1.0 if duration is None else _best_over(duration, columns.least_duration_ms)
+            columns.level * 0.0 + 1.0 if duration is None else best_over(duration, columns.least_duration_ms)
         )
         return (
             Part("early finish", finish, early),
             Part("quality", quality, columns.level),
-            Part("low cost", cost, _best_over(columns.cost, columns.least_cost)),
+            Part("low cost", cost, best_over(columns.cost, columns.least_cost)),
             Part("evenness", fairness, columns.free_share),
         )
-
-
-def _best_over(values: Floats, least: float) -> Floats:
-    """Return the smallest value divided by each: 1 for the best, towards 0 for what is much larger."""
-    # A little is added so that agents without a cost compare with those that have one.
-    best: Floats = (least + _LITTLE) / (values + _LITTLE)
-    return best
-
-
-_LITTLE = 1e-9

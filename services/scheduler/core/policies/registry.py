@@ -10,6 +10,7 @@ from services.scheduler.core.policies.base import Policy
 from services.scheduler.core.policies.best_match import BestMatchPolicy
 from services.scheduler.core.policies.least_loaded import LeastLoadedPolicy
 from services.scheduler.core.policies.multi_objective import MultiObjectivePolicy
+from services.scheduler.core.policies.predictive import PredictivePolicy
 from services.scheduler.core.policies.priority import PriorityPolicy
 from services.scheduler.core.policies.round_robin import RoundRobinPolicy
 
@@ -20,5 +21,6 @@ POLICIES: Mapping[SchedulingPolicy, Policy] = MappingProxyType(
         SchedulingPolicy.LEAST_LOADED: LeastLoadedPolicy(),
         SchedulingPolicy.BEST_MATCH: BestMatchPolicy(),
         SchedulingPolicy.MULTI_OBJECTIVE: MultiObjectivePolicy(),
+        SchedulingPolicy.PREDICTIVE: PredictivePolicy(),
     }
 )

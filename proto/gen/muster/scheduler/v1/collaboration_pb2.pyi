@@ -40,6 +40,10 @@ class _SchedulingPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Sche
     """'capability_match': the largest sum of skill levels over all tasks that can start now (optimal assignment)."""
     SCHEDULING_POLICY_MULTI_OBJECTIVE: _SchedulingPolicy.ValueType  # 5
     """The largest weighted sum of early finish, quality, low cost and evenness."""
+    SCHEDULING_POLICY_PREDICTIVE: _SchedulingPolicy.ValueType  # 6
+    """Where it is predicted to end first, agents that are still busy counted: a ready task may wait for a better
+    agent, with a reason and an end that are shown (`waiting_for`), while another one is free.
+    """
 
 class SchedulingPolicy(_SchedulingPolicy, metaclass=_SchedulingPolicyEnumTypeWrapper):
     """SchedulingPolicy says which of the free agents that can do a task gets it (scheduling_policies of the story).
@@ -58,6 +62,10 @@ SCHEDULING_POLICY_BEST_MATCH: SchedulingPolicy.ValueType  # 4
 """'capability_match': the largest sum of skill levels over all tasks that can start now (optimal assignment)."""
 SCHEDULING_POLICY_MULTI_OBJECTIVE: SchedulingPolicy.ValueType  # 5
 """The largest weighted sum of early finish, quality, low cost and evenness."""
+SCHEDULING_POLICY_PREDICTIVE: SchedulingPolicy.ValueType  # 6
+"""Where it is predicted to end first, agents that are still busy counted: a ready task may wait for a better
+agent, with a reason and an end that are shown (`waiting_for`), while another one is free.
+"""
 Global___SchedulingPolicy: _TypeAlias = SchedulingPolicy  # noqa: Y015
 
 class _UnknownSkillPolicy:
