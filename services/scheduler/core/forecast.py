@@ -34,6 +34,7 @@ from services.scheduler.core.model import (
 )
 from services.scheduler.core.placement import Demand
 from services.scheduler.core.planning.timeline import Timeline
+from services.scheduler.core.pools import has_left
 
 #: Tasks that one forecast places, and instances that it looks at for a demand: so many of the free and so
 #: many of the busy ones, those that got their last attempt the longest ago. What is beyond does not wait.
@@ -163,7 +164,7 @@ class _Look:
             if instance is None or any(instance.capacities.get(name, 0) < amount for name, amount in needs):
                 continue
             lasts_ms = learning.mean_ms(book, task.spec, instance.key.agent_id, task.task_type)
-            fits = not needs or book.index.pools.has(row, task.demand)
+            fits = has_left(instance, task.demand)
             best: _Option | None = None
             free = [slot for slot in self._slots[row] if slot.open] if fits and release <= now else []
             if free:

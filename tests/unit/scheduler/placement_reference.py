@@ -68,7 +68,10 @@ def decide(book: Book, task_max: int, now: Instant, above: Priority | None) -> l
         task
         for collaboration in book.collaborations.values()
         for task in collaboration.tasks.values()
-        if task.place is Place.QUEUE and task.spec.gang is None
+        if task.place is Place.QUEUE
+        and task.spec.gang is None
+        # What PREDICTIVE lets wait is not asked for; what it lets start wishes for a row.
+        and task.key not in book.foresight.waiting
     ]
     pools: dict[tuple[Demand, Priority], _Free] = {}
     shared: dict[Demand, _Free] = {}
@@ -224,7 +227,8 @@ def _give(book: Book, turns: list[Turn]) -> list[Chosen]:
             (
                 slot
                 for slot in pool.slots
-                if _is_next(slot, taken, aged=aged, owing=pool.owing(book.settings.ageing_share))
+                if (aged or task.wish in (-1, slot.row))
+                and _is_next(slot, taken, aged=aged, owing=pool.owing(book.settings.ageing_share))
                 and _fits(book, slot.row, pool.demand, spent)
             ),
             None,
@@ -293,7 +297,8 @@ def _slots(book: Book, demand: Demand, instances: list[Instance]) -> Iterable[_S
     times: list[float] | None = None
     if policy.predicts and estimate is not None:
         times = [
-            max(1.0, estimate(each.key.agent_id, style.task_type, style.duration_ms)) for each in instances
+            max(1.0, estimate(each.key.agent_id, style.task_type, style.duration_ms, style.skill))
+            for each in instances
         ]
     costs = [each.cost for each in instances]
     for number, instance in enumerate(instances):

@@ -131,7 +131,7 @@ def test_multiple_objectives_are_weighed(weights: PolicyWeights, expected: str) 
         [linked] = [each for each in stage.state.book.instances.values() if each.key.agent_id == name]
         assert linked.stream is not None
         stage.frame(linked.stream, credits=1)
-    stage.state.book.index.pools.estimate = lambda name, _, ms: ms / 4 if name == "quick" else float(ms)
+    stage.state.book.index.pools.estimate = lambda name, _, ms, __: ms / 4 if name == "quick" else float(ms)
     [effect] = only(stage.submit(task("t"), request_id="r", policy=MULTI_OBJECTIVE, weights=weights), Assign)
     assert effect.attempt.instance.agent_id == expected
     assert effect.attempt.explanation.startswith("MULTI_OBJECTIVE: ")
