@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from muster.scheduler.v1 import alert_pb2, profile_pb2
+from muster.scheduler.v1 import alert_pb2, policy_pb2, profile_pb2
 from muster.scheduler.v1 import scheduler_service_pb2 as scheduler
 from muster.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
 
@@ -33,6 +33,25 @@ class Insight:
         request = scheduler.ListAlertsRequest(include_cleared=include_cleared)
         answer = await self._ask(lambda channel: SchedulerServiceStub(channel).ListAlerts, request)
         return [*answer.alerts]
+
+    async def policy(self) -> policy_pb2.AdaptivePolicy:
+        """Return how the policy of collaborations that name none is chosen, and what was learned."""
+        request = scheduler.GetAdaptivePolicyRequest()
+        answer = await self._ask(lambda channel: SchedulerServiceStub(channel).GetAdaptivePolicy, request)
+        policy: policy_pb2.AdaptivePolicy = answer.policy
+        return policy
+
+    async def change_policy(
+        self, action: policy_pb2.PolicyAction.ValueType, reason: str = ""
+    ) -> policy_pb2.AdaptivePolicy:
+        """Freeze that choice, let it go on, or forget what was learned; return what it is then.
+
+        Raises PreconditionError where the configuration does not let policies adapt.
+        """
+        request = scheduler.ChangeAdaptivePolicyRequest(action=action, reason=reason)
+        answer = await self._ask(lambda channel: SchedulerServiceStub(channel).ChangeAdaptivePolicy, request)
+        policy: policy_pb2.AdaptivePolicy = answer.policy
+        return policy
 
     async def assess(self, collaboration_id: str, task_id: str, score: float, comment: str = "") -> str:
         """Say how good a task's result is, 0 to 1; return whose profile learns from it."""

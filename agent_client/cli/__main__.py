@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-from agent_client.cli import agents, audit, collaborations, demo, messages, plane, plans, profiles
+from agent_client.cli import agents, audit, collaborations, demo, messages, plane, plans, policies, profiles
 from agent_client.cli.endings import tell
 from agent_client.cli.output import INTERRUPTED, OK, Output
 from agent_client.cli.words import common_options
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for group in (plane, demo, agents, collaborations, plans, profiles, messages, audit):
+    for group in (plane, demo, agents, collaborations, plans, policies, profiles, messages, audit):
         group.add(commands, common_options(top=False))
     return top
 

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from services.common.config import knob
 from services.common.service_config import ServiceConfig
 from services.scheduler.core.book import Settings
-from services.scheduler.core.model import Priority, SchedulingPolicy
+from services.scheduler.core.model import PolicyArm, PolicyWeights, Priority, SchedulingPolicy
 
 _CORE = Settings()
+#: The value of scheduling_policy that lets the outcome choose, and how much it may choose from.
+ADAPTIVE = "ADAPTIVE"
+ARMS_MAX = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,12 @@ class SchedulerConfig(ServiceConfig):
     wave_max: int = knob(_CORE.wave_max, "Tasks in one placement snapshot; larger batches take several.")
     scheduling_policy: str = knob(
         _CORE.policy.name,
-        f"Policy of collaborations that name none: {', '.join(SchedulingPolicy.__members__)}.",
+        f"Policy of collaborations that name none: {', '.join(SchedulingPolicy.__members__)}; or ADAPTIVE: "
+        "the one of adaptive_policies that served best, found out by trying within guard rails.",
+    )
+    adaptive_policies: str = knob(
+        "PRIORITY,LEAST_LOADED,BEST_MATCH,MULTI_OBJECTIVE:finish_time=1",
+        "What ADAPTIVE chooses from, the default first; weights of MULTI_OBJECTIVE may be given.",
     )
     requester_weights: str = knob(
         "", 'Fair shares between requesters, as "operator/admin=2,agent/a=0.5"; who is not named has 1.'
@@ -140,13 +148,16 @@ class SchedulerConfig(ServiceConfig):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
-        if self.scheduling_policy not in SchedulingPolicy.__members__:
-            raise ValueError(f"scheduling_policy must be one of {', '.join(SchedulingPolicy.__members__)}")
+        if self.scheduling_policy not in (*SchedulingPolicy.__members__, ADAPTIVE):
+            known = ", ".join(SchedulingPolicy.__members__)
+            raise ValueError(f"scheduling_policy must be one of {known}, {ADAPTIVE}")
+        arms_of(self.adaptive_policies)
         _weights(self.requester_weights)
 
     @property
     def settings(self) -> Settings:
         """The numbers that the core depends on."""
+        arms = arms_of(self.adaptive_policies) if self.scheduling_policy == ADAPTIVE else ()
         return Settings(
             reconnect_grace_ms=self.reconnect_grace_ms,
             takeover_grace_ms=self.takeover_grace_ms,
@@ -171,7 +182,8 @@ class SchedulerConfig(ServiceConfig):
             speculation_share=self.speculation_share,
             straggle_quantile=self.straggle_quantile,
             speculation_window_ms=self.speculation_window_ms,
-            policy=SchedulingPolicy[self.scheduling_policy],
+            policy=arms[0].policy if arms else SchedulingPolicy[self.scheduling_policy],
+            arms=arms,
             requester_weights=_weights(self.requester_weights),
             ageing_ms=self.ageing_ms,
             ageing_share=self.ageing_share,
@@ -190,4 +202,24 @@ def _weights(text: str) -> tuple[tuple[str, float], ...]:
         if not name or not 0.0 < value <= 1_000_000.0:
             raise ValueError(f'requester_weights: {item!r} is not like "operator/admin=2"')
         found.append((name, value))
+    return tuple(found)
+
+
+def arms_of(text: str) -> tuple[PolicyArm, ...]:
+    """Return what `adaptive_policies` says, at least one and at most `ARMS_MAX`; raises ValueError."""
+    found = []
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, *given = item.split(":")
+        weights = dict(each.partition("=")[::2] for each in given)
+        if name not in SchedulingPolicy.__members__ or not set(weights) <= set(PolicyWeights._fields):
+            raise ValueError(f'adaptive_policies: {item!r} is not like "MULTI_OBJECTIVE:finish_time=1"')
+        try:
+            values = {key: float(value) for key, value in weights.items()}
+        except ValueError as error:
+            raise ValueError(f"adaptive_policies: {item!r} has a weight that is no number") from error
+        if not all(0.0 <= value <= 1_000.0 for value in values.values()):
+            raise ValueError(f"adaptive_policies: {item!r} has a weight that is not 0 to 1000")
+        found.append(PolicyArm(SchedulingPolicy[name], PolicyWeights(**values) if values else None))
+    if not 1 <= len(found) <= ARMS_MAX or len(set(found)) < len(found):
+        raise ValueError(f"adaptive_policies must be 1 to {ARMS_MAX} different policies")
     return tuple(found)

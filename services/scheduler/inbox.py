@@ -12,11 +12,12 @@ from services.scheduler.core.book import Book
 from services.scheduler.core.course import Collaboration
 from services.scheduler.core.effects import Accepted, Answer, CloseStream, WorkItem
 from services.scheduler.core.events import Event, ReplyId, StreamId
+from services.scheduler.core.policies.bandit import PolicyCell
 from services.scheduler.watch import WatchHub
 
 T = TypeVar("T")
 #: What a requester gets.
-Reply = Accepted | Collaboration | ServiceError
+Reply = Accepted | Collaboration | PolicyCell | ServiceError
 
 
 class WorkPort(Protocol):

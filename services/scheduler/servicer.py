@@ -22,6 +22,7 @@ from services.common.identity import Principal
 from services.common.outbox import Outbox
 from services.common.rpc.interceptors import current_call
 from services.scheduler import pages
+from services.scheduler.core import adapting
 from services.scheduler.core.book import Book
 from services.scheduler.core.course import Collaboration
 from services.scheduler.core.effects import Accepted
@@ -30,11 +31,14 @@ from services.scheduler.core.events import (
     CancelRequested,
     Event,
     PauseRequested,
+    PolicyAction,
+    PolicyOrdered,
     ReplyId,
     ResumeRequested,
 )
 from services.scheduler.core.explain import explain
 from services.scheduler.core.outlook import outlook
+from services.scheduler.core.policies.bandit import PolicyCell
 from services.scheduler.core.profiles import profile
 from services.scheduler.core.queries import find, find_task, newest_first
 from services.scheduler.core.validation import validate
@@ -67,6 +71,8 @@ ACCESS = {
     f"{SERVICE_NAME}/Work": frozenset({"agent"}),
     f"{SERVICE_NAME}/ListLocks": _READERS,
     f"{SERVICE_NAME}/GetAgentProfile": _READERS,
+    f"{SERVICE_NAME}/GetAdaptivePolicy": frozenset({"operator", "service"}),
+    f"{SERVICE_NAME}/ChangeAdaptivePolicy": frozenset({"operator"}),
     f"{SERVICE_NAME}/AssessTask": _READERS,
     f"{SERVICE_NAME}/ListAlerts": frozenset({"operator", "service"}),
     f"{SERVICE_NAME}/ExplainTask": _READERS,
@@ -326,6 +332,43 @@ class SchedulerServicer(SchedulerServiceServicer):
             raise _unexpected(reply)
         newest = reply.tasks[task_id].newest
         return pb.AssessTaskResponse(agent_id="" if newest is None else newest.instance.agent_id)
+
+    async def GetAdaptivePolicy(
+        self, request: pb.GetAdaptivePolicyRequest, context: Any
+    ) -> pb.GetAdaptivePolicyResponse:
+        """Return how the policy of collaborations that name none is chosen."""
+        del request, context
+        driver = await self._replica.driver()
+        message = await driver.query(lambda book: profiles.policy_message(adapting.view(book)))
+        return pb.GetAdaptivePolicyResponse(policy=message)
+
+    async def ChangeAdaptivePolicy(
+        self, request: pb.ChangeAdaptivePolicyRequest, context: Any
+    ) -> pb.ChangeAdaptivePolicyResponse:
+        """Freeze that choice, let it go on, or forget what was learned."""
+        del context
+        driver = await self._replica.driver()
+        cause, actor = current_call.get().cause_id, str(_caller())
+        if request.action not in {*PolicyAction}:
+            raise invalid("action", "must be POLICY_ACTION_FREEZE, _UNFREEZE or _RESET")
+        if len(request.reason.encode()) > _REASON_BYTES_MAX:
+            raise invalid("reason", f"is too long: at most {_REASON_BYTES_MAX} bytes")
+        action = PolicyAction(request.action)
+        # It changes how everybody's work is placed: not without a record (guarantee A3).
+        entry = EntryDraft(
+            self._clock.now(),
+            actor,
+            f"policy.{action.name.lower()}.order",
+            "policy/adaptive",
+            cause_id=cause,
+            attributes={"why": request.reason} if request.reason else {},
+        )
+        await self._outbox.record([entry], privileged=True)
+        reply = await _ask(driver, lambda reply: PolicyOrdered(cause, action, actor, request.reason, reply))
+        if not isinstance(reply, PolicyCell):
+            raise _unexpected(reply)
+        message = await driver.query(lambda book: profiles.policy_message(adapting.view(book)))
+        return pb.ChangeAdaptivePolicyResponse(policy=message)
 
     async def ListAlerts(self, request: pb.ListAlertsRequest, context: Any) -> pb.ListAlertsResponse:
         """Return what is out of the ordinary."""

@@ -30,7 +30,7 @@ from services.common.core.ids import (
 )
 from services.common.core.instants import Instant
 from services.common.rpc.status import from_status
-from services.scheduler.core.course import Attempt, Predicted, Savepoint
+from services.scheduler.core.course import Attempt, Predicted, Savepoint, Trial
 from services.scheduler.core.deadlines import DeadlineWarning
 from services.scheduler.core.effects import (
     Accepted,
@@ -137,6 +137,7 @@ COLLABORATION_RECORDS = st.builds(
     NAMES,
     st.none() | FAILURES,
     st.lists(WARNINGS, max_size=3).map(tuple),
+    st.none() | st.builds(Trial, NAMES, NAMES),
 )
 LOCKS = st.builds(
     StoredLock,

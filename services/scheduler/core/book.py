@@ -27,11 +27,13 @@ from services.scheduler.core.model import (
     AttemptRef,
     InstanceKey,
     Limits,
+    PolicyArm,
     Priority,
     SchedulingPolicy,
     TaskKey,
 )
 from services.scheduler.core.monitoring.observed import Observed
+from services.scheduler.core.policies.bandit import Bandit
 from services.scheduler.core.prediction.predictor import Predictor
 from services.scheduler.core.timers import Timer, Timers
 from services.scheduler.core.victims import Victims
@@ -66,6 +68,8 @@ class Settings:
     wave_max: int = 8_192
     #: Policy of collaborations that name none.
     policy: SchedulingPolicy = SchedulingPolicy.PRIORITY
+    #: Policies that are chosen from for these, the default first; none: `policy` is the one.
+    arms: tuple[PolicyArm, ...] = ()
     #: Requester to weight; who is not named has 1.
     requester_weights: tuple[tuple[str, float], ...] = ()
     ageing_ms: int = 60_000
@@ -153,6 +157,7 @@ class Book:
     #: Running tasks whose attempt takes longer than predicted, and what helping them may cost.
     stragglers: dict[TaskKey, Task] = field(default_factory=dict)
     budget: WorkBudget = field(init=False)
+    bandit: Bandit = field(init=False)
     #: Attempts that may make room for more urgent work.
     victims: Victims = field(default_factory=Victims)
     #: Tasks in the placement index that may take the slot of another, in the order in which they came.
@@ -176,6 +181,7 @@ class Book:
         estimate = self.predictor.estimate
         self.index.pools.estimate = lambda agent, kind, ms, skill: estimate(agent, kind, ms, skill).mean_ms
         self.accounts = Accounts(dict(self.settings.requester_weights))
+        self.bandit = Bandit(tuple(arm.name for arm in self.settings.arms))
         self.budget = WorkBudget(self.settings.speculation_share, self.settings.speculation_window_ms)
 
     def task(self, key: TaskKey | AttemptRef) -> Task | None:

@@ -8,10 +8,10 @@ from services.common.core.entries import Outcome
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.ids import CollaborationId, TaskId
 from services.common.core.instants import Instant, after
-from services.scheduler.core import observing, outcomes, places
+from services.scheduler.core import adapting, observing, outcomes, places
 from services.scheduler.core.admission import admit, size_of
 from services.scheduler.core.book import Book, Step
-from services.scheduler.core.course import Collaboration, Task
+from services.scheduler.core.course import Collaboration, Task, Trial
 from services.scheduler.core.due import FREE, due_times
 from services.scheduler.core.effects import Accepted, Answer, Forget, SaveSpecs
 from services.scheduler.core.events import CancelRequested, Submitted
@@ -93,8 +93,13 @@ def forget_ended(step: Step) -> None:
         step.effects.append(Forget(collaboration.collaboration_id))
 
 
-def build(
-    book: Book, collaboration_id: CollaborationId, submission: Submission, submit_time: Instant, arrival: int
+def build(  # noqa: PLR0917  # a collaboration is made of all of these, in one place
+    book: Book,
+    collaboration_id: CollaborationId,
+    submission: Submission,
+    submit_time: Instant,
+    arrival: int,
+    trial: Trial | None = None,
 ) -> Collaboration:
     """Return a collaboration as it is before anything happened, counted as open in the book."""
     spec = submission.spec
@@ -109,7 +114,9 @@ def build(
         coordinator_agent=spec.coordinator_agent,
         open_count=len(spec.tasks),
         size_bytes=size_of(spec),
+        trial=trial,
     )
+    chosen = adapting.styled(book, spec, trial)
     home = weakref.ref(collaboration)
     dependents: dict[TaskId, list[TaskId]] = {}
     for task_spec in spec.tasks:
@@ -129,7 +136,7 @@ def build(
             spec.priority_of(task_spec),
             spec.deadline_of(task_spec),
             ranks[task_id],
-            demand_of(task_spec, spec, book.settings.policy),
+            demand_of(task_spec, chosen, book.settings.policy),
             collaboration.account,
             arrival,
             tuple(dependents.get(task_id, ())),
@@ -178,7 +185,8 @@ def _repeated(book: Book, event: Submitted) -> Accepted | None:
 def _accept(step: Step, event: Submitted) -> Accepted:
     book, submission = step.book, event.submission
     warnings = admit(book, submission.spec, step.now)
-    collaboration = build(book, event.collaboration_id, submission, step.now, book.arrival + 1)
+    trial, why = adapting.choose(book, submission.spec)
+    collaboration = build(book, event.collaboration_id, submission, step.now, book.arrival + 1, trial)
     observing.keep_looking(step)
     step.effects.append(SaveSpecs(collaboration))
     step.collaboration_changed(collaboration)
@@ -189,7 +197,11 @@ def _accept(step: Step, event: Submitted) -> Accepted:
         f"collaboration/{event.collaboration_id}",
         submission.requester,
         collaboration_id=event.collaboration_id,
-        attributes={"request_id": submission.request_id, "tasks": str(len(collaboration.tasks))},
+        attributes={
+            "request_id": submission.request_id,
+            "tasks": str(len(collaboration.tasks)),
+            **({"policy": why} if why else {}),
+        },
     )
     return Accepted(
         event.collaboration_id, collaboration.generation, already_accepted=False, warnings=warnings

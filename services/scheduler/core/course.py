@@ -45,6 +45,15 @@ if TYPE_CHECKING:
 ATTEMPTS_KEPT_MAX = 32
 
 
+class Trial(NamedTuple):
+    """The policy that was chosen for a collaboration that names none."""
+
+    #: Name of the arm.
+    arm: str
+    #: Under which load its outcome counts; empty when it does not.
+    load: str
+
+
 class Predicted(NamedTuple):
     """How long an attempt was expected to take when it was assigned, in milliseconds."""
 
@@ -317,6 +326,8 @@ class Collaboration:
     size_bytes: int = 0
     #: None as long as no deadline was predicted to be missed.
     lateness: Lateness | None = None
+    #: None when its policy is given.
+    trial: Trial | None = None
 
     def __repr__(self) -> str:
         return f"<Collaboration {self.collaboration_id} {self.state.name} generation {self.generation}>"

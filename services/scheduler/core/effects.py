@@ -16,6 +16,7 @@ from services.common.core.instants import Instant
 from services.scheduler.core.course import Attempt, Change, Collaboration, Progress, Task
 from services.scheduler.core.events import HeldLock, ReplyId, StreamId
 from services.scheduler.core.model import AttemptRef, InstanceKey
+from services.scheduler.core.policies.bandit import PolicyCell
 from services.scheduler.core.prediction.cells import Learned, LearnedKey
 from services.scheduler.core.records import StoredLock
 
@@ -187,10 +188,10 @@ class Accepted(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a requester gets: `Accepted`, the collaboration that was cancelled, or an error."""
+    """What a requester gets: `Accepted`, the collaboration or the policies that were changed, or an error."""
 
     reply: ReplyId
-    value: Accepted | Collaboration | ServiceError
+    value: Accepted | Collaboration | PolicyCell | ServiceError
 
 
 Write = SaveSpecs | SaveCollaboration | SaveTask | Forget | PutLock | DeleteLock | SaveLearned

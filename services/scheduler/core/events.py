@@ -6,6 +6,7 @@ repeat it. Randomness arrives as `jitter`, a number in [0, 1) that the driver dr
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import NamedTuple, NewType
 
 from services.common.core.errors import ServiceError
@@ -67,6 +68,24 @@ class ResumeRequested(NamedTuple):
 
     cause_id: str
     collaboration_id: CollaborationId
+    actor: str
+    reason: str
+    reply: ReplyId
+
+
+class PolicyAction(IntEnum):
+    """What an operator may do to the choice of policies; the numbers are the proto's."""
+
+    FREEZE = 1
+    UNFREEZE = 2
+    RESET = 3
+
+
+class PolicyOrdered(NamedTuple):
+    """An operator changes how policies are chosen."""
+
+    cause_id: str
+    action: PolicyAction
     actor: str
     reason: str
     reply: ReplyId
@@ -306,6 +325,7 @@ Event = (
     | PauseRequested
     | ResumeRequested
     | AssessRequested
+    | PolicyOrdered
     | Refused
     | WorkOpened
     | WorkFrame

@@ -77,6 +77,20 @@ class PolicyWeights(NamedTuple):
 ALIKE = PolicyWeights()
 
 
+class PolicyArm(NamedTuple):
+    """A policy that may be chosen for a collaboration that names none."""
+
+    policy: SchedulingPolicy
+    #: None for those that the requester gives.
+    weights: PolicyWeights | None = None
+
+    @property
+    def name(self) -> str:
+        """The policy's name, with the weights that are not 0."""
+        given = {} if self.weights is None else self.weights._asdict()
+        return self.policy.name + "".join(f":{name}={value:g}" for name, value in given.items() if value)
+
+
 class CollaborationState(IntEnum):
     """Life cycle of a collaboration."""
 

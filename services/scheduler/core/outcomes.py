@@ -5,7 +5,7 @@ from __future__ import annotations
 from services.common.core.backoff import backoff_ms
 from services.common.core.entries import Outcome
 from services.common.core.instants import after
-from services.scheduler.core import attempts, claims, gangs, lateness, learning, observing, places
+from services.scheduler.core import adapting, attempts, claims, gangs, lateness, learning, observing, places
 from services.scheduler.core.book import Step
 from services.scheduler.core.course import Attempt, Collaboration, Task
 from services.scheduler.core.machine import COLLABORATION, TASK, AttemptInput, CollaborationInput, TaskInput
@@ -260,6 +260,7 @@ def _end(step: Step, collaboration: Collaboration, given: CollaborationInput) ->
     collaboration.state = COLLABORATION.next(collaboration.collaboration_id, collaboration.state, given)
     collaboration.end_time = step.now
     lateness.close(step, collaboration)
+    adapting.ended(step, collaboration)
     observing.stage(step, "collaboration", step.now - collaboration.submit_time)
     step.collaboration_changed(collaboration)
     step.book.note_end(collaboration)

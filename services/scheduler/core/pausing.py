@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from services.common.core.entries import Outcome
 from services.common.core.errors import Reason, ServiceError
-from services.scheduler.core import claims, places, suspension
+from services.scheduler.core import adapting, claims, places, suspension
 from services.scheduler.core.book import Step
 from services.scheduler.core.course import Attempt, Collaboration, Place, Task
 from services.scheduler.core.effects import Answer
@@ -34,6 +34,7 @@ def pause(step: Step, event: PauseRequested) -> None:
         return
     if collaboration.state is not CollaborationState.SUSPENDED:
         _change(step, collaboration, CollaborationInput.PAUSE)
+        adapting.abandon(step.book, collaboration)
         _let_wait(step, collaboration)
         _entry(step, event, "collaboration.pause")
     if event.suspend_running:

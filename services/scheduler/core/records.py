@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from services.common.core.ids import CollaborationId, ResourceName, TaskId
 from services.common.core.instants import Instant
-from services.scheduler.core.course import Attempt, Collaboration, Savepoint, Task
+from services.scheduler.core.course import Attempt, Collaboration, Savepoint, Task, Trial
 from services.scheduler.core.deadlines import DeadlineWarning
 from services.scheduler.core.model import (
     AttemptRef,
@@ -53,6 +53,7 @@ class CollaborationRecord(NamedTuple):
     failure: Failure | None
     #: Deadlines that are predicted to be missed.
     warnings: tuple[DeadlineWarning, ...] = ()
+    trial: Trial | None = None
 
 
 class SpecRecord(NamedTuple):
@@ -124,6 +125,7 @@ def collaboration_record(collaboration: Collaboration) -> CollaborationRecord:
         collaboration.coordinator_agent,
         collaboration.failure,
         collaboration.warnings,
+        collaboration.trial,
     )
 
 

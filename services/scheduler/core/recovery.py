@@ -13,6 +13,7 @@ from services.common.core.fencing import FencingToken
 from services.common.core.ids import ResourceName
 from services.common.core.instants import after
 from services.scheduler.core import (
+    adapting,
     attempts,
     claims,
     collaborations,
@@ -46,6 +47,7 @@ from services.scheduler.core.model import (
     ResourceClaim,
     TaskState,
 )
+from services.scheduler.core.policies.bandit import PolicyCell
 from services.scheduler.core.records import StoredCollaboration, StoredLock, TaskRecord
 from services.scheduler.core.timers import TimerKind
 
@@ -53,6 +55,9 @@ from services.scheduler.core.timers import TimerKind
 def recover(step: Step, event: Recovered) -> None:
     """Take over everything that the store holds. Called once, on an empty book."""
     step.book.predictor.restore(event.learned)
+    for _, cell in event.learned:
+        if isinstance(cell, PolicyCell):
+            adapting.restore(step.book, cell)
     observing.keep_looking(step)
     stored = sorted(event.collaborations, key=lambda each: each.spec.arrival)
     restored = [_restore(step, each) for each in stored]
@@ -78,8 +83,10 @@ def _restore(step: Step, stored: StoredCollaboration) -> Collaboration:
     """Return the collaboration with every task as it was last committed; nothing is decided yet."""
     spec, record = stored.spec, stored.record
     collaboration = collaborations.build(
-        step.book, spec.collaboration_id, spec.submission, spec.submit_time, spec.arrival
+        step.book, spec.collaboration_id, spec.submission, spec.submit_time, spec.arrival, record.trial
     )
+    if record.end_time is None:
+        adapting.adopt(step.book, record.trial)
     collaboration.state = record.state
     collaboration.end_time = record.end_time
     collaboration.coordinator_agent = record.coordinator_agent

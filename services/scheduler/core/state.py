@@ -8,6 +8,7 @@ from typing import Any
 from services.common.core.entries import Outcome
 from services.common.core.instants import Instant, after
 from services.scheduler.core import (
+    adapting,
     agents,
     apply,
     assessing,
@@ -37,6 +38,7 @@ from services.scheduler.core.events import (
     LocksWritten,
     PauseRequested,
     PlacementDue,
+    PolicyOrdered,
     Recovered,
     Refused,
     ResumeRequested,
@@ -127,6 +129,7 @@ _HANDLERS: dict[type[Any], Callable[[Step, Any], None]] = {
     PauseRequested: pausing.pause,
     ResumeRequested: pausing.resume,
     AssessRequested: assessing.assess,
+    PolicyOrdered: adapting.order,
     Refused: _refuse,
     WorkOpened: agents.open_stream,
     WorkFrame: agents.take_frame,

@@ -67,6 +67,8 @@ class Layout:
         kind, _, name = key.removeprefix(self.learned).partition("/")
         if kind == "agents":
             return LearnedKey("agents", name)
+        if kind == "policies":
+            return LearnedKey("policies", name)
         return LearnedKey("types", name) if kind == "types" else None
 
     def parse_task(self, key: str) -> tuple[CollaborationId, str, str] | None:

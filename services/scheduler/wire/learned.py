@@ -5,6 +5,7 @@ from __future__ import annotations
 from muster.scheduler.v1 import record_pb2 as record_pb
 
 from services.common.core.instants import Instant
+from services.scheduler.core.policies.bandit import ArmCell, LoadCell, PolicyCell
 from services.scheduler.core.prediction.cells import (
     AgentCell,
     Learned,
@@ -18,6 +19,8 @@ from services.scheduler.core.prediction.cells import (
 
 def encode(value: Learned) -> bytes:
     """Return one record."""
+    if isinstance(value, PolicyCell):
+        return _policies(value).SerializeToString()
     message = _agent(value) if isinstance(value, AgentCell) else _type(value)
     return message.SerializeToString()
 
@@ -31,6 +34,8 @@ def decode(key: LearnedKey, raw: bytes) -> Learned:
             {row.skill: _read_rate(row.outcomes) for row in agent.skills},
             Instant(agent.time_ms),
         )
+    if key.kind == "policies":
+        return _read_policies(record_pb.LearnedPoliciesRecord.FromString(raw))
     row = record_pb.LearnedTypeRecord.FromString(raw)
     return TypeCell(
         _read_line(row.line),
@@ -76,6 +81,45 @@ def _type(cell: TypeCell) -> record_pb.LearnedTypeRecord:
         time_ms=cell.time,
         texts=cell.texts,
     )
+
+
+def _policies(cell: PolicyCell) -> record_pb.LearnedPoliciesRecord:
+    message = record_pb.LearnedPoliciesRecord(frozen=cell.frozen)
+    for name, load in cell.loads.items():
+        row = message.loads.add(
+            load=name,
+            preferred=load.preferred,
+            chosen=load.chosen,
+            explored=load.explored,
+            credit=load.credit,
+        )
+        for arm, each in load.arms.items():
+            row.arms.add(
+                name=arm,
+                weight=each.weight,
+                total=each.total,
+                squares=each.squares,
+                count=each.count,
+                shut=each.shut,
+            )
+    return message
+
+
+def _read_policies(message: record_pb.LearnedPoliciesRecord) -> PolicyCell:
+    loads = {
+        row.load: LoadCell(
+            {
+                each.name: ArmCell(each.weight, each.total, each.squares, each.count, each.shut)
+                for each in row.arms
+            },
+            row.preferred,
+            row.chosen,
+            row.explored,
+            row.credit,
+        )
+        for row in message.loads
+    }
+    return PolicyCell(loads, message.frozen)
 
 
 def _line(line: Line) -> record_pb.LearnedLineRecord:

@@ -1,10 +1,12 @@
-"""An agent's profile and alerts: model to proto."""
+"""An agent's profile, alerts and policies: model to proto."""
 
 from __future__ import annotations
 
 from muster.scheduler.v1 import alert_pb2 as alert_pb
+from muster.scheduler.v1 import policy_pb2 as policy_pb
 from muster.scheduler.v1 import profile_pb2 as profile_pb
 
+from services.scheduler.core.adapting import PolicyView
 from services.scheduler.core.monitoring.alerts import Alert
 from services.scheduler.core.prediction.cells import HALF_LIFE_MS, PAIR_KEEP
 from services.scheduler.core.profiles import AgentProfile, Interval, TypeProfile
@@ -74,3 +76,30 @@ def _put_type(message: profile_pb.TypeProfile, row: TypeProfile) -> None:
 
 def _interval(value: Interval) -> profile_pb.Interval:
     return profile_pb.Interval(mean=value.mean, low=value.low, high=value.high)
+
+
+def policy_message(view: PolicyView) -> policy_pb.AdaptivePolicy:
+    """Return how policies are chosen."""
+    if not view.arms:
+        return policy_pb.AdaptivePolicy()
+    message = policy_pb.AdaptivePolicy(enabled=True, frozen=view.frozen, default_policy=view.arms[0])
+    for name, load in view.loads:
+        row = message.loads.add(
+            load=name,
+            preferred_policy=load.preferred,
+            explored_share=load.explored / load.chosen if load.chosen else 0.0,
+        )
+        for arm in view.arms:
+            cell = load.arms[arm]
+            low, high = cell.interval
+            row.arms.add(
+                policy=arm,
+                mean=cell.mean,
+                low=low,
+                high=high,
+                trials=cell.count,
+                weight=cell.weight,
+                pending=cell.pending,
+                shut=cell.shut,
+            )
+    return message

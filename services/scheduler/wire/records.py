@@ -12,7 +12,7 @@ from services.common.core.fencing import FencingToken
 from services.common.core.ids import AgentId, CollaborationId, InstanceId, RequestId, ResourceName, TaskId
 from services.common.core.instants import Instant
 from services.common.protobuf import tag, varint
-from services.scheduler.core.course import Attempt, Predicted, Savepoint
+from services.scheduler.core.course import Attempt, Predicted, Savepoint, Trial
 from services.scheduler.core.deadlines import DeadlineWarning
 from services.scheduler.core.model import (
     ALIKE,
@@ -53,6 +53,8 @@ def encode_collaboration(record: CollaborationRecord) -> bytes:
             cause_task_id=warning.cause,
             warn_ms=warning.warn_time,
         )
+    if (trial := record.trial) is not None:
+        message.policy_arm, message.policy_load = trial
     return message.SerializeToString()
 
 
@@ -76,6 +78,7 @@ def decode_collaboration(collaboration_id: CollaborationId, raw: bytes) -> Colla
             )
             for row in message.deadline_warnings
         ),
+        Trial(message.policy_arm, message.policy_load) if message.policy_arm else None,
     )
 
 

@@ -194,6 +194,15 @@ def test_a_collaboration_is_paused_and_resumed(plane: PlaneWithAgent) -> None:
     assert "WRONG_STATE" in refused.stderr
 
 
+def test_policies_that_do_not_adapt_say_so(plane: PlaneWithAgent) -> None:
+    assert "do not adapt" in succeed("policy", "show", home=plane.home)
+    (shown,) = items("policy", "show", home=plane.home)
+    assert shown["enabled"] is False
+    refused = muster("policy", "freeze", "--reason", "a drill", home=plane.home)
+    assert refused.returncode == 1
+    assert "WRONG_STATE" in refused.stderr
+
+
 def test_collaborations_are_listed_by_state(plane: PlaneWithAgent) -> None:
     identifier = submit(plane, GREETING)
     wait_task(plane, identifier, "hello", "SUCCEEDED")

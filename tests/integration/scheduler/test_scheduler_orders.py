@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from muster.scheduler.v1 import collaboration_pb2 as collaboration_pb
+from muster.scheduler.v1 import policy_pb2 as policy_pb
 from muster.scheduler.v1 import scheduler_service_pb2 as pb
 
 from services.common.core.errors import Reason, ServiceError
@@ -157,3 +158,40 @@ async def test_alerts_stand_and_are_cleared(start_plane: StartPlane) -> None:
     assert cleared.HasField("clear_time")
     chief = await plane.stub("agent/chief")
     assert (await error_of(chief.ListAlerts(pb.ListAlertsRequest()))).reason is Reason.ACCESS_DENIED
+
+
+async def test_policies_adapt_and_are_frozen_and_reset_under_the_next_leader(start_plane: StartPlane) -> None:
+    plane = await start_plane("one", "two", scheduling_policy="ADAPTIVE")
+    name = await done(plane)
+    stub = await plane.stub()
+    policy = (await stub.GetAdaptivePolicy(pb.GetAdaptivePolicyRequest())).policy
+    assert (policy.enabled, policy.frozen, policy.default_policy) == (True, False, "PRIORITY")
+    assert [load.load for load in policy.loads] == ["light", "busy", "full"]
+    assert sum(arm.trials for load in policy.loads for arm in load.arms) == 1
+    found = await stub.GetCollaboration(pb.GetCollaborationRequest(collaboration_id=name))
+    assert "PRIORITY" in found.collaboration.tasks[0].attempts[0].explanation
+    freeze = pb.ChangeAdaptivePolicyRequest(action=policy_pb.POLICY_ACTION_FREEZE, reason="a drill")
+    assert (await stub.ChangeAdaptivePolicy(freeze)).policy.frozen
+    await plane.stop_replica(await plane.leader())
+    stub = await plane.stub()
+    policy = (await stub.GetAdaptivePolicy(pb.GetAdaptivePolicyRequest())).policy
+    assert policy.frozen
+    assert sum(arm.trials for load in policy.loads for arm in load.arms) == 1
+    reset = pb.ChangeAdaptivePolicyRequest(action=policy_pb.POLICY_ACTION_RESET)
+    policy = (await stub.ChangeAdaptivePolicy(reset)).policy
+    assert not any(arm.trials for load in policy.loads for arm in load.arms)
+
+
+async def test_changes_of_policies_are_refused_with_what_is_wrong(start_plane: StartPlane) -> None:
+    plane = await start_plane()
+    stub = await plane.stub()
+    assert not (await stub.GetAdaptivePolicy(pb.GetAdaptivePolicyRequest())).policy.enabled
+    freeze = pb.ChangeAdaptivePolicyRequest(action=policy_pb.POLICY_ACTION_FREEZE)
+    wordy = pb.ChangeAdaptivePolicyRequest(action=policy_pb.POLICY_ACTION_FREEZE, reason="x" * 1_025)
+    for request, field in ((pb.ChangeAdaptivePolicyRequest(), "action"), (wordy, "reason")):
+        error = await error_of(stub.ChangeAdaptivePolicy(request))
+        assert error.reason is Reason.INVALID_FIELD
+        assert [violation.field for violation in error.violations] == [field]
+    assert (await error_of(stub.ChangeAdaptivePolicy(freeze))).reason is Reason.WRONG_STATE
+    chief = await plane.stub("agent/chief")
+    assert (await error_of(chief.ChangeAdaptivePolicy(freeze))).reason is Reason.ACCESS_DENIED

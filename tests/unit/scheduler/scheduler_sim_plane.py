@@ -52,6 +52,7 @@ from services.scheduler.core.model import (
 )
 from services.scheduler.core.queries import waiting_for
 from services.scheduler.core.state import SchedulerState
+from services.scheduler.inbox import Reply
 from services.scheduler.store import LeadershipLostError
 from services.scheduler.stores.memory import MemoryPlane, MemoryStore
 from tests.unit.scheduler.scheduler_sim_checker import BrokenPromise, Checker, Seen
@@ -305,7 +306,7 @@ class World(Fleet):
     def _close_soon(self, agent: Agent, stream: StreamId) -> None:
         self.later(2, lambda: self._hear_close(agent, stream))
 
-    def _take_answer(self, reply: ReplyId, value: Accepted | Collaboration | ServiceError) -> None:
+    def _take_answer(self, reply: ReplyId, value: Reply) -> None:
         asked = self.open.pop(reply, None)
         if isinstance(asked, Submission):
             name = CollaborationId(f"c-{asked.request_id}")

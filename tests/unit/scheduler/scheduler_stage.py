@@ -68,6 +68,7 @@ from services.scheduler.core.model import (
     Submission,
     TaskSpec,
 )
+from services.scheduler.core.policies.bandit import PolicyCell
 from services.scheduler.core.prediction.cells import Learned, LearnedKey
 from services.scheduler.core.records import (
     CollaborationRecord,
@@ -367,7 +368,7 @@ def assigned(effects: Iterable[Effect]) -> list[str]:
     return [effect.task.key.task_id for effect in only(effects, Assign)]
 
 
-def answer(effects: Iterable[Effect]) -> Accepted | Collaboration | ServiceError:
+def answer(effects: Iterable[Effect]) -> Accepted | Collaboration | PolicyCell | ServiceError:
     """Return the one answer."""
     [found] = only(effects, Answer)
     return found.value

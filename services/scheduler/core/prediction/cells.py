@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from services.common.core.instants import Instant
+from services.scheduler.core.policies.bandit import PolicyCell
 
 #: What remains of a cell's weight with each further observation: about the last 50 of an agent's own runs
 #: count, and the last 400 of a type.
@@ -153,10 +154,10 @@ class AgentCell:
 class LearnedKey(NamedTuple):
     """Names one record of what was learned."""
 
-    kind: Literal["agents", "types"]
-    #: The agent's name or the task type.
+    kind: Literal["agents", "types", "policies"]
+    #: The agent's name, the task type, or what chooses policies.
     name: str
 
 
 #: What one record holds, as an independent copy.
-Learned = AgentCell | TypeCell
+Learned = AgentCell | TypeCell | PolicyCell

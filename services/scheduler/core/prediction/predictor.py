@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from services.common.core.instants import Instant
+from services.scheduler.core.policies.bandit import PolicyCell
 from services.scheduler.core.prediction.cells import (
     PAIR_KEEP,
     TYPE_KEEP,
@@ -223,7 +224,8 @@ class Predictor:
 
     def restore(self, rows: Iterable[tuple[LearnedKey, Learned]]) -> None:
         """Take over what was kept, on an empty predictor; what was used last stays the longest."""
-        for key, cell in sorted(rows, key=lambda row: row[1].time):
+        cells = [(key, cell) for key, cell in rows if not isinstance(cell, PolicyCell)]
+        for key, cell in sorted(cells, key=lambda row: row[1].time):
             copy = cell.copy()
             if isinstance(copy, AgentCell):
                 self.agents[key.name] = copy

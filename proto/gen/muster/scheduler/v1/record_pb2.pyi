@@ -33,6 +33,7 @@ class CollaborationRecord(_message.Message):
       <prefix>/locks/<resource>/<claim_id>                    JSON, see services/scheduler/README.md
       <prefix>/learned/agents/<agent_id>                      LearnedAgentRecord
       <prefix>/learned/types/<task_type>                      LearnedTypeRecord
+      <prefix>/learned/policies/adaptive                      LearnedPoliciesRecord
 
     CollaborationRecord is the mutable half of a collaboration: small, since it is written again and again.
     """
@@ -45,10 +46,16 @@ class CollaborationRecord(_message.Message):
     COORDINATOR_AGENT_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     DEADLINE_WARNINGS_FIELD_NUMBER: _builtins.int
+    POLICY_ARM_FIELD_NUMBER: _builtins.int
+    POLICY_LOAD_FIELD_NUMBER: _builtins.int
     state: _collaboration_pb2.CollaborationState.ValueType
     generation: _builtins.int
     end_ms: _builtins.int
     coordinator_agent: _builtins.str
+    policy_arm: _builtins.str
+    """The policy that was chosen for it; empty when it names its own or the configuration does."""
+    policy_load: _builtins.str
+    """Under which load its outcome counts for that choice; empty when it does not."""
     @_builtins.property
     def failure(self) -> _task_pb2.TaskFailure:
         """Set when FAILED or CANCELLED."""
@@ -66,10 +73,12 @@ class CollaborationRecord(_message.Message):
         coordinator_agent: _builtins.str = ...,
         failure: _task_pb2.TaskFailure | None = ...,
         deadline_warnings: _abc.Iterable[Global___DeadlineWarningRecord] | None = ...,
+        policy_arm: _builtins.str = ...,
+        policy_load: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordinator_agent", b"coordinator_agent", "deadline_warnings", b"deadline_warnings", "end_ms", b"end_ms", "failure", b"failure", "generation", b"generation", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordinator_agent", b"coordinator_agent", "deadline_warnings", b"deadline_warnings", "end_ms", b"end_ms", "failure", b"failure", "generation", b"generation", "policy_arm", b"policy_arm", "policy_load", b"policy_load", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -566,3 +575,105 @@ class LearnedTypeRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LearnedTypeRecord: _TypeAlias = LearnedTypeRecord  # noqa: Y015
+
+@_typing.final
+class LearnedPoliciesRecord(_message.Message):
+    """LearnedPoliciesRecord is what was learned about scheduling policies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOADS_FIELD_NUMBER: _builtins.int
+    FROZEN_FIELD_NUMBER: _builtins.int
+    frozen: _builtins.bool
+    """Nothing is tried and nothing learned."""
+    @_builtins.property
+    def loads(self) -> _containers.RepeatedCompositeFieldContainer[Global___LearnedLoadRecord]: ...
+    def __init__(
+        self,
+        *,
+        loads: _abc.Iterable[Global___LearnedLoadRecord] | None = ...,
+        frozen: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frozen", b"frozen", "loads", b"loads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnedPoliciesRecord: _TypeAlias = LearnedPoliciesRecord  # noqa: Y015
+
+@_typing.final
+class LearnedLoadRecord(_message.Message):
+    """LearnedLoadRecord is what was learned about policies under one load of the fleet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOAD_FIELD_NUMBER: _builtins.int
+    ARMS_FIELD_NUMBER: _builtins.int
+    PREFERRED_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    EXPLORED_FIELD_NUMBER: _builtins.int
+    CREDIT_FIELD_NUMBER: _builtins.int
+    load: _builtins.str
+    """"light", "busy" or "full"."""
+    preferred: _builtins.str
+    chosen: _builtins.float
+    """Choices, and those that explored, decayed."""
+    explored: _builtins.float
+    credit: _builtins.float
+    """What rewards brought beyond the bound on the loss."""
+    @_builtins.property
+    def arms(self) -> _containers.RepeatedCompositeFieldContainer[Global___LearnedArmRecord]: ...
+    def __init__(
+        self,
+        *,
+        load: _builtins.str = ...,
+        arms: _abc.Iterable[Global___LearnedArmRecord] | None = ...,
+        preferred: _builtins.str = ...,
+        chosen: _builtins.float = ...,
+        explored: _builtins.float = ...,
+        credit: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "chosen", b"chosen", "credit", b"credit", "explored", b"explored", "load", b"load", "preferred", b"preferred"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnedLoadRecord: _TypeAlias = LearnedLoadRecord  # noqa: Y015
+
+@_typing.final
+class LearnedArmRecord(_message.Message):
+    """LearnedArmRecord is one policy under one load: its rewards, decayed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    SQUARES_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    SHUT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    weight: _builtins.float
+    total: _builtins.float
+    squares: _builtins.float
+    count: _builtins.int
+    shut: _builtins.bool
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        weight: _builtins.float = ...,
+        total: _builtins.float = ...,
+        squares: _builtins.float = ...,
+        count: _builtins.int = ...,
+        shut: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "name", b"name", "shut", b"shut", "squares", b"squares", "total", b"total", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnedArmRecord: _TypeAlias = LearnedArmRecord  # noqa: Y015

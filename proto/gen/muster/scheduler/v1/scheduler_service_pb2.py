@@ -31,78 +31,87 @@ from muster.scheduler.v1 import alert_pb2 as muster_dot_scheduler_dot_v1_dot_ale
 from muster.scheduler.v1 import collaboration_pb2 as muster_dot_scheduler_dot_v1_dot_collaboration__pb2
 from muster.scheduler.v1 import explanation_pb2 as muster_dot_scheduler_dot_v1_dot_explanation__pb2
 from muster.scheduler.v1 import plan_pb2 as muster_dot_scheduler_dot_v1_dot_plan__pb2
+from muster.scheduler.v1 import policy_pb2 as muster_dot_scheduler_dot_v1_dot_policy__pb2
 from muster.scheduler.v1 import profile_pb2 as muster_dot_scheduler_dot_v1_dot_profile__pb2
 from muster.scheduler.v1 import task_pb2 as muster_dot_scheduler_dot_v1_dot_task__pb2
 from muster.scheduler.v1 import work_pb2 as muster_dot_scheduler_dot_v1_dot_work__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+muster/scheduler/v1/scheduler_service.proto\x12\x13muster.scheduler.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1emuster/common/v1/fencing.proto\x1a\x1bmuster/common/v1/page.proto\x1a\x1fmuster/common/v1/priority.proto\x1a\x1fmuster/scheduler/v1/alert.proto\x1a\'muster/scheduler/v1/collaboration.proto\x1a%muster/scheduler/v1/explanation.proto\x1a\x1emuster/scheduler/v1/plan.proto\x1a!muster/scheduler/v1/profile.proto\x1a\x1emuster/scheduler/v1/task.proto\x1a\x1emuster/scheduler/v1/work.proto\"o\n\x1aSubmitCollaborationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12=\n\rcollaboration\x18\x02 \x01(\x0b\x32&.muster.scheduler.v1.CollaborationSpec\"w\n\x1bSubmitCollaborationResponse\x12\x18\n\x10\x63ollaboration_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x18\n\x10\x61lready_accepted\x18\x03 \x01(\x08\x12\x10\n\x08warnings\x18\x04 \x03(\t\"U\n\rSubmitRequest\x12\x44\n\x0bsubmissions\x18\x01 \x03(\x0b\x32/.muster.scheduler.v1.SubmitCollaborationRequest\"F\n\x0eSubmitResponse\x12\x34\n\x08outcomes\x18\x01 \x03(\x0b\x32\".muster.scheduler.v1.SubmitOutcome\"\x99\x01\n\rSubmitOutcome\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x44\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x30.muster.scheduler.v1.SubmitCollaborationResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"3\n\x17GetCollaborationRequest\x12\x18\n\x10\x63ollaboration_id\x18\x01 \x01(\t\"U\n\x18GetCollaborationResponse\x12\x39\n\rcollaboration\x18\x01 \x01(\x0b\x32\".muster.scheduler.v1.Collaboration\"-\n\x11GetMembersRequest\x12\x18\n\x10\x63ollaboration_id\x18\x01 \x01(\t\"9\n\x12GetMembersResponse\x12\x0f\n\x07members\x18\x01 \x03(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\"\x81\x01\n\x19ListCollaborationsRequest\x12+\n\x04page\x18\x01 \x01(\x0b\x32\x1d.muster.common.v1.PageRequest\x12\x37\n\x06states\x18\x02 \x03(\x0e\x32\'.muster.scheduler.v1.CollaborationState\"\x86\x01\n\x1aListCollaborationsResponse\x12:\n\x0e\x63ollaborations\x18\x01 \x03(\x0b\x32\".muster.scheduler.v1.Collaboration\x12,\n\x04page\x18\x02 \x01(\x0b\x32\x1e.muster.common.v1.PageResponse\"F\n\x1a\x43\x61ncelCollaborationRequest\x12\x18\n\x10\x63ollaboration_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"X\n\x1b\x43\x61ncelCollaborationResponse\x12\x39\n\rcollaboration\x18\x01 \x01(\x0b\x32\".muster.scheduler.v1.Collaboration\"^\n\x19PauseCollaborationRequest\x12\x18\n\x10\x63ollaboration_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x17\n\x0fsuspend_running\x18\x03 \x01(\x08\"W\n\x1aPauseCollaborationResponse\x12\x39\n\rcollaboration\x18\x01 \x01(\x0b\x32\".muster.scheduler.v1.Collaboration\"F\n\x1aResumeCollaborationRequest\x12\x18\n\x10\x63ollaboration_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"X\n\x1bResumeCollaborationResponse\x12\x39\n\rcollaboration\x18\x01 \x01(\x0b\x32\".muster.scheduler.v1.Collaboration\"l\n\x1aWatchCollaborationsRequest\x12\x18\n\x10\x63ollaboration_id\x18\x01 \x01(\t\x12\x17\n\x0f\x66rom_generation\x18\x02 \x01(\x04\x12\x1b\n\x13\x63ollaborations_only\x18\x03 \x01(\x08\"V\n\x1bWatchCollaborationsResponse\x12\x37\n\x06\x65vents\x18\x01 \x03(\x0b\x32\'.muster.scheduler.v1.CollaborationEvent\"\xb4\x03\n\x04Lock\x12\x10\n\x08resource\x18\x01 \x01(\t\x12+\n\x04mode\x18\x02 \x01(\x0e\x32\x1d.muster.scheduler.v1.LockMode\x12\x0c\n\x04held\x18\x03 \x01(\x08\x12\x10\n\x08\x61gent_id\x18\x04 \x01(\t\x12\x13\n\x0binstance_id\x18\x05 \x01(\t\x12\x30\n\x07\x61ttempt\x18\x06 \x01(\x0b\x32\x1f.muster.scheduler.v1.AttemptRef\x12-\n\x05token\x18\x07 \x01(\x0b\x32\x1e.muster.common.v1.FencingToken\x12.\n\nsince_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11lease_expire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08priority\x18\n \x01(\x0e\x32\x1a.muster.common.v1.Priority\x12\x31\n\rlent_priority\x18\x0b \x01(\x0e\x32\x1a.muster.common.v1.Priority\x12\x0f\n\x07lent_by\x18\x0c \x01(\t\"$\n\x10ListLocksRequest\x12\x10\n\x08resource\x18\x01 \x01(\t\"=\n\x11ListLocksResponse\x12(\n\x05locks\x18\x01 \x03(\x0b\x32\x19.muster.scheduler.v1.Lock\"?\n\x12\x45xplainTaskRequest\x12\x18\n\x10\x63ollaboration_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\"P\n\x13\x45xplainTaskResponse\x12\x39\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32$.muster.scheduler.v1.TaskExplanation\"*\n\x16GetAgentProfileRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"M\n\x17GetAgentProfileResponse\x12\x32\n\x07profile\x18\x01 \x01(\x0b\x32!.muster.scheduler.v1.AgentProfile\"^\n\x11\x41ssessTaskRequest\x12\x18\n\x10\x63ollaboration_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x01\x12\x0f\n\x07\x63omment\x18\x04 \x01(\t\"&\n\x12\x41ssessTaskResponse\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\",\n\x11ListAlertsRequest\x12\x17\n\x0finclude_cleared\x18\x01 \x01(\x08\"@\n\x12ListAlertsResponse\x12*\n\x06\x61lerts\x18\x01 \x03(\x0b\x32\x1a.muster.scheduler.v1.Alert2\xc0\r\n\x10SchedulerService\x12x\n\x13SubmitCollaboration\x12/.muster.scheduler.v1.SubmitCollaborationRequest\x1a\x30.muster.scheduler.v1.SubmitCollaborationResponse\x12U\n\x06Submit\x12\".muster.scheduler.v1.SubmitRequest\x1a#.muster.scheduler.v1.SubmitResponse(\x01\x30\x01\x12o\n\x10GetCollaboration\x12,.muster.scheduler.v1.GetCollaborationRequest\x1a-.muster.scheduler.v1.GetCollaborationResponse\x12u\n\x12ListCollaborations\x12..muster.scheduler.v1.ListCollaborationsRequest\x1a/.muster.scheduler.v1.ListCollaborationsResponse\x12]\n\nGetMembers\x12&.muster.scheduler.v1.GetMembersRequest\x1a\'.muster.scheduler.v1.GetMembersResponse\x12x\n\x13\x43\x61ncelCollaboration\x12/.muster.scheduler.v1.CancelCollaborationRequest\x1a\x30.muster.scheduler.v1.CancelCollaborationResponse\x12u\n\x12PauseCollaboration\x12..muster.scheduler.v1.PauseCollaborationRequest\x1a/.muster.scheduler.v1.PauseCollaborationResponse\x12x\n\x13ResumeCollaboration\x12/.muster.scheduler.v1.ResumeCollaborationRequest\x1a\x30.muster.scheduler.v1.ResumeCollaborationResponse\x12z\n\x13WatchCollaborations\x12/.muster.scheduler.v1.WatchCollaborationsRequest\x1a\x30.muster.scheduler.v1.WatchCollaborationsResponse0\x01\x12r\n\x11PlanCollaboration\x12-.muster.scheduler.v1.PlanCollaborationRequest\x1a..muster.scheduler.v1.PlanCollaborationResponse\x12O\n\x04Work\x12 .muster.scheduler.v1.WorkRequest\x1a!.muster.scheduler.v1.WorkResponse(\x01\x30\x01\x12Z\n\tListLocks\x12%.muster.scheduler.v1.ListLocksRequest\x1a&.muster.scheduler.v1.ListLocksResponse\x12`\n\x0b\x45xplainTask\x12\'.muster.scheduler.v1.ExplainTaskRequest\x1a(.muster.scheduler.v1.ExplainTaskResponse\x12l\n\x0fGetAgentProfile\x12+.muster.scheduler.v1.GetAgentProfileRequest\x1a,.muster.scheduler.v1.GetAgentProfileResponse\x12]\n\nAssessTask\x12&.muster.scheduler.v1.AssessTaskRequest\x1a\'.muster.scheduler.v1.AssessTaskResponse\x12]\n\nListAlerts\x12&.muster.scheduler.v1.ListAlertsRequest\x1a\'.muster.scheduler.v1.ListAlertsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+muster/scheduler/v1/scheduler_service.proto\x12\x13muster.scheduler.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1emuster/common/v1/fencing.proto\x1a\x1bmuster/common/v1/page.proto\x1a\x1fmuster/common/v1/priority.proto\x1a\x1fmuster/scheduler/v1/alert.proto\x1a\'muster/scheduler/v1/collaboration.proto\x1a%muster/scheduler/v1/explanation.proto\x1a\x1emuster/scheduler/v1/plan.proto\x1a muster/scheduler/v1/policy.proto\x1a!muster/scheduler/v1/profile.proto\x1a\x1emuster/scheduler/v1/task.proto\x1a\x1emuster/scheduler/v1/work.proto\"o\n\x1aSubmitCollaborationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12=\n\rcollaboration\x18\x02 \x01(\x0b\x32&.muster.scheduler.v1.CollaborationSpec\"w\n\x1bSubmitCollaborationResponse\x12\x18\n\x10\x63ollaboration_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x18\n\x10\x61lready_accepted\x18\x03 \x01(\x08\x12\x10\n\x08warnings\x18\x04 \x03(\t\"U\n\rSubmitRequest\x12\x44\n\x0bsubmissions\x18\x01 \x03(\x0b\x32/.muster.scheduler.v1.SubmitCollaborationRequest\"F\n\x0eSubmitResponse\x12\x34\n\x08outcomes\x18\x01 \x03(\x0b\x32\".muster.scheduler.v1.SubmitOutcome\"\x99\x01\n\rSubmitOutcome\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x44\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x30.muster.scheduler.v1.SubmitCollaborationResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"3\n\x17GetCollaborationRequest\x12\x18\n\x10\x63ollaboration_id\x18\x01 \x01(\t\"U\n\x18GetCollaborationResponse\x12\x39\n\rcollaboration\x18\x01 \x01(\x0b\x32\".muster.scheduler.v1.Collaboration\"-\n\x11GetMembersRequest\x12\x18\n\x10\x63ollaboration_id\x18\x01 \x01(\t\"9\n\x12GetMembersResponse\x12\x0f\n\x07members\x18\x01 \x03(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\"\x81\x01\n\x19ListCollaborationsRequest\x12+\n\x04page\x18\x01 \x01(\x0b\x32\x1d.muster.common.v1.PageRequest\x12\x37\n\x06states\x18\x02 \x03(\x0e\x32\'.muster.scheduler.v1.CollaborationState\"\x86\x01\n\x1aListCollaborationsResponse\x12:\n\x0e\x63ollaborations\x18\x01 \x03(\x0b\x32\".muster.scheduler.v1.Collaboration\x12,\n\x04page\x18\x02 \x01(\x0b\x32\x1e.muster.common.v1.PageResponse\"F\n\x1a\x43\x61ncelCollaborationRequest\x12\x18\n\x10\x63ollaboration_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"X\n\x1b\x43\x61ncelCollaborationResponse\x12\x39\n\rcollaboration\x18\x01 \x01(\x0b\x32\".muster.scheduler.v1.Collaboration\"^\n\x19PauseCollaborationRequest\x12\x18\n\x10\x63ollaboration_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x17\n\x0fsuspend_running\x18\x03 \x01(\x08\"W\n\x1aPauseCollaborationResponse\x12\x39\n\rcollaboration\x18\x01 \x01(\x0b\x32\".muster.scheduler.v1.Collaboration\"F\n\x1aResumeCollaborationRequest\x12\x18\n\x10\x63ollaboration_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"X\n\x1bResumeCollaborationResponse\x12\x39\n\rcollaboration\x18\x01 \x01(\x0b\x32\".muster.scheduler.v1.Collaboration\"l\n\x1aWatchCollaborationsRequest\x12\x18\n\x10\x63ollaboration_id\x18\x01 \x01(\t\x12\x17\n\x0f\x66rom_generation\x18\x02 \x01(\x04\x12\x1b\n\x13\x63ollaborations_only\x18\x03 \x01(\x08\"V\n\x1bWatchCollaborationsResponse\x12\x37\n\x06\x65vents\x18\x01 \x03(\x0b\x32\'.muster.scheduler.v1.CollaborationEvent\"\xb4\x03\n\x04Lock\x12\x10\n\x08resource\x18\x01 \x01(\t\x12+\n\x04mode\x18\x02 \x01(\x0e\x32\x1d.muster.scheduler.v1.LockMode\x12\x0c\n\x04held\x18\x03 \x01(\x08\x12\x10\n\x08\x61gent_id\x18\x04 \x01(\t\x12\x13\n\x0binstance_id\x18\x05 \x01(\t\x12\x30\n\x07\x61ttempt\x18\x06 \x01(\x0b\x32\x1f.muster.scheduler.v1.AttemptRef\x12-\n\x05token\x18\x07 \x01(\x0b\x32\x1e.muster.common.v1.FencingToken\x12.\n\nsince_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11lease_expire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08priority\x18\n \x01(\x0e\x32\x1a.muster.common.v1.Priority\x12\x31\n\rlent_priority\x18\x0b \x01(\x0e\x32\x1a.muster.common.v1.Priority\x12\x0f\n\x07lent_by\x18\x0c \x01(\t\"$\n\x10ListLocksRequest\x12\x10\n\x08resource\x18\x01 \x01(\t\"=\n\x11ListLocksResponse\x12(\n\x05locks\x18\x01 \x03(\x0b\x32\x19.muster.scheduler.v1.Lock\"?\n\x12\x45xplainTaskRequest\x12\x18\n\x10\x63ollaboration_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\"P\n\x13\x45xplainTaskResponse\x12\x39\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32$.muster.scheduler.v1.TaskExplanation\"*\n\x16GetAgentProfileRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"M\n\x17GetAgentProfileResponse\x12\x32\n\x07profile\x18\x01 \x01(\x0b\x32!.muster.scheduler.v1.AgentProfile\"^\n\x11\x41ssessTaskRequest\x12\x18\n\x10\x63ollaboration_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x01\x12\x0f\n\x07\x63omment\x18\x04 \x01(\t\"&\n\x12\x41ssessTaskResponse\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\",\n\x11ListAlertsRequest\x12\x17\n\x0finclude_cleared\x18\x01 \x01(\x08\"@\n\x12ListAlertsResponse\x12*\n\x06\x61lerts\x18\x01 \x03(\x0b\x32\x1a.muster.scheduler.v1.Alert\"\x1a\n\x18GetAdaptivePolicyRequest\"P\n\x19GetAdaptivePolicyResponse\x12\x33\n\x06policy\x18\x01 \x01(\x0b\x32#.muster.scheduler.v1.AdaptivePolicy\"`\n\x1b\x43hangeAdaptivePolicyRequest\x12\x31\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32!.muster.scheduler.v1.PolicyAction\x12\x0e\n\x06reason\x18\x02 \x01(\t\"S\n\x1c\x43hangeAdaptivePolicyResponse\x12\x33\n\x06policy\x18\x01 \x01(\x0b\x32#.muster.scheduler.v1.AdaptivePolicy2\xb1\x0f\n\x10SchedulerService\x12x\n\x13SubmitCollaboration\x12/.muster.scheduler.v1.SubmitCollaborationRequest\x1a\x30.muster.scheduler.v1.SubmitCollaborationResponse\x12U\n\x06Submit\x12\".muster.scheduler.v1.SubmitRequest\x1a#.muster.scheduler.v1.SubmitResponse(\x01\x30\x01\x12o\n\x10GetCollaboration\x12,.muster.scheduler.v1.GetCollaborationRequest\x1a-.muster.scheduler.v1.GetCollaborationResponse\x12u\n\x12ListCollaborations\x12..muster.scheduler.v1.ListCollaborationsRequest\x1a/.muster.scheduler.v1.ListCollaborationsResponse\x12]\n\nGetMembers\x12&.muster.scheduler.v1.GetMembersRequest\x1a\'.muster.scheduler.v1.GetMembersResponse\x12x\n\x13\x43\x61ncelCollaboration\x12/.muster.scheduler.v1.CancelCollaborationRequest\x1a\x30.muster.scheduler.v1.CancelCollaborationResponse\x12u\n\x12PauseCollaboration\x12..muster.scheduler.v1.PauseCollaborationRequest\x1a/.muster.scheduler.v1.PauseCollaborationResponse\x12x\n\x13ResumeCollaboration\x12/.muster.scheduler.v1.ResumeCollaborationRequest\x1a\x30.muster.scheduler.v1.ResumeCollaborationResponse\x12z\n\x13WatchCollaborations\x12/.muster.scheduler.v1.WatchCollaborationsRequest\x1a\x30.muster.scheduler.v1.WatchCollaborationsResponse0\x01\x12r\n\x11PlanCollaboration\x12-.muster.scheduler.v1.PlanCollaborationRequest\x1a..muster.scheduler.v1.PlanCollaborationResponse\x12O\n\x04Work\x12 .muster.scheduler.v1.WorkRequest\x1a!.muster.scheduler.v1.WorkResponse(\x01\x30\x01\x12Z\n\tListLocks\x12%.muster.scheduler.v1.ListLocksRequest\x1a&.muster.scheduler.v1.ListLocksResponse\x12`\n\x0b\x45xplainTask\x12\'.muster.scheduler.v1.ExplainTaskRequest\x1a(.muster.scheduler.v1.ExplainTaskResponse\x12l\n\x0fGetAgentProfile\x12+.muster.scheduler.v1.GetAgentProfileRequest\x1a,.muster.scheduler.v1.GetAgentProfileResponse\x12r\n\x11GetAdaptivePolicy\x12-.muster.scheduler.v1.GetAdaptivePolicyRequest\x1a..muster.scheduler.v1.GetAdaptivePolicyResponse\x12{\n\x14\x43hangeAdaptivePolicy\x12\x30.muster.scheduler.v1.ChangeAdaptivePolicyRequest\x1a\x31.muster.scheduler.v1.ChangeAdaptivePolicyResponse\x12]\n\nAssessTask\x12&.muster.scheduler.v1.AssessTaskRequest\x1a\'.muster.scheduler.v1.AssessTaskResponse\x12]\n\nListAlerts\x12&.muster.scheduler.v1.ListAlertsRequest\x1a\'.muster.scheduler.v1.ListAlertsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'muster.scheduler.v1.scheduler_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SUBMITCOLLABORATIONREQUEST']._serialized_start=464
-  _globals['_SUBMITCOLLABORATIONREQUEST']._serialized_end=575
-  _globals['_SUBMITCOLLABORATIONRESPONSE']._serialized_start=577
-  _globals['_SUBMITCOLLABORATIONRESPONSE']._serialized_end=696
-  _globals['_SUBMITREQUEST']._serialized_start=698
-  _globals['_SUBMITREQUEST']._serialized_end=783
-  _globals['_SUBMITRESPONSE']._serialized_start=785
-  _globals['_SUBMITRESPONSE']._serialized_end=855
-  _globals['_SUBMITOUTCOME']._serialized_start=858
-  _globals['_SUBMITOUTCOME']._serialized_end=1011
-  _globals['_GETCOLLABORATIONREQUEST']._serialized_start=1013
-  _globals['_GETCOLLABORATIONREQUEST']._serialized_end=1064
-  _globals['_GETCOLLABORATIONRESPONSE']._serialized_start=1066
-  _globals['_GETCOLLABORATIONRESPONSE']._serialized_end=1151
-  _globals['_GETMEMBERSREQUEST']._serialized_start=1153
-  _globals['_GETMEMBERSREQUEST']._serialized_end=1198
-  _globals['_GETMEMBERSRESPONSE']._serialized_start=1200
-  _globals['_GETMEMBERSRESPONSE']._serialized_end=1257
-  _globals['_LISTCOLLABORATIONSREQUEST']._serialized_start=1260
-  _globals['_LISTCOLLABORATIONSREQUEST']._serialized_end=1389
-  _globals['_LISTCOLLABORATIONSRESPONSE']._serialized_start=1392
-  _globals['_LISTCOLLABORATIONSRESPONSE']._serialized_end=1526
-  _globals['_CANCELCOLLABORATIONREQUEST']._serialized_start=1528
-  _globals['_CANCELCOLLABORATIONREQUEST']._serialized_end=1598
-  _globals['_CANCELCOLLABORATIONRESPONSE']._serialized_start=1600
-  _globals['_CANCELCOLLABORATIONRESPONSE']._serialized_end=1688
-  _globals['_PAUSECOLLABORATIONREQUEST']._serialized_start=1690
-  _globals['_PAUSECOLLABORATIONREQUEST']._serialized_end=1784
-  _globals['_PAUSECOLLABORATIONRESPONSE']._serialized_start=1786
-  _globals['_PAUSECOLLABORATIONRESPONSE']._serialized_end=1873
-  _globals['_RESUMECOLLABORATIONREQUEST']._serialized_start=1875
-  _globals['_RESUMECOLLABORATIONREQUEST']._serialized_end=1945
-  _globals['_RESUMECOLLABORATIONRESPONSE']._serialized_start=1947
-  _globals['_RESUMECOLLABORATIONRESPONSE']._serialized_end=2035
-  _globals['_WATCHCOLLABORATIONSREQUEST']._serialized_start=2037
-  _globals['_WATCHCOLLABORATIONSREQUEST']._serialized_end=2145
-  _globals['_WATCHCOLLABORATIONSRESPONSE']._serialized_start=2147
-  _globals['_WATCHCOLLABORATIONSRESPONSE']._serialized_end=2233
-  _globals['_LOCK']._serialized_start=2236
-  _globals['_LOCK']._serialized_end=2672
-  _globals['_LISTLOCKSREQUEST']._serialized_start=2674
-  _globals['_LISTLOCKSREQUEST']._serialized_end=2710
-  _globals['_LISTLOCKSRESPONSE']._serialized_start=2712
-  _globals['_LISTLOCKSRESPONSE']._serialized_end=2773
-  _globals['_EXPLAINTASKREQUEST']._serialized_start=2775
-  _globals['_EXPLAINTASKREQUEST']._serialized_end=2838
-  _globals['_EXPLAINTASKRESPONSE']._serialized_start=2840
-  _globals['_EXPLAINTASKRESPONSE']._serialized_end=2920
-  _globals['_GETAGENTPROFILEREQUEST']._serialized_start=2922
-  _globals['_GETAGENTPROFILEREQUEST']._serialized_end=2964
-  _globals['_GETAGENTPROFILERESPONSE']._serialized_start=2966
-  _globals['_GETAGENTPROFILERESPONSE']._serialized_end=3043
-  _globals['_ASSESSTASKREQUEST']._serialized_start=3045
-  _globals['_ASSESSTASKREQUEST']._serialized_end=3139
-  _globals['_ASSESSTASKRESPONSE']._serialized_start=3141
-  _globals['_ASSESSTASKRESPONSE']._serialized_end=3179
-  _globals['_LISTALERTSREQUEST']._serialized_start=3181
-  _globals['_LISTALERTSREQUEST']._serialized_end=3225
-  _globals['_LISTALERTSRESPONSE']._serialized_start=3227
-  _globals['_LISTALERTSRESPONSE']._serialized_end=3291
-  _globals['_SCHEDULERSERVICE']._serialized_start=3294
-  _globals['_SCHEDULERSERVICE']._serialized_end=5022
+  _globals['_SUBMITCOLLABORATIONREQUEST']._serialized_start=498
+  _globals['_SUBMITCOLLABORATIONREQUEST']._serialized_end=609
+  _globals['_SUBMITCOLLABORATIONRESPONSE']._serialized_start=611
+  _globals['_SUBMITCOLLABORATIONRESPONSE']._serialized_end=730
+  _globals['_SUBMITREQUEST']._serialized_start=732
+  _globals['_SUBMITREQUEST']._serialized_end=817
+  _globals['_SUBMITRESPONSE']._serialized_start=819
+  _globals['_SUBMITRESPONSE']._serialized_end=889
+  _globals['_SUBMITOUTCOME']._serialized_start=892
+  _globals['_SUBMITOUTCOME']._serialized_end=1045
+  _globals['_GETCOLLABORATIONREQUEST']._serialized_start=1047
+  _globals['_GETCOLLABORATIONREQUEST']._serialized_end=1098
+  _globals['_GETCOLLABORATIONRESPONSE']._serialized_start=1100
+  _globals['_GETCOLLABORATIONRESPONSE']._serialized_end=1185
+  _globals['_GETMEMBERSREQUEST']._serialized_start=1187
+  _globals['_GETMEMBERSREQUEST']._serialized_end=1232
+  _globals['_GETMEMBERSRESPONSE']._serialized_start=1234
+  _globals['_GETMEMBERSRESPONSE']._serialized_end=1291
+  _globals['_LISTCOLLABORATIONSREQUEST']._serialized_start=1294
+  _globals['_LISTCOLLABORATIONSREQUEST']._serialized_end=1423
+  _globals['_LISTCOLLABORATIONSRESPONSE']._serialized_start=1426
+  _globals['_LISTCOLLABORATIONSRESPONSE']._serialized_end=1560
+  _globals['_CANCELCOLLABORATIONREQUEST']._serialized_start=1562
+  _globals['_CANCELCOLLABORATIONREQUEST']._serialized_end=1632
+  _globals['_CANCELCOLLABORATIONRESPONSE']._serialized_start=1634
+  _globals['_CANCELCOLLABORATIONRESPONSE']._serialized_end=1722
+  _globals['_PAUSECOLLABORATIONREQUEST']._serialized_start=1724
+  _globals['_PAUSECOLLABORATIONREQUEST']._serialized_end=1818
+  _globals['_PAUSECOLLABORATIONRESPONSE']._serialized_start=1820
+  _globals['_PAUSECOLLABORATIONRESPONSE']._serialized_end=1907
+  _globals['_RESUMECOLLABORATIONREQUEST']._serialized_start=1909
+  _globals['_RESUMECOLLABORATIONREQUEST']._serialized_end=1979
+  _globals['_RESUMECOLLABORATIONRESPONSE']._serialized_start=1981
+  _globals['_RESUMECOLLABORATIONRESPONSE']._serialized_end=2069
+  _globals['_WATCHCOLLABORATIONSREQUEST']._serialized_start=2071
+  _globals['_WATCHCOLLABORATIONSREQUEST']._serialized_end=2179
+  _globals['_WATCHCOLLABORATIONSRESPONSE']._serialized_start=2181
+  _globals['_WATCHCOLLABORATIONSRESPONSE']._serialized_end=2267
+  _globals['_LOCK']._serialized_start=2270
+  _globals['_LOCK']._serialized_end=2706
+  _globals['_LISTLOCKSREQUEST']._serialized_start=2708
+  _globals['_LISTLOCKSREQUEST']._serialized_end=2744
+  _globals['_LISTLOCKSRESPONSE']._serialized_start=2746
+  _globals['_LISTLOCKSRESPONSE']._serialized_end=2807
+  _globals['_EXPLAINTASKREQUEST']._serialized_start=2809
+  _globals['_EXPLAINTASKREQUEST']._serialized_end=2872
+  _globals['_EXPLAINTASKRESPONSE']._serialized_start=2874
+  _globals['_EXPLAINTASKRESPONSE']._serialized_end=2954
+  _globals['_GETAGENTPROFILEREQUEST']._serialized_start=2956
+  _globals['_GETAGENTPROFILEREQUEST']._serialized_end=2998
+  _globals['_GETAGENTPROFILERESPONSE']._serialized_start=3000
+  _globals['_GETAGENTPROFILERESPONSE']._serialized_end=3077
+  _globals['_ASSESSTASKREQUEST']._serialized_start=3079
+  _globals['_ASSESSTASKREQUEST']._serialized_end=3173
+  _globals['_ASSESSTASKRESPONSE']._serialized_start=3175
+  _globals['_ASSESSTASKRESPONSE']._serialized_end=3213
+  _globals['_LISTALERTSREQUEST']._serialized_start=3215
+  _globals['_LISTALERTSREQUEST']._serialized_end=3259
+  _globals['_LISTALERTSRESPONSE']._serialized_start=3261
+  _globals['_LISTALERTSRESPONSE']._serialized_end=3325
+  _globals['_GETADAPTIVEPOLICYREQUEST']._serialized_start=3327
+  _globals['_GETADAPTIVEPOLICYREQUEST']._serialized_end=3353
+  _globals['_GETADAPTIVEPOLICYRESPONSE']._serialized_start=3355
+  _globals['_GETADAPTIVEPOLICYRESPONSE']._serialized_end=3435
+  _globals['_CHANGEADAPTIVEPOLICYREQUEST']._serialized_start=3437
+  _globals['_CHANGEADAPTIVEPOLICYREQUEST']._serialized_end=3533
+  _globals['_CHANGEADAPTIVEPOLICYRESPONSE']._serialized_start=3535
+  _globals['_CHANGEADAPTIVEPOLICYRESPONSE']._serialized_end=3618
+  _globals['_SCHEDULERSERVICE']._serialized_start=3621
+  _globals['_SCHEDULERSERVICE']._serialized_end=5590
 # @@protoc_insertion_point(module_scope)

@@ -15,6 +15,7 @@ from muster.common.v1 import priority_pb2 as _priority_pb2
 from muster.scheduler.v1 import alert_pb2 as _alert_pb2
 from muster.scheduler.v1 import collaboration_pb2 as _collaboration_pb2
 from muster.scheduler.v1 import explanation_pb2 as _explanation_pb2
+from muster.scheduler.v1 import policy_pb2 as _policy_pb2
 from muster.scheduler.v1 import profile_pb2 as _profile_pb2
 from muster.scheduler.v1 import task_pb2 as _task_pb2
 from muster.scheduler.v1 import work_pb2 as _work_pb2
@@ -773,3 +774,81 @@ class ListAlertsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAlertsResponse: _TypeAlias = ListAlertsResponse  # noqa: Y015
+
+@_typing.final
+class GetAdaptivePolicyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAdaptivePolicyRequest: _TypeAlias = GetAdaptivePolicyRequest  # noqa: Y015
+
+@_typing.final
+class GetAdaptivePolicyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> _policy_pb2.AdaptivePolicy: ...
+    def __init__(
+        self,
+        *,
+        policy: _policy_pb2.AdaptivePolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAdaptivePolicyResponse: _TypeAlias = GetAdaptivePolicyResponse  # noqa: Y015
+
+@_typing.final
+class ChangeAdaptivePolicyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    action: _policy_pb2.PolicyAction.ValueType
+    reason: _builtins.str
+    """For people and the audit log, at most 1,024 bytes."""
+    def __init__(
+        self,
+        *,
+        action: _policy_pb2.PolicyAction.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeAdaptivePolicyRequest: _TypeAlias = ChangeAdaptivePolicyRequest  # noqa: Y015
+
+@_typing.final
+class ChangeAdaptivePolicyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> _policy_pb2.AdaptivePolicy: ...
+    def __init__(
+        self,
+        *,
+        policy: _policy_pb2.AdaptivePolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeAdaptivePolicyResponse: _TypeAlias = ChangeAdaptivePolicyResponse  # noqa: Y015

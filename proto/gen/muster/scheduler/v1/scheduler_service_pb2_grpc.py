@@ -109,6 +109,16 @@ class SchedulerServiceStub:
                 request_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetAgentProfileRequest.SerializeToString,
                 response_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetAgentProfileResponse.FromString,
                 _registered_method=True)
+        self.GetAdaptivePolicy = channel.unary_unary(
+                '/muster.scheduler.v1.SchedulerService/GetAdaptivePolicy',
+                request_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetAdaptivePolicyRequest.SerializeToString,
+                response_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetAdaptivePolicyResponse.FromString,
+                _registered_method=True)
+        self.ChangeAdaptivePolicy = channel.unary_unary(
+                '/muster.scheduler.v1.SchedulerService/ChangeAdaptivePolicy',
+                request_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ChangeAdaptivePolicyRequest.SerializeToString,
+                response_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ChangeAdaptivePolicyResponse.FromString,
+                _registered_method=True)
         self.AssessTask = channel.unary_unary(
                 '/muster.scheduler.v1.SchedulerService/AssessTask',
                 request_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.AssessTaskRequest.SerializeToString,
@@ -225,6 +235,20 @@ class SchedulerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetAdaptivePolicy(self, request, context):
+        """GetAdaptivePolicy returns how the policy of collaborations that name none is chosen, and what was learned.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeAdaptivePolicy(self, request, context):
+        """ChangeAdaptivePolicy freezes that choice, lets it go on, or forgets what was learned.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AssessTask(self, request, context):
         """AssessTask says how good the result of a task is; its agent's profile learns from it.
         """
@@ -311,6 +335,16 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.GetAgentProfile,
                     request_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetAgentProfileRequest.FromString,
                     response_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetAgentProfileResponse.SerializeToString,
+            ),
+            'GetAdaptivePolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAdaptivePolicy,
+                    request_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetAdaptivePolicyRequest.FromString,
+                    response_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetAdaptivePolicyResponse.SerializeToString,
+            ),
+            'ChangeAdaptivePolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeAdaptivePolicy,
+                    request_deserializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ChangeAdaptivePolicyRequest.FromString,
+                    response_serializer=muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ChangeAdaptivePolicyResponse.SerializeToString,
             ),
             'AssessTask': grpc.unary_unary_rpc_method_handler(
                     servicer.AssessTask,
@@ -704,6 +738,60 @@ class SchedulerService:
             '/muster.scheduler.v1.SchedulerService/GetAgentProfile',
             muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetAgentProfileRequest.SerializeToString,
             muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetAgentProfileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAdaptivePolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/muster.scheduler.v1.SchedulerService/GetAdaptivePolicy',
+            muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetAdaptivePolicyRequest.SerializeToString,
+            muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.GetAdaptivePolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeAdaptivePolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/muster.scheduler.v1.SchedulerService/ChangeAdaptivePolicy',
+            muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ChangeAdaptivePolicyRequest.SerializeToString,
+            muster_dot_scheduler_dot_v1_dot_scheduler__service__pb2.ChangeAdaptivePolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

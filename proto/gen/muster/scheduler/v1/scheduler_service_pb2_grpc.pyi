@@ -66,6 +66,10 @@ class SchedulerServiceStub:
     """ExplainTask says why a task has the place, the agent or the wait that it has."""
     GetAgentProfile: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.GetAgentProfileRequest, _scheduler_service_pb2.GetAgentProfileResponse]
     """GetAgentProfile returns what was learned about an agent, and how sure that is."""
+    GetAdaptivePolicy: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.GetAdaptivePolicyRequest, _scheduler_service_pb2.GetAdaptivePolicyResponse]
+    """GetAdaptivePolicy returns how the policy of collaborations that name none is chosen, and what was learned."""
+    ChangeAdaptivePolicy: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.ChangeAdaptivePolicyRequest, _scheduler_service_pb2.ChangeAdaptivePolicyResponse]
+    """ChangeAdaptivePolicy freezes that choice, lets it go on, or forgets what was learned."""
     AssessTask: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.AssessTaskRequest, _scheduler_service_pb2.AssessTaskResponse]
     """AssessTask says how good the result of a task is; its agent's profile learns from it."""
     ListAlerts: _grpc.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListAlertsRequest, _scheduler_service_pb2.ListAlertsResponse]
@@ -107,6 +111,10 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     """ExplainTask says why a task has the place, the agent or the wait that it has."""
     GetAgentProfile: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.GetAgentProfileRequest, _scheduler_service_pb2.GetAgentProfileResponse]  # type: ignore[assignment]
     """GetAgentProfile returns what was learned about an agent, and how sure that is."""
+    GetAdaptivePolicy: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.GetAdaptivePolicyRequest, _scheduler_service_pb2.GetAdaptivePolicyResponse]  # type: ignore[assignment]
+    """GetAdaptivePolicy returns how the policy of collaborations that name none is chosen, and what was learned."""
+    ChangeAdaptivePolicy: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ChangeAdaptivePolicyRequest, _scheduler_service_pb2.ChangeAdaptivePolicyResponse]  # type: ignore[assignment]
+    """ChangeAdaptivePolicy freezes that choice, lets it go on, or forgets what was learned."""
     AssessTask: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.AssessTaskRequest, _scheduler_service_pb2.AssessTaskResponse]  # type: ignore[assignment]
     """AssessTask says how good the result of a task is; its agent's profile learns from it."""
     ListAlerts: _aio.UnaryUnaryMultiCallable[_scheduler_service_pb2.ListAlertsRequest, _scheduler_service_pb2.ListAlertsResponse]  # type: ignore[assignment]
@@ -229,6 +237,22 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_service_pb2.GetAgentProfileResponse, _abc.Awaitable[_scheduler_service_pb2.GetAgentProfileResponse]]:
         """GetAgentProfile returns what was learned about an agent, and how sure that is."""
+
+    @_abc_1.abstractmethod
+    def GetAdaptivePolicy(
+        self,
+        request: _scheduler_service_pb2.GetAdaptivePolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_service_pb2.GetAdaptivePolicyResponse, _abc.Awaitable[_scheduler_service_pb2.GetAdaptivePolicyResponse]]:
+        """GetAdaptivePolicy returns how the policy of collaborations that name none is chosen, and what was learned."""
+
+    @_abc_1.abstractmethod
+    def ChangeAdaptivePolicy(
+        self,
+        request: _scheduler_service_pb2.ChangeAdaptivePolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_service_pb2.ChangeAdaptivePolicyResponse, _abc.Awaitable[_scheduler_service_pb2.ChangeAdaptivePolicyResponse]]:
+        """ChangeAdaptivePolicy freezes that choice, lets it go on, or forgets what was learned."""
 
     @_abc_1.abstractmethod
     def AssessTask(
