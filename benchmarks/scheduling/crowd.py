@@ -8,7 +8,7 @@ as the driver puts them.
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
 
 from services.common.core.ids import (
@@ -25,6 +25,7 @@ from services.scheduler.core.effects import Answer, Assign, Effect
 from services.scheduler.core.events import (
     AgentsChanged,
     AgentView,
+    Event,
     InstanceView,
     PlacementDue,
     ReplyId,
@@ -53,14 +54,27 @@ _BUNDLE = 100
 
 
 class Crowd:
-    """A state with a fleet, and the frames that its agents send."""
+    """A state with a fleet, and the frames that its agents send.
+
+    `handle` says where events go if not to a state of its own; `stream_of` names the agents' streams there.
+    """
 
     def __init__(
-        self, agents: int, seed: int = 1, policy: SchedulingPolicy = SchedulingPolicy.PRIORITY
+        self,
+        agents: int,
+        seed: int = 1,
+        policy: SchedulingPolicy = SchedulingPolicy.PRIORITY,
+        *,
+        suspendable: bool = False,
+        now: Instant = START,
+        handle: Callable[[Event, Instant], list[Effect]] | None = None,
+        stream_of: Callable[[int], StreamId] = StreamId,
     ) -> None:
         self.random = Random(seed)
-        self.now = START
+        self.now = now
         self.state = SchedulerState(Settings(policy=policy), 1)
+        self.streams = [stream_of(number) for number in range(agents)]
+        self._handle = handle or self.state.handle
         self.held: dict[StreamId, list[AttemptRef]] = {}
         self.submissions = 0
         self.skills: list[tuple[str, ...]] = []
@@ -71,15 +85,15 @@ class Crowd:
             levels = tuple((Skill(name), round(self.random.uniform(0.2, 1.0), 3)) for name in skills)
             view = InstanceView(InstanceId("0"), 1, False, levels, (("gpu_milli", 8_000),))
             views.append(AgentView(AgentId(f"a{number}"), frozenset(name for name, _ in levels), (view,)))
-        self.state.handle(AgentsChanged("agents", 0.5, tuple(views), snapshot=True), self.now)
-        for number in range(agents):
+        self._handle(AgentsChanged("agents", 0.5, tuple(views), snapshot=True), self.now)
+        for number, stream in enumerate(self.streams):
             key = InstanceKey(AgentId(f"a{number}"), InstanceId("0"))
-            self.state.handle(WorkOpened("hello", StreamId(number), key, 1), self.now)
+            self._handle(WorkOpened("hello", stream, key, 1, suspendable=suspendable), self.now)
 
     def offer(self, slots: int) -> None:
         """Let every agent offer slots, without placing anything yet."""
-        for number in range(len(self.skills)):
-            self.state.handle(WorkFrame("offer", StreamId(number), 0.5, credits=slots), self.now)
+        for stream in self.streams:
+            self._handle(WorkFrame("offer", stream, 0.5, credits=slots), self.now)
 
     def submit(self, count: int, priority: Priority | None = None) -> None:
         """Put `count` tasks in, without placing them yet."""
@@ -91,7 +105,7 @@ class Crowd:
             owner = f"agent/q{self.random.randrange(REQUESTERS)}"
             submission = Submission(owner, RequestId(name), spec, name.encode())
             event = Submitted(name, submission, CollaborationId(f"c-{name}"), ReplyId(self.submissions))
-            for effect in self.state.handle(event, self.now):
+            for effect in self._handle(event, self.now):
                 if isinstance(effect, Answer) and isinstance(effect.value, Exception):
                     raise effect.value
 

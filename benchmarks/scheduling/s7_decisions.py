@@ -3,8 +3,9 @@
 Single: every agent is busy and 100,000 tasks wait; an agent ends a task, and the core decides what it gets:
 selection in serving order (classes, fair shares of 20 requesters, deadlines, ageing), agents by skill, named
 agents and needs, score with runners-up, verification, and the attempt with its records and audit entry. Wave:
-all the agents' slots are free at once; a decision is a task selected and planned (`index.snapshot`, `plan`),
-what follows it (attempt, records, entry) is a figure of its own. Nothing is written to a store.
+all the agents' slots are free at once. Of both there are two figures: a decision alone is a task selected and
+planned (`index.snapshot`, `plan`); what follows it (attempt, records, entry) is in the other one. Nothing is
+written to a store.
 Times are CPU times of this process, which other programs on the machine disturb less than the clock.
 """
 
@@ -39,10 +40,20 @@ def run(options: Options) -> Iterator[Figure]:
     gc.freeze()
     steps: list[float] = []
     decisions: list[float] = []
-    for frame in crowd.frames(5_000 // scale):
+    planned: list[float] = []
+    index, settings = crowd.state.book.index, crowd.state.book.settings
+    for number, frame in enumerate(crowd.frames(10_000 // scale)):
         begun = process_time()
         effects = crowd.state.handle(frame, crowd.now)
         reported = process_time()
+        if number % 2:
+            # Every other one is planned alone first, so that neither figure has what the other one settled.
+            snapshot = index.snapshot(settings.wave_max, crowd.now)
+            if snapshot is not None:
+                plan(snapshot)
+            planned.append(process_time() - reported)
+            crowd.take(effects + crowd.state.handle(PlacementDue("place"), crowd.now))
+            continue
         effects += crowd.state.handle(PlacementDue("place"), crowd.now)
         ended = process_time()
         crowd.take(effects)
@@ -50,6 +61,9 @@ def run(options: Options) -> Iterator[Figure]:
         decisions.append(ended - reported)
     spread = {"p50_us": percentile(decisions, 0.5) * 1e6, "p99_us": percentile(decisions, 0.99) * 1e6}
     yield Figure("S7", "single decisions", len(decisions) / sum(decisions), "1/s", params=params | spread)
+    yield Figure(
+        "S7", "single decisions, selected and planned", len(planned) / sum(planned), "1/s", params=params
+    )
     yield Figure(
         "S7",
         "single decisions with the report that frees the slot",

@@ -20,6 +20,7 @@ from services.scheduler.core.book import Step
 from services.scheduler.core.course import Attempt, Task
 from services.scheduler.core.instances import Instance
 from services.scheduler.core.model import AttemptState, CollaborationState
+from services.scheduler.core.placement import Demand, Pool
 
 #: Free slots that are looked at for one second attempt.
 _LOOK_MAX = 16
@@ -47,6 +48,11 @@ def help_stragglers(step: Step) -> bool:
         return False
     moved = False
     book.index.settle()
+    if not book.index.fleet.live:
+        # A full fleet may have thousands of slow attempts: none of them is looked at for each event.
+        return False
+    # Demands for which no agent is free now.
+    hopeless: set[Demand] = set()
     for task in sorted(book.stragglers.values(), key=lambda each: (-each.rank_ms, each.arrival)):
         slow = task.open_attempts
         if task.collaboration.state is CollaborationState.SUSPENDED:
@@ -55,8 +61,13 @@ def help_stragglers(step: Step) -> bool:
         if not _may_help(step, task, slow):
             del book.stragglers[task.key]
             continue
-        instance = _find(step, task, slow)
+        if task.demand in hopeless:
+            continue
+        pool = book.index.pool(task.demand, spare_withheld=True)
+        instance = None if pool is None else _find(step, pool, slow)
         if instance is None:
+            if pool is None:
+                hopeless.add(task.demand)
             continue
         if len(slow) == 1 and slow[0].state is AttemptState.ASSIGNED and slow[0].start_time is None:
             outcomes.move(step, task, slow[0], f"{slow[0].instance} has not started it, {instance.key} can")
@@ -101,13 +112,10 @@ def _begin(step: Step, task: Task, slow: Attempt, instance: Instance) -> None:
     )
 
 
-def _find(step: Step, task: Task, slow: tuple[Attempt, ...]) -> Instance | None:
+def _find(step: Step, pool: Pool, slow: tuple[Attempt, ...]) -> Instance | None:
     """Return the best instance with a free slot for a second attempt, at an agent that does not run one."""
     taken = {attempt.instance.agent_id for attempt in slow}
     index = step.book.index
-    pool = index.pool(task.demand, spare_withheld=True)
-    if pool is None:
-        return None
     pool.rank(_LOOK_MAX)
     for row, _, _ in pool.ranking():
         instance = index.fleet.instances[row]
