@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from benchmarks import agents, audit, ceiling, failover, idle, locks, messages, scheduling, tasks
+from benchmarks import agents, audit, ceiling, failover, fanout, idle, locks, messages, scheduling, tasks
 from benchmarks.figures import Figure
 from benchmarks.machine import commit, keeps_nothing, machine
 from benchmarks.programs import ProgramFailedError
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, tuple[str, Benchmark]] = {
     "agents": ("P5: many agents connected to one broker and one registry; no peers", agents.run),
     "audit": ("P6: audit entries per second; no peers", audit.run),
     "ceiling": ("what gRPC with TLS, etcd and fdatasync allow; no peers", ceiling.run),
+    "fanout": ("one publication to 100 subscribers, deliveries per second; no peers", fanout.run),
     "idle": ("P10: CPU of a plane with 100 agents and nothing to do; no peers", idle.run),
     "locks": ("P9: locks; bare transactions of the same etcd", locks.run),
     "messages": ("P1, P2: durable messages; NATS JetStream, Redis Streams, a bare forwarder", messages.run),

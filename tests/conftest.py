@@ -28,7 +28,7 @@ from services.common.rpc.channel import service_dns_name
 from services.common.tls import TlsIdentity
 
 # A real etcd for those who ask for one.
-pytest_plugins = ["tests.harness.fixtures"]
+pytest_plugins = ["tests.harness.fixtures", "tests.harness.skips"]
 
 T = TypeVar("T")
 

@@ -17,6 +17,7 @@ from google.rpc import error_details_pb2, status_pb2
 from muster.broker.v1 import broker_service_pb2 as pb
 
 from services.common.core.errors import Reason, ServiceError
+from services.common.protobuf import varint
 from services.common.rpc.channel import service_dns_name
 from services.common.rpc.status import TRAILER, from_status
 from services.common.tls import TlsIdentity
@@ -28,6 +29,9 @@ UNARY: dict[str, Any] = {
     "ListDeadLetters": pb.ListDeadLettersRequest,
     "ReplayDeadLetters": pb.ReplayDeadLettersRequest,
     "DropDeadLetters": pb.DropDeadLettersRequest,
+    "Subscribe": pb.SubscribeRequest,
+    "Unsubscribe": pb.UnsubscribeRequest,
+    "ListSubscriptions": pb.ListSubscriptionsRequest,
 }
 DEPTH_MAX = 4
 PATIENCE_S = 60.0
@@ -40,6 +44,9 @@ FAIR = frozenset(
         Reason.PAYLOAD_TOO_LARGE,
         Reason.IDENTITY_MISMATCH,
         Reason.AGENT_NOT_FOUND,
+        Reason.RECEIVER_NOT_FOUND,
+        # This broker has neither a registry nor a scheduler to ask.
+        Reason.ROUTE_UNAVAILABLE,
         Reason.REQUEST_ID_REUSED,
         Reason.INCARNATION_FENCED,
         Reason.STALE_ACK_TOKEN,
@@ -55,6 +62,9 @@ _NUMBERS = (0, 1, 2, 3, 127, 128, 1_024, 65_536, 65_537, 2**31 - 1, 2**31, 2**32
 _TEXTS = (
     b"", b"a", b"beta", b"mallory", b"nobody", b"operator/admin", b"../../etc", b"a b", b"\x00", b"a-1",
     b"a-2", "号".encode(), b"x" * 64, b"x" * 65, b"x" * 5_000, b"00-" + b"0" * 52,
+    b"mallory#0", b"mallory#caller-1", b"nobody#1", b"mallory#", b"#", b"mallory#a#b", b"operator/admin#0",
+    b"topic/roads.closed", b"topic/roads.*", b"topic/", b"skill/plans", b"collaboration/c-1", b"roads.*",
+    b"**", b"routes", b"instances",
 )  # fmt: skip
 _NOT_UTF8 = (b"\xff\xfe", b"\xc3\x28", b"\xed\xa0\x80", b"\x80")
 
@@ -164,20 +174,14 @@ class Caller:
 
 def hello(instance: str = "0", *, send_only: bool = False) -> bytes:
     """Return a first frame as it should be."""
-    told = pb.MailboxHello(versions=[1], instance_id=instance, incarnation=2**62, send_only=send_only)
+    features = ["routes", "instances"]
+    told = pb.MailboxHello(
+        versions=[1], features=features, instance_id=instance, incarnation=2**62, send_only=send_only
+    )
     return pb.MailboxRequest(hello=told).SerializeToString()
 
 
 # Frames from a seed.
-
-
-def varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
 
 
 def length_field(number: int, content: bytes, claimed: int | None = None) -> bytes:
@@ -301,7 +305,8 @@ def wild_items(rng: random.Random) -> bytes:
         content = wild(rng, kind)
         if number == 2 and rng.random() < 0.5:
             # Nearly right: what is wild comes behind and overrides. Few ids, so that little is stored.
-            content = envelope(f"w-{rng.getrandbits(12)}", "mallory").SerializeToString() + content
+            receiver = rng.choice(("mallory", "mallory", "mallory#0", "topic/roads.closed", "skill/plans"))
+            content = envelope(f"w-{rng.getrandbits(12)}", receiver).SerializeToString() + content
         out += length_field(number, content)
     return out
 

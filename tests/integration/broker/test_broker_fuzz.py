@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from muster.broker.v1 import broker_service_pb2 as pb
 
 from services.common.core.errors import Reason
+from services.common.protobuf import varint
 from services.common.rpc.channel import service_dns_name
 from tests.conftest import Certificates
 from tests.integration.broker.broker_client import MailboxClient, envelope
@@ -29,7 +30,6 @@ from tests.integration.broker.broker_fuzz import (
     hostile_frame,
     hostile_request,
     length_field,
-    varint,
     wild_items,
 )
 from tests.integration.broker.broker_load import AWAY

@@ -199,6 +199,52 @@ async def test_a_receiver_resumes_what_it_holds_at_another_replica(
     await alpha.close()
 
 
+async def test_subscriptions_and_topics_are_those_of_all_replicas(
+    fleet: Fleet, certificates: Certificates, served: Wait, eventually: Eventually
+) -> None:
+    await served()
+    leader, standby = await fleet.roles()
+    subscribers = [
+        await MailboxClient.open(one.address, certificates.tls(f"agent/{name}"))
+        for name, one in (("beta", standby), ("gamma", leader))
+    ]
+    for one in subscribers:
+        await one.stub.Subscribe(pb.SubscribeRequest(pattern="roads.*"))
+    alpha = await MailboxClient.open(
+        leader.address, certificates.tls("agent/alpha"), send_only=True, features=["routes"]
+    )
+    (outcome,) = await alpha.send(envelope("t-1", "topic/roads.closed"))
+    assert outcome.receiver_count == 2
+    for one in subscribers:
+        (delivery,) = await one.take(1)
+        await one.ack([delivery])
+    leader.kill()
+    for one in (alpha, *subscribers):
+        await one.wait_end()
+        await one.close()
+    # At the other one everybody finds what was subscribed, and what a repeat is answered.
+    alpha = await MailboxClient.open(
+        standby.address, certificates.tls("agent/alpha"), send_only=True, features=["routes"]
+    )
+    again, fresh = await alpha.send(
+        envelope("t-1", "topic/roads.closed"), envelope("t-2", "topic/roads.open", requires_receiver=True)
+    )
+    assert (again.receiver_count, fresh.receiver_count) == (2, 2)
+    leader.start()
+    await served()
+    for name, replica in (("beta", leader), ("gamma", standby)):
+        client = await MailboxClient.open(replica.address, certificates.tls(f"agent/{name}"))
+        (delivery,) = await client.take(1)
+        assert (delivery.envelope.message_id, delivery.envelope.sequence_number) == ("t-2", 2)
+        found = await client.stub.ListSubscriptions(pb.ListSubscriptionsRequest())
+        assert list(found.patterns) == ["roads.*"]
+        await client.stub.Unsubscribe(pb.UnsubscribeRequest(pattern="roads.*"))
+        await client.close()
+    (nobody,) = await alpha.send(envelope("t-3", "topic/roads.open"))
+    assert nobody.receiver_count == 0
+    await alpha.close()
+
+
 async def _course_with(
     fleet: Fleet,
     certificates: Certificates,
