@@ -14,7 +14,8 @@ from muster.broker.v1 import broker_service_pb2 as pb
 from muster.broker.v1.broker_service_pb2_grpc import BrokerServiceStub
 
 from services.broker.app import BrokerApp
-from services.broker.core.model import Batch, Recovered
+from services.broker.core.model import AgentProfile, Batch, Reach, Recovered
+from services.broker.peers import AgentsView
 from services.broker.stores.memory import MemoryStore
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.instants import Instant
@@ -24,7 +25,7 @@ from services.common.testing.election import MemoryBallot
 from services.common.testing.outbox import MemoryOutbox
 from tests.conftest import Certificates, Eventually
 from tests.integration.broker.broker_client import MailboxClient, envelope
-from tests.integration.broker.conftest import House, KnownAgents
+from tests.integration.broker.conftest import AGENTS, House, KnownAgents
 
 
 class SharedStore(MemoryStore):
@@ -70,6 +71,8 @@ class Row:
         self.certificates, self._folder = certificates, folder
         self.ballot, self.store, self.outbox = MemoryBallot(), SharedStore(), MemoryOutbox()
         self.apps: list[BrokerApp] = []
+        # What each replica hears from its registry.
+        self.registries: list[KnownAgents] = []
         self.clients: list[MailboxClient] = []
 
     async def add(self, **changes: object) -> BrokerApp:
@@ -77,8 +80,13 @@ class Row:
         config = House(self._folder, self.certificates).config(
             replica_id=f"broker-{len(self.apps) + 1}", **{"leader_wait_ms": 5_000} | changes
         )
+        self.registries.append(KnownAgents())
         app = BrokerApp(
-            config, self.store.of, self.outbox, election=self.ballot.candidate(), agents=KnownAgents()
+            config,
+            self.store.of,
+            self.outbox,
+            election=self.ballot.candidate(),
+            agents=self.registries[-1],
         )
         await app.start()
         self.apps.append(app)
@@ -230,3 +238,32 @@ async def test_many_streams_share_connections_between_replicas(
         await alpha.send(envelope(f"m-{number}", "beta"))
     arrived: Callable[[], int] = lambda: sum(len(client.deliveries) for client in clients)  # noqa: E731
     await eventually(lambda: arrived() >= 1)
+
+
+async def test_a_skill_is_chosen_by_whoever_leads_and_the_choice_outlives_it(
+    row: Row, eventually: Eventually
+) -> None:
+    first, second = await row.add(), await row.add()
+    await eventually(lambda: first.replica.leads)
+    for registry, name in zip(row.registries, ("beta", "gamma"), strict=True):
+        # What the two have heard differs: a repeat must not be chosen for anew.
+        plans = {name: AgentProfile(frozenset({"plans"}), Reach.READY, 4, 0)}
+        registry.news.put_nowait(AgentsView(AGENTS, complete=True, profiles=plans))
+    told: dict[str, pb.SendOutcome] = {}
+
+    async def accepted(message_id: str) -> bool:
+        """Until whoever leads has heard from its registry, nobody is known to have the skill."""
+        alpha = await row.open(second, "agent/alpha", send_only=True, features=["routes"])
+        (told[message_id],) = await alpha.send(envelope(message_id, "skill/plans"))
+        return not told[message_id].HasField("error")
+
+    await eventually(lambda: accepted("s-1"))
+    outcome = told["s-1"]
+    assert (outcome.receiver_id, outcome.receiver_count, outcome.sequence_number) == ("beta", 1, 1)
+    await first.drain()
+    row.apps.remove(first)
+    await eventually(lambda: second.replica.leads)
+    await eventually(lambda: accepted("s-2"))
+    assert (told["s-2"].receiver_id, told["s-2"].sequence_number) == ("gamma", 1)
+    assert await accepted("s-1")
+    assert (told["s-1"].receiver_id, told["s-1"].sequence_number) == ("beta", 1)

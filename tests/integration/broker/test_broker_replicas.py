@@ -222,10 +222,17 @@ async def test_subscriptions_and_topics_are_those_of_all_replicas(
     for one in (alpha, *subscribers):
         await one.wait_end()
         await one.close()
-    # At the other one everybody finds what was subscribed, and what a repeat is answered.
-    alpha = await MailboxClient.open(
-        standby.address, certificates.tls("agent/alpha"), send_only=True, features=["routes"]
-    )
+    # At the other one, once it leads, everybody finds what was subscribed, and what a repeat is answered.
+    opened: list[MailboxClient] = []
+
+    async def welcomed() -> bool:
+        with contextlib.suppress(*AWAY):
+            tls = certificates.tls("agent/alpha")
+            opened.append(await MailboxClient.open(standby.address, tls, send_only=True, features=["routes"]))
+        return bool(opened)
+
+    await eventually(welcomed, timeout=60)
+    (alpha,) = opened
     again, fresh = await alpha.send(
         envelope("t-1", "topic/roads.closed"), envelope("t-2", "topic/roads.open", requires_receiver=True)
     )
