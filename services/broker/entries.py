@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from services.broker.core import effects as fx
+from services.broker.core.addresses import owner_of
 from services.broker.core.model import DeadLetter, DeadReason, Envelope
 from services.broker.wire.facts import envelope_facts, fact_columns
 from services.common.core.entries import DraftGroup, EntryDraft, Outcome
@@ -212,4 +213,6 @@ def _envelope_entry(envelope: Envelope, at: Instant, actor: str, operation: str)
 
 
 def _actor(address: str) -> str:
-    return address if address.startswith(OPERATOR_PREFIX) else f"agent/{address}"
+    # Whichever instance did it: identities are those of certificates.
+    owner = owner_of(address)
+    return owner if owner.startswith(OPERATOR_PREFIX) else f"agent/{owner}"

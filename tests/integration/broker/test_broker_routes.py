@@ -209,3 +209,10 @@ async def test_one_instance_gets_what_is_for_it_only_also_after_a_restart(house:
     assert outcome.sequence_number == 2
     (replayed,) = await south.take(1)
     assert replayed.envelope.message_id == "m-2"
+    # Identities are those of certificates, whichever instance it was.
+    await south.ack([replayed])
+    await south.wait(lambda: house.outbox.operations().count("envelope.ack") > 1 or None)
+    assert {one.actor for one in house.outbox.entries if one.operation.startswith("envelope.re")} == {
+        "agent/beta"
+    }
+    assert "agent/beta#south" not in {one.actor for one in house.outbox.entries}
