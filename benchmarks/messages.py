@@ -135,15 +135,26 @@ def _peer(script: str, port: int) -> Callable[[str, Sequence[str]], list[str]]:
 
 async def run(runs: int, directory: Path) -> list[Figure]:
     """Measure everybody in turn."""
-    measures: dict[str, Callable[[Path], Awaitable[Measured]]] = {
-        CLIENT: through_client,
-        STUBS: through_stubs,
-        UNRECORDED: without_entries,
-        JETSTREAM: through_jetstream,
-        REDIS: through_redis,
-        FORWARDER: bare_forwarder,
-        SYNC: data_sync,
-    }
+    return await _run({**_MEASURES, JETSTREAM: through_jetstream, REDIS: through_redis}, runs, directory)
+
+
+async def run_alone(runs: int, directory: Path) -> list[Figure]:
+    """Measure us, beside what the parts allow."""
+    return await _run(_MEASURES, runs, directory)
+
+
+_MEASURES: dict[str, Callable[[Path], Awaitable[Measured]]] = {
+    CLIENT: through_client,
+    STUBS: through_stubs,
+    UNRECORDED: without_entries,
+    FORWARDER: bare_forwarder,
+    SYNC: data_sync,
+}
+
+
+async def _run(
+    measures: Mapping[str, Callable[[Path], Awaitable[Measured]]], runs: int, directory: Path
+) -> list[Figure]:
     contenders = [Contender(name, measure, is_peer=name in _PEERS) for name, measure in measures.items()]
     outcome = await take_turns(contenders, runs, directory)
     return [
