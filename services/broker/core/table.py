@@ -89,6 +89,3 @@ TABLE: Table[DeliveryState, DeliveryInput] = Table(
         (_S.BURYING, _I.PERSIST_FAILED): _S.WAITING,
     },
 )
-
-# States in which the broker still owes the envelope to its receiver, or its fate to the disk.
-UNSETTLED = frozenset({_S.WAITING, _S.DELAYED, _S.OUTSTANDING, _S.RELEASING, _S.ACKING, _S.BURYING})

@@ -7,7 +7,7 @@ domains that it touches and not by their envelopes.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from services.broker.core.model import DomainKey, DomainRecord
@@ -64,11 +64,31 @@ class Ledger:
         self.blocks: dict[int, Block] = {}
         # Blocks without a live envelope whose bodies are still stored.
         self.spent: list[int] = []
+        self._next_domain_id = 1
 
     def add_domain(self, key: DomainKey, domain_id: int) -> DomainExtents:
         """Begin a domain."""
         domain = self.domains[key] = self.by_id[domain_id] = DomainExtents(key, domain_id)
+        self._next_domain_id = max(self._next_domain_id, domain_id + 1)
         return domain
+
+    def ids_of(self, records: Sequence[DomainRecord]) -> dict[DomainKey, int]:
+        """Return the ids of the records' domains, of new ones those that `add_domains` will give them."""
+        ids: dict[DomainKey, int] = {}
+        following = self._next_domain_id
+        for record in records:
+            known = self.domains.get(record.key)
+            if known is None:
+                ids[record.key], following = following, following + 1
+            else:
+                ids[record.key] = known.domain_id
+        return ids
+
+    def add_domains(self, ids: Mapping[DomainKey, int]) -> None:
+        """Begin those that are new, once it is durable that they have these ids."""
+        for key, domain_id in ids.items():
+            if key not in self.domains:
+                self.add_domain(key, domain_id)
 
     def recover_domain(self, record: DomainRecord, domain_id: int) -> None:
         """Note a domain as it is stored; its blocks come after it, with what is unsettled."""

@@ -28,7 +28,6 @@ from dataclasses import replace
 from services.broker.config import RedisSettings
 from services.broker.core.model import (
     Batch,
-    DomainKey,
     IncarnationRecord,
     Recovered,
     StoredDeadLetter,
@@ -75,7 +74,6 @@ class RedisStore:
         self._letters = RedisLetters(self._link, self._tag)
         self._life = 0
         self._ledger = Ledger()
-        self._next_domain_id = 1
         # Numbers of the newest commit, block and dead letter.
         self._commit = self._block = self._letter = 0
         # (keep_until, block id) of heads whose bodies are gone, a heap; and of the others by block id.
@@ -112,7 +110,6 @@ class RedisStore:
         # In a thread: there may be a million of them, and the lease has to be kept meanwhile.
         envelopes, remembered = await asyncio.to_thread(recover, stored, ledger, now)
         self._ledger = ledger
-        self._next_domain_id = max(ledger.by_id, default=0) + 1
         self._heads = {one.block_id: one.keep_until for one in stored if one.body is not None}
         self._old_heads = [(one.keep_until, one.block_id) for one in stored if one.body is None]
         heapq.heapify(self._old_heads)
@@ -140,14 +137,7 @@ class RedisStore:
     async def commit(self, batch: Batch) -> None:
         """Make `batch` durable."""
         ledger = self._ledger
-        new_ids: dict[DomainKey, int] = {}
-        ids: dict[DomainKey, int] = {}
-        for record in batch.domains:
-            known = ledger.domains.get(record.key)
-            if known is None:
-                ids[record.key] = new_ids[record.key] = self._next_domain_id + len(new_ids)
-            else:
-                ids[record.key] = known.domain_id
+        ids = ledger.ids_of(batch.domains)
         block = self._block + bool(batch.envelopes)
         letter = self._letter + len(batch.dead_letters)
         commands: list[Command] = []
@@ -174,10 +164,8 @@ class RedisStore:
         )
         # Commit point: the batch is in Redis, and in its file. What is remembered here follows, so that a
         # failed commit leaves it as it was.
-        self._next_domain_id += len(new_ids)
+        ledger.add_domains(ids)
         self._letter = letter
-        for key, domain_id in new_ids.items():
-            ledger.add_domain(key, domain_id)
         if batch.envelopes:
             self._block = block
             self._heads[block] = batch.keep_until

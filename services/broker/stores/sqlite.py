@@ -20,7 +20,6 @@ from pathlib import Path
 
 from services.broker.core.model import (
     Batch,
-    DomainKey,
     Recovered,
     StoredDeadLetter,
 )
@@ -115,7 +114,6 @@ class SqliteStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._ledger = Ledger()
-        self._next_domain_id = 1
         self._next_block_id = 1
         # Whether dead letters came since the last compaction counted them.
         self._dead_letters_came = True
@@ -133,27 +131,17 @@ class SqliteStore:
     async def load(self, now: Instant) -> Recovered:
         """Begin a new life of the broker and return what is durable."""
         recovered, self._ledger = await self._database.write(lambda connection: rows.load(connection, now))
-        self._next_domain_id = max(self._ledger.by_id, default=0) + 1
         self._next_block_id = await self._database.read(rows.next_block_id)
         return recovered
 
     async def commit(self, batch: Batch) -> None:
         """Make `batch` durable."""
         ledger = self._ledger
-        new_ids: dict[DomainKey, int] = {}
-        ids: dict[DomainKey, int] = {}
-        for record in batch.domains:
-            known = ledger.domains.get(record.key)
-            if known is None:
-                ids[record.key] = new_ids[record.key] = self._next_domain_id + len(new_ids)
-            else:
-                ids[record.key] = known.domain_id
+        ids = ledger.ids_of(batch.domains)
         block_id = self._next_block_id
         size = await self._database.write(lambda connection: rows.write(connection, batch, ids, block_id))
         # Commit point: the batch is on disk. The ledger follows, so that a failed commit leaves it as it was.
-        self._next_domain_id += len(new_ids)
-        for key, domain_id in new_ids.items():
-            ledger.add_domain(key, domain_id)
+        ledger.add_domains(ids)
         if batch.envelopes:
             self._next_block_id += 1
             ledger.add_block(block_id, [(ids[one.key], one.sequence) for one in batch.envelopes], size)
