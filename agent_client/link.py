@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from agent_client.core.addresses import address_of, split_instance
 from agent_client.core.inbox import Domain, Key, Verdict
@@ -55,8 +55,10 @@ class Assignment:
     savepoint: Payload | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+# What exists once per message is a NamedTuple: it is made several times faster than a frozen dataclass.
+
+
+class Envelope(NamedTuple):
     """A message on its way; the fields are those of `muster.common.v1.Envelope`."""
 
     message_id: str
@@ -94,8 +96,7 @@ class Envelope:
         return self.sender, address_of(self.priority, instance)
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(NamedTuple):
     """The broker's word that a message is stored durably."""
 
     # Its place among this agent's messages to that receiver in that lane; 0 when each of several has a copy.
@@ -106,8 +107,7 @@ class Receipt:
     receiver_count: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Delivered:
+class Delivered(NamedTuple):
     """One handing-over of an envelope to this agent; 1 is the first."""
 
     envelope: Envelope

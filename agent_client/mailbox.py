@@ -41,7 +41,7 @@ class Mailbox:
         # By pattern, in the order of their declaration.
         self._topic_handlers = topic_handlers or {}
         self._subscribing: list[Pending[None]] = []
-        # One thread for each order domain that may be handled at once.
+        # One thread for each order domain that a window of the usual size may hold.
         self._threads = Threads(WINDOW + EMERGENCY_WINDOW, "muster-message")
         # Ids that count up without a gap cost the broker least; those of what it routes it keeps apart.
         self._prefix, self._numbers = secrets.token_hex(8), itertools.count(1)
@@ -307,7 +307,17 @@ def _waiting(delivered: Delivered) -> Waiting:
     return Waiting(envelope.key, envelope.domain, envelope.priority is Priority.EMERGENCY)
 
 
+# The usual spellings of a word, which an Enum takes longer to find than all else that is done for a message.
+_SPELLINGS: dict[Any, dict[str, Any]] = {
+    words: {spelling: word for word in words for spelling in (word.value, word.value.lower())}
+    for words in (MessageType, Priority)
+}
+
+
 def _parse(words: type[Word], value: str, field: str) -> Word:
+    known: Word | None = _SPELLINGS[words].get(value)
+    if known is not None:
+        return known
     try:
         return words(value)
     except ValueError:

@@ -26,9 +26,11 @@ def encode(value: Any, field: str = "payload") -> Payload:
     Raises InvalidRequestError naming `field` when it can not be written as JSON or is larger than 65,536
     bytes.
     """
-    if isinstance(value, Payload):
+    if type(value) is bytes:
+        payload = Payload(OCTETS, value)
+    elif isinstance(value, Payload):
         payload = value
-    elif isinstance(value, bytes | bytearray | memoryview):
+    elif isinstance(value, (bytes, bytearray, memoryview)):  # a union is made at each call
         payload = Payload(OCTETS, bytes(value))
     elif isinstance(value, str):
         payload = Payload(TEXT, value.encode())

@@ -56,6 +56,9 @@ class Pending(Generic[T]):
         return self._done
 
     async def _arrival(self) -> T:
+        if self._done:
+            # Without the lock, which the link may hold: this is set when everything else is.
+            return self._answer()
         loop = asyncio.get_running_loop()
         with _lock:
             waiter = None if self._done else loop.create_future()

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, OrderedDict
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from agent_client.core.inbox import Domain, Key
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(NamedTuple):
     """One delivery in line."""
 
     key: Key
@@ -50,7 +49,9 @@ class DeliveryQueue:
     def put(self, waiting: Waiting) -> None:
         """A delivery arrived."""
         self._arrivals += 1
-        line = self._lines.setdefault(waiting.domain, OrderedDict())
+        line = self._lines.get(waiting.domain)
+        if line is None:
+            line = self._lines[waiting.domain] = OrderedDict()
         line[waiting.key] = self._arrivals, waiting
         if len(line) == 1:
             self._offer(waiting.domain)
@@ -73,8 +74,9 @@ class DeliveryQueue:
 
     def settled(self, domain: Domain) -> None:
         """A delivery that was taken from this line is decided."""
-        self._busy.discard(domain)
-        self._offer(domain)
+        if domain in self._busy:
+            self._busy.remove(domain)
+            self._offer(domain)
 
     def nacked(self, domain: Domain) -> None:
         """A delivery of this domain, from this line or another, goes back to the broker."""

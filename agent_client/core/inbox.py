@@ -10,10 +10,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import NamedTuple
 
 # Deliveries that may be unsettled at once: the HIGH, NORMAL and LOW lanes together, and EMERGENCY.
 WINDOW = 256
 EMERGENCY_WINDOW = 64
+# Beyond WINDOW as many are asked for as were settled within the last tenth of a second, up to this: an agent
+# that is fast does not wait for the way to the broker and back, and one that is slow keeps nothing from others.
+WINDOW_MAX = 2_048
+PACE_MS = 100
 # Acked envelopes that are remembered, by (sender, message_id).
 ACKED_MAX = 4_096
 # Without anything else to say, credits are granted when one part in so many of the window is free.
@@ -44,8 +49,7 @@ class Verdict(Enum):
     REJECT = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(NamedTuple):
     """A decision to tell the broker; `delay_ms` only for NACK (None: the broker's choice)."""
 
     ack_token: int
@@ -119,6 +123,10 @@ class InboxCore:
         self._open = False
         self._ack_deadline_ms = 0
         self._extend_at = 0
+        # Settled since the window was looked at last, and when that was.
+        self._window_least = window
+        self._settled_count = 0
+        self._paced_at = 0
 
     def __repr__(self) -> str:
         return (
@@ -273,6 +281,7 @@ class InboxCore:
         if unsettled is None:
             return False
         self._forget(key, unsettled)
+        self._settled_count += 1
         if verdict is Verdict.ACK:
             self._acked[key] = None
             if len(self._acked) > ACKED_MAX:
@@ -305,6 +314,14 @@ class InboxCore:
             for unsettled in self._unsettled.values()
             if unsettled.kept and unsettled.counted and unsettled.ack_token
         ]
+
+    def pace(self, now: int) -> None:
+        """Fit the window to what the agent's code settles; at any time, with effect on the next `take`."""
+        elapsed_ms = now - self._paced_at
+        if elapsed_ms >= PACE_MS:
+            settled = self._settled_count * PACE_MS // elapsed_ms
+            self._lane.window = max(self._window_least, min(settled, WINDOW_MAX))
+            self._settled_count, self._paced_at = 0, now
 
     def take(self) -> InboxFrame:
         """Return what must be written now; it may be empty."""

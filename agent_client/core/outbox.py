@@ -7,8 +7,8 @@ broker stores a repeated id once, so that the receiver sees each envelope once a
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 from agent_client.core.records import Fault
 
@@ -19,8 +19,7 @@ FRAME_SENDS_MAX = 1_024
 FRAME_BYTES_MAX = 1_048_576
 
 
-@dataclass(frozen=True, slots=True)
-class SendOutcome:
+class SendOutcome(NamedTuple):
     """The broker's answer to one envelope."""
 
     message_id: str

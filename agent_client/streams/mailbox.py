@@ -185,6 +185,7 @@ class MailboxStream:
         if (due_at := self._inbox.extend_due_at()) is not None and now >= due_at:
             self._inbox.extend_kept(now)
             self._warn_when_stuck()
+        self._inbox.pace(now)
         sends = [self._sends[message_id][0] for message_id in self._outbox.take()]
         return mailbox_frame_to_proto(sends, self._inbox.take())
 

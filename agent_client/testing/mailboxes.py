@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from agent_client.core.addresses import has_copies, is_routed, matches, split_instance, topic_of
@@ -137,8 +137,7 @@ class Mailboxes:
     def _store(self, sender: str, envelope: Envelope, receiver: str) -> int:
         domain = sender, receiver, envelope.priority
         number = self._numbers[domain] = self._numbers.get(domain, 0) + 1
-        stored = replace(
-            envelope,
+        stored = envelope._replace(
             sender=sender,
             receiver=receiver,
             address=envelope.receiver if is_routed(envelope.receiver) else "",

@@ -28,6 +28,9 @@ from services.common.outbox import Outbox
 
 # Operations brought to the outbox at once: enough to share one sync, few enough not to hold the loop.
 OPERATIONS_MAX = 2_048
+# Seconds that notes gather once there are some. Nobody waits for them, but the envelope that was just
+# accepted is on its way out, over the same loop and, with its ack, to the same disk.
+GATHER_S = 0.005
 # Notes of what is rare have room of their own, so that a flood of envelopes does not push them out.
 RARE_MAX = 10_000
 
@@ -98,9 +101,11 @@ class AuditRecorder:
 
     async def run(self) -> None:
         """Bring notes to the outbox until cancelled."""
-        entries = self._entries()
+        entries, entries_wait = self._entries(), False
         while True:
             await self._noted.wait()
+            if not entries_wait:
+                await asyncio.sleep(GATHER_S)
             group: list[EntryDraft] = []
             room = OPERATIONS_MAX
             for entry in entries:
@@ -110,7 +115,8 @@ class AuditRecorder:
                     break
             if group:
                 await self._outbox.record(group)
-            if room > 0:
+            entries_wait = room <= 0
+            if not entries_wait:
                 # The generator is used up whenever it has given fewer.
                 entries = self._entries()
             if not self._notes and not self._backlog:

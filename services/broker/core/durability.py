@@ -51,8 +51,8 @@ def persisted(desk: Desk, now: Instant) -> None:
         return
     desk.in_flight = None
     mailboxes: dict[Mailbox, None] = {}
-    for acks in done.acks:
-        _acked(desk, acks, mailboxes)
+    if done.acks:
+        _all_acked(desk, done.acks, mailboxes)
     for stream, token in done.nacks:
         stream.settling -= 1
         if stream.stream_id in desk.state.streams:
@@ -108,6 +108,12 @@ def _accepted(desk: Desk, items: list[Item], mailboxes: dict[Mailbox, None]) -> 
     return domains
 
 
+def _all_acked(desk: Desk, frames: list[Acks], mailboxes: dict[Mailbox, None]) -> None:
+    for acks in frames:
+        _acked(desk, acks, mailboxes)
+    desk.effects.append(NoteDone([item.envelope for acks in frames for item in acks.items], acked=True))
+
+
 def _acked(desk: Desk, acks: Acks, mailboxes: dict[Mailbox, None]) -> None:
     items = acks.items
     advance_all(items, DeliveryInput.PERSISTED)
@@ -124,7 +130,6 @@ def _acked(desk: Desk, acks: Acks, mailboxes: dict[Mailbox, None]) -> None:
     stream.settling -= 1
     if stream.stream_id in desk.state.streams:
         desk.effects.append(ConfirmSettled(stream.stream_id, [item.token for item in items]))
-    desk.effects.append(NoteDone([item.envelope for item in items], acked=True))
     finish_if_done(desk, stream)
 
 

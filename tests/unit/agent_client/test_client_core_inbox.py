@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from agent_client.core.inbox import ACKED_MAX, Handing, InboxCore, InboxFrame, Settlement, Verdict
+from agent_client.core.inbox import (
+    ACKED_MAX,
+    WINDOW_MAX,
+    Handing,
+    InboxCore,
+    InboxFrame,
+    Settlement,
+    Verdict,
+)
 
 KEY = ("other", "m1")
 NOW = 5_000
@@ -303,3 +313,35 @@ class Histories(RuleBasedStateMachine):
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(max_examples=80, stateful_step_count=50)
+
+
+def test_the_window_follows_what_is_settled_within_a_tenth_of_a_second(core: InboxCore) -> None:
+    tokens = itertools.count(1)
+
+    def settle(count: int) -> None:
+        for token in itertools.islice(tokens, count):
+            key = ("other", f"m-{token}")
+            core.delivered(key, token, emergency=False)
+            core.settled(key, Verdict.ACK)
+
+    def room() -> int:
+        """Return how many the broker may send now, in all."""
+        core.take()
+        return core._lane.open + core._lane.unsettled
+
+    assert room() == 8
+    core.pace(1_000)
+    settle(50)
+    core.pace(1_050)
+    assert room() == 8, "too early to tell"
+    settle(50)
+    core.pace(1_200)
+    assert room() == 50, "100 within 200 ms"
+    settle(10_000)
+    core.pace(1_300)
+    assert room() == WINDOW_MAX
+    settle(30)
+    core.pace(61_300)
+    # What was granted stays granted; once it is used no more is than the least.
+    settle(WINDOW_MAX)
+    assert room() == 8
