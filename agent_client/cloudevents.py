@@ -47,7 +47,7 @@ def to_cloudevent(envelope: Envelope) -> dict[str, Any]:
         "mustercorrelationid": envelope.correlation_id,
         "mustercausationid": envelope.causation_id,
         "mustercollaborationid": envelope.collaboration_id,
-        "musterttl": None if envelope.ttl is None else int(envelope.ttl * 1000),
+        "musterttl": None if envelope.ttl is None else round(envelope.ttl * 1000),
         "mustersequence": str(envelope.sequence_number) if envelope.sequence_number else "",
         "musterrequiresreceiver": envelope.requires_receiver or None,
     }

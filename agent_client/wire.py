@@ -259,7 +259,7 @@ def envelope_to_proto(envelope: Envelope) -> envelope_pb2.Envelope:
         if value := getattr(envelope, field):
             setattr(message, field, value)
     if envelope.ttl is not None:
-        message.ttl.CopyFrom(duration(int(envelope.ttl * 1000)))
+        message.ttl.CopyFrom(duration(round(envelope.ttl * 1000)))
     if envelope.retry_max is not None:
         message.retry_max = envelope.retry_max
     return message

@@ -16,7 +16,7 @@ from typing import NamedTuple
 WINDOW = 256
 EMERGENCY_WINDOW = 64
 # Beyond WINDOW as many are asked for as were settled within the last tenth of a second, up to this: an agent
-# that is fast does not wait for the way to the broker and back, and one that is slow keeps nothing from others.
+# that is fast does not wait for the way to the broker and back, and a slow one keeps nothing from others.
 WINDOW_MAX = 2_048
 PACE_MS = 100
 # Acked envelopes that are remembered, by (sender, message_id).
