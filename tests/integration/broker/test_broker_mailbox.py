@@ -8,6 +8,7 @@ from muster.broker.v1 import broker_service_pb2 as pb
 
 from services.common.core.errors import Reason
 from services.common.rpc.status import from_rpc_error, from_status
+from tests.conftest import Eventually
 from tests.integration.broker.broker_client import EMERGENCY, MailboxClient, envelope, error_of
 from tests.integration.broker.conftest import House
 
@@ -239,12 +240,12 @@ async def test_dead_letters_come_in_pages(opened: House) -> None:
         await beta.stub.ListDeadLetters(request)
 
 
-async def test_every_step_is_an_entry(opened: House) -> None:
+async def test_every_step_is_an_entry(opened: House, eventually: Eventually) -> None:
     alpha, beta = await opened.open("agent/alpha"), await opened.open("agent/beta")
     await alpha.send(envelope("m-1", "beta", collaboration_id="c-1", causation_id="attempt-1"))
     await alpha.send(envelope("m-2", "nobody"))
     await beta.ack(await beta.take(1))
-    await alpha.wait(lambda: "envelope.ack" in opened.outbox.operations() or None)
+    await eventually(lambda: "envelope.ack" in opened.outbox.operations())
     entries = {entry.operation: entry for entry in opened.outbox.entries}
     accepted = entries["envelope.accept"]
     assert (accepted.actor, accepted.subject) == ("agent/alpha", "envelope/alpha/m-1")
