@@ -49,6 +49,7 @@ class SchedulerApp:
         )
         self._tls = TlsIdentity(config.ca, config.certificate, config.key, config.trust_domain)
         self._directory = ServiceDirectory(etcd, config.key_prefix)
+        self._planner = Planner()
         parts = DriverParts(
             EtcdStore(etcd, config.key_prefix, lock_ttl_s=config.lock_ttl_s),
             outbox,
@@ -57,13 +58,13 @@ class SchedulerApp:
             config.settings,
             config.replica_id,
             DriverLimits(config.batch_events_max, config.queue_max),
+            self._planner,
         )
         election = EtcdElection(
             etcd, clock, f"{config.key_prefix}/{COORDINATOR_ELECTION}", ttl_s=config.election_ttl_s
         )
         feed = RegistryFeed(connector(lambda: self._directory.addresses("registry"), self._tls, "registry"))
         self.replica = Replica(election, feed, parts, self._coordinator)
-        self._planner = Planner()
         servicer = SchedulerServicer(
             self.replica,
             self._planner,

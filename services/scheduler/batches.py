@@ -20,6 +20,7 @@ from services.scheduler.core.effects import (
     SaveLearned,
     SaveSpecs,
     SaveTask,
+    SearchPlan,
     Send,
 )
 from services.scheduler.core.records import collaboration_record, spec_record, task_record
@@ -35,6 +36,7 @@ class Sorted:
     leases: list[EndLease] = field(default_factory=list)
     sends: list[Send] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
+    searches: list[SearchPlan] = field(default_factory=list)
 
 
 def sort(effects: Iterable[Effect]) -> Sorted:
@@ -51,7 +53,10 @@ def sort(effects: Iterable[Effect]) -> Sorted:
         elif isinstance(effect, EndLease):
             found.leases.append(effect)
         elif not _write(found.batch, effect):
-            found.sends.append(effect)  # type: ignore[arg-type]  # what is left are sends
+            if isinstance(effect, SearchPlan):
+                found.searches.append(effect)
+            else:
+                found.sends.append(effect)  # type: ignore[arg-type]  # what is left are sends
         elif isinstance(effect, PutLock) and found.leases:
             # The instance came back in the same batch: its new lock hangs on the lease that was to end.
             found.leases = [lease for lease in found.leases if lease.instance != effect.lock.instance]

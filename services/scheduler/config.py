@@ -114,6 +114,16 @@ class SchedulerConfig(ServiceConfig):
     speculation_window_ms: int = knob(
         _CORE.speculation_window_ms, "Time constant in which work done fades from that account.", unit="ms"
     )
+    plan_interval_ms: int = knob(
+        _CORE.plan_interval_ms,
+        "Between two searches for a better standing plan (policy PREDICTIVE), while tasks wait by it.",
+        unit="ms",
+    )
+    plan_budget_ms: int = knob(
+        _CORE.plan_budget_ms,
+        "How long one such search takes, in a process of its own; 0 for none.",
+        unit="ms",
+    )
     registry_wait_ms: int = knob(
         2_000, "How long a new leader waits for the registry's first view before it serves.", unit="ms"
     )
@@ -184,6 +194,8 @@ class SchedulerConfig(ServiceConfig):
             speculation_window_ms=self.speculation_window_ms,
             policy=arms[0].policy if arms else SchedulingPolicy[self.scheduling_policy],
             arms=arms,
+            plan_interval_ms=self.plan_interval_ms,
+            plan_budget_ms=self.plan_budget_ms,
             requester_weights=_weights(self.requester_weights),
             ageing_ms=self.ageing_ms,
             ageing_share=self.ageing_share,

@@ -25,7 +25,7 @@ from services.common.election import Leadership
 from services.common.outbox import Outbox
 from services.scheduler.batches import Sorted, sort, split_written
 from services.scheduler.core.book import Settings
-from services.scheduler.core.effects import Effect, Publish
+from services.scheduler.core.effects import Effect, Publish, SearchPlan
 from services.scheduler.core.events import (
     AgentsChanged,
     Event,
@@ -33,12 +33,15 @@ from services.scheduler.core.events import (
     LocksWritten,
     LockWritten,
     PlacementDue,
+    PlanFound,
     Recovered,
     Ticked,
 )
+from services.scheduler.core.planning.rolling import places_of
 from services.scheduler.core.state import SchedulerState
 from services.scheduler.inbox import Inbox, Query, settle
 from services.scheduler.metrics import SchedulerMetrics
+from services.scheduler.planner import Planner
 from services.scheduler.store import Batch, LeadershipLostError, SchedulerStore, Stored
 
 _log = logs.get("scheduler.driver")
@@ -68,6 +71,8 @@ class DriverParts:
     settings: Settings
     replica_id: str
     limits: DriverLimits = DriverLimits()
+    #: Searches for better standing plans; None leaves what PREDICTIVE does to its rule.
+    planner: Planner | None = None
 
 
 class Driver(Inbox):
@@ -84,6 +89,8 @@ class Driver(Inbox):
         #: Decided after a commit, to be made durable with the next one.
         self._carried: list[Effect] = []
         self._helpers: list[asyncio.Task[None]] = []
+        #: The search for a better standing plan, while there is one.
+        self._searching: asyncio.Task[None] | None = None
         self._stopping = False
 
     def __repr__(self) -> str:
@@ -119,6 +126,8 @@ class Driver(Inbox):
         finally:
             self.ended.set()
             metrics.leading.set(0)
+            if self._searching is not None:
+                self._helpers.append(self._searching)
             for helper in self._helpers:
                 helper.cancel()
             await asyncio.gather(*self._helpers, return_exceptions=True)
@@ -265,6 +274,20 @@ class Driver(Inbox):
             self._store.end_lease(lease.instance)
         for answer in found.answers:
             self._reply(answer)
+        for asked in found.searches:
+            self._search(asked)
+
+    def _search(self, asked: SearchPlan) -> None:
+        """Let a search run beside the loop; there is one at a time, and its end is an event."""
+        if self._parts.planner is not None:
+            self._searching = asyncio.create_task(self._improve(self._parts.planner, asked), name="search")
+
+    async def _improve(self, planner: Planner, asked: SearchPlan) -> None:
+        found = await planner.improve(asked.problem, asked.places, asked.budget_ms)
+        before = after = None
+        if found is not None:
+            before, after = places_of(found.before), places_of(found.after)
+        self.put(PlanFound(f"plan-{asked.number}", asked.number, before, after))
 
     def _won(self) -> EntryDraft:
         return EntryDraft(

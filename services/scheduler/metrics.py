@@ -68,6 +68,20 @@ class SchedulerMetrics:
             "after all), missed, over (failed or cancelled for another reason).",
             ("outcome",),
         )
+        self.plans = metrics.counter(
+            "standing_plans",
+            "Searches for a better standing plan: asked, and what came of it: adopted, refused (not better), "
+            "late (nothing of it was left), failed.",
+            ("outcome",),
+        )
+        self.plan_gain_seconds = metrics.histogram(
+            "standing_plan_gain_seconds",
+            "By how much earlier everything is predicted to end under a plan that was adopted.",
+            buckets=STAGE_BUCKETS,
+        )
+        self.tasks_held_back = metrics.gauge(
+            "tasks_held_back", "Ready tasks that wait for a better agent while another one is free."
+        )
         self.watchers = metrics.gauge("watchers", "Watch streams.")
         self._stages: dict[str, Histogram] = {}
         self._inside = {
@@ -91,6 +105,13 @@ class SchedulerMetrics:
                 self._inside[miss.inside].inc()
             observed.misses.clear()
             self.prediction_coverage.set(book.predictor.coverage())
+        outcomes = book.foresight.plan.outcomes
+        while outcomes:
+            outcome, gain_ms = outcomes.popleft()
+            self.plans.labels(outcome).inc()
+            if outcome == "adopted":
+                self.plan_gain_seconds.observe(gain_ms / 1_000)
+        self.tasks_held_back.set(len(book.foresight.holds))
         while observed.deadlines:
             self.deadlines.labels(observed.deadlines.popleft()).inc()
         for kind, count in standing_counts(book).items():

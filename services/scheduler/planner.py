@@ -8,9 +8,12 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing.connection import wait
+from typing import ParamSpec, TypeVar
 
 from services.common import logs
 from services.common.clock import SystemClock
@@ -18,9 +21,12 @@ from services.common.core.errors import Reason, ServiceError
 from services.scheduler.core.planning.arrangement import Arrangement
 from services.scheduler.core.planning.pareto import Found, Search, Worth
 from services.scheduler.core.planning.problem import Problem
+from services.scheduler.core.planning.rolling import Improved, Places, better
 from services.scheduler.core.planning.search import plan
 
 _log = logs.get("scheduler.planner")
+P = ParamSpec("P")
+T = TypeVar("T")
 #: Requests that are searched for or wait for it; more are refused with QUOTA_EXCEEDED.
 WAITING_MAX = 8
 _RETRY_AFTER_MS = 1_000
@@ -45,13 +51,24 @@ class Planner:
             )
         self._waiting += 1
         try:
-            return await self._run(problem, worth, most, budget_ms)
+            return await self._run(search, problem, worth, most, budget_ms)
         except BrokenProcessPool:
             # Somebody killed it. A plan changes nothing, so that it may be searched for again.
             _log.warning("the process that searches for plans died and is started again")
-            return await self._run(problem, worth, most, budget_ms)
+            return await self._run(search, problem, worth, most, budget_ms)
         finally:
             self._waiting -= 1
+
+    async def improve(self, problem: Problem, places: Places | None, budget_ms: int) -> Improved | None:
+        """Return a standing plan and what was made of it; None when there is no process to search in.
+
+        One at a time: the core never asks for a second one before this one is back.
+        """
+        try:
+            return await self._run(improve, problem, places, budget_ms)
+        except (BrokenProcessPool, ServiceError) as error:
+            _log.warning("a search for a better standing plan was given up", why=str(error))
+            return None
 
     async def close(self) -> None:
         """End the process, also in the middle of a search, for good."""
@@ -60,7 +77,7 @@ class Planner:
         if pool is not None:
             await _end(pool)
 
-    async def _run(self, problem: Problem, worth: Worth, most: int, budget_ms: int) -> Found:
+    async def _run(self, job: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
         if self._closed:
             raise ServiceError(Reason.SHUTTING_DOWN, "this replica stops: ask the coordinator again")
         if self._pool is None:
@@ -70,7 +87,7 @@ class Planner:
         pool = self._pool
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(pool, search, problem, worth, most, budget_ms)
+            return await loop.run_in_executor(pool, partial(job, *given, **named))
         except BrokenProcessPool:
             # Of several that wait for the same process the first one lets go of it.
             if self._pool is pool:
@@ -102,6 +119,13 @@ def search(problem: Problem, worth: Worth, most: int, budget_ms: int) -> Found:
     choices = archive.front(most)
     critical = [tuple(Arrangement(problem, choice.schedule).critical()) for choice in choices]
     return Found(choices, critical, fastest.bound_ms, fastest.steps + archive.tried)
+
+
+def improve(problem: Problem, places: Places | None, budget_ms: int) -> Improved:
+    """Return the plan that `places` says, and the best one found from there."""
+    clock = SystemClock()
+    begun_ms = clock.monotonic_ms()
+    return better(problem, places, lambda _: (clock.monotonic_ms() - begun_ms) / budget_ms)
 
 
 def _settle_in() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from services.common.core.instants import NEVER, rfc3339
-from services.scheduler.core import attempts, claims, gangs, predictive, preemption, speculation
+from services.scheduler.core import attempts, claims, gangs, predictive, preemption, speculation, standing
 from services.scheduler.core.book import Step
 from services.scheduler.core.course import Place, Task
 from services.scheduler.core.instances import Instance
@@ -34,7 +34,9 @@ def place(step: Step) -> None:
         if moved or preemption.make_room(step) or claims.give_back(step):
             continue
         if not speculation.help_stragglers(step):
-            return
+            break
+    if book.foresight.waiting:
+        standing.ask(step)
 
 
 def _place_gangs(step: Step) -> bool:

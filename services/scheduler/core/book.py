@@ -84,6 +84,9 @@ class Settings:
     #: Share of predicted durations after which an attempt counts as slow.
     straggle_quantile: float = 0.99
     speculation_window_ms: int = 3_600_000
+    plan_interval_ms: int = 2_000
+    #: How long a search for a better standing plan takes; 0 for none.
+    plan_budget_ms: int = 300
 
 
 @dataclass(slots=True, eq=False)

@@ -16,6 +16,8 @@ from services.common.core.instants import Instant
 from services.scheduler.core.course import Attempt, Change, Collaboration, Progress, Task
 from services.scheduler.core.events import HeldLock, ReplyId, StreamId
 from services.scheduler.core.model import AttemptRef, InstanceKey
+from services.scheduler.core.planning.problem import Problem
+from services.scheduler.core.planning.rolling import Places
 from services.scheduler.core.policies.bandit import PolicyCell
 from services.scheduler.core.prediction.cells import Learned, LearnedKey
 from services.scheduler.core.records import StoredLock
@@ -71,6 +73,19 @@ class EndLease(NamedTuple):
     """An instance is gone for good: the lease of its locks may end."""
 
     instance: InstanceKey
+
+
+# Searches.
+
+
+class SearchPlan(NamedTuple):
+    """Look for a better plan beside the loop; `PlanFound` under the same number comes back."""
+
+    number: int
+    problem: Problem
+    #: The standing plan; None when there is none.
+    places: Places | None
+    budget_ms: int
 
 
 # Sends, to one Work stream.
@@ -209,4 +224,4 @@ WorkItem = (
     | RevokeLock
 )
 Send = WorkItem | CloseStream | Publish
-Effect = Write | EndLease | Send | Answer | EntryDraft
+Effect = Write | EndLease | SearchPlan | Send | Answer | EntryDraft

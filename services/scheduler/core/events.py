@@ -20,6 +20,7 @@ from services.scheduler.core.model import (
     ResourceClaim,
     Submission,
 )
+from services.scheduler.core.planning.rolling import Places
 from services.scheduler.core.prediction.cells import Learned, LearnedKey
 from services.scheduler.core.records import StoredCollaboration, StoredLock
 
@@ -313,6 +314,16 @@ class Ticked(NamedTuple):
     jitter: float
 
 
+class PlanFound(NamedTuple):
+    """A search that the core asked for has ended."""
+
+    cause_id: str
+    number: int
+    #: The plan that it began with and the best one found; None when it failed.
+    before: Places | None
+    after: Places | None
+
+
 class PlacementDue(NamedTuple):
     """The batch has been stepped: place what can be placed."""
 
@@ -335,5 +346,6 @@ Event = (
     | LocksWritten
     | Recovered
     | Ticked
+    | PlanFound
     | PlacementDue
 )

@@ -6,7 +6,9 @@ place before a less urgent one that is ready already: it joins when everything t
 place here. What is found is where ready tasks start at once, and why others wait although an agent is free.
 
 Method: list scheduling with insertion by upward rank (HEFT: Topcuoglu, Hariri and Wu, IEEE TPDS 13:3, 2002)
-over the part of the graph that is next, done again at every event.
+over the part of the graph that is next, done again at every event. The
+standing plan of the background search (`core.standing`) moves a task to another place where that costs it
+little by itself.
 """
 
 from __future__ import annotations
@@ -42,6 +44,9 @@ TASKS_MAX = 256
 ROWS_MAX = 64
 #: Free slots of one instance that count.
 SLOTS_MAX = 16
+#: The standing plan is followed while it makes the task itself end later by no more than this share of its
+#: duration: what ran differently since the plan was made must not be paid for twice.
+_FOLLOWED_SHARE = 0.5
 
 
 class Start(NamedTuple):
@@ -130,7 +135,7 @@ class _Look:
         options, open_now = self._options(task, release)
         if not options:
             return
-        best = min(options)
+        best = self._preferred(task, min(options), options)
         parked = task.key in self._book.foresight.waiting
         starts = parked and best.slot.open and best.start == self._now
         if starts:
@@ -141,6 +146,17 @@ class _Look:
             found.waits.append((task, self._wait(best, min(open_now))))
         best.slot.times.take(best.start, best.end)
         self._cover(task, best.end)
+
+    def _preferred(self, task: Task, best: _Option, options: list[_Option]) -> _Option:
+        """Return the place at the agent of the standing plan, if that costs the task itself little."""
+        planned = self._book.foresight.plan.places.get(task.key)
+        if planned is None:
+            return best
+        for option in options:
+            if self._key(option.row) == planned[1]:
+                dearer_ms = option.end - best.end
+                return option if dearer_ms <= _FOLLOWED_SHARE * (option.end - option.start) else best
+        return best
 
     def _wait(self, best: _Option, other: _Option) -> Wait:
         return Wait(

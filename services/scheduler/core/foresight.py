@@ -8,6 +8,7 @@ and lets those into the index that start now, each with the row that it wishes f
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -23,6 +24,9 @@ from services.scheduler.core.timers import Timer, Timers
 _REBUILD_SIZE_MIN = 64
 #: More than `order_of` needs: the class comes before it.
 _ORDER_BITS = 160
+_BEGINNING = Instant(0)
+#: Outcomes that wait to be counted.
+_OUTCOMES_MAX = 256
 #: A task that wishes for no agent in particular.
 ANY_ROW = -1
 
@@ -64,6 +68,34 @@ class Hold:
     timer: Timer
 
 
+class Asked(NamedTuple):
+    """What a search that is under way was asked about."""
+
+    number: int
+    tasks: tuple[TaskKey, ...]
+    #: [task][instance]: predicted durations, in milliseconds.
+    rows: tuple[tuple[int | None, ...], ...]
+    instances: tuple[InstanceKey, ...]
+
+
+@dataclass(slots=True)
+class StandingPlan:
+    """The best plan so far of what is open; see `core.standing`."""
+
+    #: Task -> its place in the order, and where it is best placed.
+    places: dict[TaskKey, tuple[int, InstanceKey]] = field(default_factory=dict)
+    asked: Asked | None = None
+    #: The newest question's number, and before when there will not be another.
+    number: int = 0
+    next_time: Instant = _BEGINNING
+    #: What came of searches since it was last counted: (asked, adopted, refused, late or failed; gain in ms).
+    outcomes: deque[tuple[str, int]] = field(default_factory=lambda: deque(maxlen=_OUTCOMES_MAX))
+
+    def note(self, outcome: str, gain_ms: int = 0) -> None:
+        """Have something counted."""
+        self.outcomes.append((outcome, gain_ms))
+
+
 @dataclass(slots=True)
 class Foresight:
     """See the module. Owned by the scheduler's book; each leadership makes its own."""
@@ -76,6 +108,7 @@ class Foresight:
     overdue: dict[TaskKey, Task] = field(default_factory=dict)
     #: In the index for the present placement only.
     chosen: list[Task] = field(default_factory=list)
+    plan: StandingPlan = field(default_factory=StandingPlan)
     _heap: list[Entry] = field(default_factory=list)
 
     def park(self, task: Task, index: PlacementIndex) -> None:

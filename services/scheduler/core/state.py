@@ -24,6 +24,7 @@ from services.scheduler.core import (
     recovery,
     savepoints,
     speculation,
+    standing,
     suspension,
 )
 from services.scheduler.core.book import Book, Settings, Step
@@ -38,6 +39,7 @@ from services.scheduler.core.events import (
     LocksWritten,
     PauseRequested,
     PlacementDue,
+    PlanFound,
     PolicyOrdered,
     Recovered,
     Refused,
@@ -139,6 +141,7 @@ _HANDLERS: dict[type[Any], Callable[[Step, Any], None]] = {
     LocksWritten: lock_changes.locks_written,
     Recovered: recovery.recover,
     Ticked: _tick,
+    PlanFound: standing.take,
     PlacementDue: _place,
 }
 

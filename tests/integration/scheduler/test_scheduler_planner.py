@@ -124,3 +124,15 @@ async def test_it_does_not_outlive_a_parent_that_is_killed(eventually: Eventuall
         parent.send_signal(signal.SIGKILL)
         parent.wait()
     await eventually(lambda: not any(process.is_running() for process in left))
+
+
+async def test_a_standing_plan_is_improved_in_that_process_and_given_up_with_it(planner: Planner) -> None:
+    # Everything on the agent that is slower for it.
+    slower = [(number, 1 if 10 + number < 30 - number else 0) for number in PROBLEM.tasks]
+    found = await planner.improve(PROBLEM, slower, 100)
+    assert found is not None
+    check(PROBLEM, found.before)
+    check(PROBLEM, found.after)
+    assert found.after.makespan_ms < found.before.makespan_ms
+    await planner.close()
+    assert await planner.improve(PROBLEM, None, 100) is None
