@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from services.common.core.ids import AgentId, CollaborationId, InstanceId, RequestId, Skill
@@ -66,9 +66,14 @@ class _Running:
 
 
 class FleetSim:
-    """`agent_count` agents with one slot and one skill; every handler takes as long as `draw` says."""
+    """`agent_count` agents with one skill and one slot, or as many as `slots` says, by agent.
 
-    def __init__(self, agent_count: int, settings: Settings, draw: Draw) -> None:
+    Every handler takes as long as `draw` says.
+    """
+
+    def __init__(
+        self, agent_count: int, settings: Settings, draw: Draw, *, slots: Sequence[int] | None = None
+    ) -> None:
         self.course = Course()
         self._state = SchedulerState(settings, 1)
         self._draw = draw
@@ -87,7 +92,8 @@ class FleetSim:
         for number, name in enumerate(names):
             stream = StreamId(number + 1)
             key = InstanceKey(name, InstanceId("0"))
-            self._step([WorkOpened("hello", stream, key, 1), WorkFrame("credit", stream, 0.5, credits=1)])
+            count = 1 if slots is None else slots[number]
+            self._step([WorkOpened("hello", stream, key, 1), WorkFrame("credit", stream, 0.5, credits=count)])
 
     def run(self, jobs: Iterable[tuple[int, CollaborationSpec]]) -> Course:
         """Submit each job at its time after the start, and go on until all are done."""

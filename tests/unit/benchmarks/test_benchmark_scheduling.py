@@ -12,7 +12,18 @@ import pytest
 from benchmarks.scheduling import figures
 from benchmarks.scheduling.exhaustive import optimum_ms
 from benchmarks.scheduling.s3_adversary import changed, first
+from benchmarks.scheduling.s8_fairness import evenness, jain
+from benchmarks.scheduling.s10_trace import (
+    Trace,
+    at_random,
+    best_fit,
+    by_rule,
+    core_choices,
+    dot_product,
+    filled,
+)
 from benchmarks.scheduling.workflows import Workflow, load, on_fleet
+from services.scheduler.core.model import SchedulingPolicy
 from services.scheduler.core.planning.portfolio import best_of_classics
 from services.scheduler.core.planning.problem import Dependency
 from services.scheduler.core.planning.search import plan, steps
@@ -73,3 +84,27 @@ def test_figures_are_found_by_their_names() -> None:
     for module in found.values():
         assert callable(module.run)
         assert module.__doc__
+
+
+def test_jains_index_is_one_when_all_are_alike_and_one_nth_when_one_has_all() -> None:
+    assert jain([0.5, 0.5, 0.5]) == pytest.approx(1.0)
+    assert jain([1.0, 0.0, 0.0, 0.0]) == pytest.approx(0.25)
+
+
+def test_the_core_loads_agents_in_proportion_to_their_slots() -> None:
+    index, end_ms = evenness(1, 400, SchedulingPolicy.LEAST_LOADED)
+    assert index > 0.9
+    assert end_ms > 0
+
+
+def test_a_trace_is_filled_by_the_core_and_by_the_rules_beside_it() -> None:
+    """Two nodes of which only one has a GPU: work without one must not take that node's CPU."""
+    nodes, tasks = [(4_000, 1_000, 10), (4_000, 0, 10)], [(4_000, 0, 1), (1_000, 1_000, 1), (9_000, 0, 1)]
+    trace = Trace(np.array(nodes), np.array(tasks))
+    assert core_choices(trace) == [1, 0, None]
+    assert filled(trace, core_choices(trace)) == 1.0
+    assert filled(trace, by_rule(trace, dot_product(trace.nodes.max(axis=0)))) == 0.0
+    for rule in (best_fit(trace.nodes.max(axis=0)), at_random(3)):
+        assert filled(trace, by_rule(trace, rule)) in {0.0, 1.0}
+    with pytest.raises(AssertionError, match="more than it has"):
+        filled(trace, [1, 1, None])
