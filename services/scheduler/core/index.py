@@ -45,7 +45,7 @@ class _Queue:
         self.demand = demand
         #: Under which it is found; None when it is found under its agents.
         self.skill = skill
-        self.others = tuple(each for each in demand.skills if each != skill)
+        self.others = demand.skills - {skill}
         #: Lanes by class, then by requester; none of them is empty.
         self.classes: dict[Priority, dict[Account, Lane]] = {}
         self.live = 0
@@ -193,13 +193,13 @@ class PlacementIndex:
         if known is not None and known[0] == self._queues_edition and known[1] is levels:
             return known[2]
         found: list[tuple[_Queue, float]] = []
+        having = frozenset(levels)
         for skill, level in levels.items():
             for queue in self._by_skill.get(skill, ()):
-                weakest = level
-                for other in queue.others:
-                    weakest = min(weakest, levels.get(other, 0.0))
-                if weakest > 0.0:
-                    found.append((queue, weakest))
+                if queue.others <= having:
+                    weakest = min([level, *[levels[other] for other in queue.others]])
+                    if weakest > 0.0:
+                        found.append((queue, weakest))
         for queue in self._by_agent.get(instance.key.agent_id, ()):
             own = level_for(levels, queue.demand)
             if own is not None:
