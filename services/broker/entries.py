@@ -1,7 +1,7 @@
 """From what happened to entries in the audit log.
 
-What one commit accepted from one sender, and what one receiver acked at once, is one entry with a group: it
-costs a fraction of what an entry for each envelope would, in the broker and in audit. An envelope that is
+What one commit accepted from one sender, or made durable of one receiver's acks, is one entry with a group:
+it costs a fraction of what an entry for each envelope would, in the broker and in audit. An envelope that is
 alone has an entry of its own that says the same.
 """
 
