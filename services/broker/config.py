@@ -152,8 +152,8 @@ class BrokerConfig(ServiceConfig):
     )
     audit_group_max: int = knob(
         128,
-        "Envelopes of one commit that one entry records, at most 1,024: with more, readers of one envelope are"
-        " sent much that they did not ask for.",
+        "Envelopes of one commit that one entry records, at most 1,024: with more, readers of one envelope"
+        " are sent much that they did not ask for.",
     )
     drain_ms: int = knob(5_000, "How long calls may go on after a stop was asked for.", unit="ms")
     store: str = knob(
