@@ -51,7 +51,7 @@ class Played:
 
 
 def run(options: Options) -> Iterator[Figure]:
-    """Play every seed under the default policy and under the one that predicts."""
+    """Play every seed under the default policy and under those that predict."""
     known = [one for one in load_all(options.data / "wfinstances") if len(one.runtime_ms) <= TASKS_MAX]
     jobs = JOBS_QUICK if options.quick else JOBS
     seeds = options.draws or (1 if options.quick else SEEDS)

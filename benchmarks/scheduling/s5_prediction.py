@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from benchmarks.figures import Figure
 from benchmarks.scheduling.options import Options
+from benchmarks.scheduling.transfer import Benchmarks, Run, Transfer
 from benchmarks.turns import say
-from services.scheduler.core.prediction.transfer import Benchmarks, Run, Transfer
 
 MACHINES = ("asok01", "c2", "local", "n1", "n2", "wally")
 #: The published benchmarks of the types were filed under each other's names (py-lotaru, Scaler).

@@ -99,6 +99,22 @@ def learn(step: Step, task: Task, attempt: Attempt) -> None:
     save_later(step)
 
 
+def learn_stopped(step: Step, task: Task, attempt: Attempt) -> None:
+    """Learn from an attempt that is stopped because it is not needed: it would have taken longer."""
+    if attempt.start_time is None:
+        return
+    spec = task.spec
+    step.book.predictor.stopped(
+        attempt.instance.agent_id,
+        learned_type(step, task),
+        spec.estimated_duration_ms,
+        step.now - attempt.start_time,
+        now=step.now,
+        skill=spec.required_skills[0],
+    )
+    save_later(step)
+
+
 def save(step: Step, _: None = None) -> None:
     """Have a bounded part of what changed written with this batch, the rest with later ones."""
     book = step.book

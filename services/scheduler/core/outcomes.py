@@ -116,6 +116,7 @@ def excuse_open(step: Step, task: Task, why: str) -> None:
 def excuse(step: Step, task: Task, attempt: Attempt, why: str) -> None:
     """End one attempt that is not needed; the caller makes it durable."""
     task.excused_count += 1
+    learning.learn_stopped(step, task, attempt)
     attempts.close(step, task, attempt, AttemptInput.CANCEL, notice=why)
 
 

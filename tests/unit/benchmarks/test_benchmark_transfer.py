@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from services.scheduler.core.prediction.transfer import Benchmarks, Run, Transfer
+from benchmarks.scheduling.transfer import Benchmarks, Run, Transfer
 
 #: How slow each machine is.
 SPEEDS = {"m1": 1.0, "m2": 2.0, "m3": 0.7, "m4": 1.3, "new": 3.0}

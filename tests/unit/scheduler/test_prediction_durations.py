@@ -273,3 +273,29 @@ def test_what_is_learned_after_it_was_taken_for_the_store_is_to_be_kept_again() 
     # The same agent, type and instant: nothing may be skipped because it was done a moment ago.
     predictor.ended("a", "t", ("work",), success=True, now=NOW)
     assert [*predictor.changed] == keys
+
+
+def test_runs_that_were_stopped_do_not_draw_predictions_to_the_short_side() -> None:
+    dice, stop_ms = random.Random(7), 1_150
+    taught, deaf = Predictor(), Predictor()
+    for number in range(400):
+        lasts_ms = round(1_000 * dice.lognormvariate(0, 0.4))
+        for predictor in (taught, deaf):
+            if lasts_ms <= stop_ms:
+                predictor.finished("a", "survey", 1_000, lasts_ms, now=Instant(number))
+        if lasts_ms > stop_ms:
+            taught.stopped("a", "survey", 1_000, stop_ms, now=Instant(number))
+    told, missed = (each.estimate("a", "survey", 1_000) for each in (taught, deaf))
+    # A third of the runs never ended. The true median is 1,000 ms, the true spread 0.4.
+    assert missed.mean_ms < 880
+    assert told.mean_ms == pytest.approx(1_000, rel=0.07)
+    assert told.spread > missed.spread
+
+
+def test_a_run_stopped_before_its_median_says_nothing() -> None:
+    predictor = Predictor()
+    for number in range(20):
+        predictor.finished("a", "survey", 1_000, 1_000, now=Instant(number))
+    before = predictor.estimate("a", "survey", 1_000)
+    predictor.stopped("a", "survey", 1_000, 900, now=Instant(30))
+    assert predictor.estimate("a", "survey", 1_000) == before

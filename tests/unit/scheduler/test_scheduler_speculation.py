@@ -196,3 +196,14 @@ class TestBudget:
         budget.done(1_000, NOW)
         assert not budget.allows(20, Instant(NOW + 1_000))
         assert budget.allows(18, Instant(NOW + 1_000))
+
+
+def test_the_attempt_that_lost_is_learned_from_as_one_that_would_have_taken_longer() -> None:
+    stage, _, second = slow()
+    stage.pass_time(SLOW_MS)
+    stage.frame(second, started=(stage.task("t").ref(stage.task("t").attempts[1]),))
+    stage.pass_time(100)
+    result(stage, second, 2)
+    predictor = stage.state.book.predictor
+    assert predictor.agents["a"].pairs["work"].count == 1
+    assert predictor.estimate("a", "work", 100).mean_ms > 2 * predictor.estimate("b", "work", 100).mean_ms
