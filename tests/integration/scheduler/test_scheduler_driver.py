@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from multiprocessing import resource_tracker
 from typing import Any
 
 import pytest
@@ -43,6 +44,7 @@ from services.scheduler.core.model import (
     InstanceKey,
     Payload,
     ResourceClaim,
+    SchedulingPolicy,
     Submission,
     TaskSpec,
 )
@@ -50,6 +52,7 @@ from services.scheduler.core.records import StoredLock
 from services.scheduler.driver import Driver, DriverParts
 from services.scheduler.inbox import Reply
 from services.scheduler.metrics import SchedulerMetrics
+from services.scheduler.planner import Planner
 from services.scheduler.stores.memory import MemoryPlane, MemoryStore
 from tests.conftest import Eventually
 from tests.unit.scheduler.scheduler_stage import task
@@ -87,6 +90,8 @@ class Rig:
         self.settings = Settings(reconnect_grace_ms=50, takeover_grace_ms=2_000)
         self.runs: list[tuple[Driver, asyncio.Task[None]]] = []
         self.leadership: Leadership | None = None
+        #: None: nobody searches for better standing plans.
+        self.planner: Planner | None = None
 
     async def lead(self) -> Driver:
         """Begin a leadership and return its driver, serving."""
@@ -98,6 +103,7 @@ class Rig:
             SchedulerMetrics(Metrics("scheduler")),
             self.settings,
             "one",
+            planner=self.planner,
         )
         driver = Driver(self.leadership, parts)
         running = asyncio.create_task(driver.run(agents))
@@ -118,6 +124,14 @@ class Rig:
             with contextlib.suppress(Exception):
                 await running
             driver.end(ServiceError(Reason.NOT_COORDINATOR, "over"))
+        if self.planner is not None:
+            await self.planner.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tracker() -> None:
+    # Python's own helper of spawned processes; it ends with this process.
+    resource_tracker.ensure_running()
 
 
 @pytest_asyncio.fixture
@@ -406,3 +420,26 @@ async def test_a_cancelled_collaboration_is_answered_as_it_is(rig: Rig) -> None:
     reply = await ask(driver, lambda reply: CancelRequested("c", C1, "operator/admin", "enough", reply))
     assert isinstance(reply, Collaboration)
     assert reply.state is CollaborationState.CANCELLED
+
+
+async def test_a_standing_plan_is_searched_for_beside_the_loop_and_judged_when_it_is_back(
+    rig: Rig, eventually: Eventually
+) -> None:
+    rig.planner = Planner()
+    rig.settings = Settings(plan_budget_ms=20)
+    driver = await rig.lead()
+    link(driver, slots=1)
+    tasks = tuple(task(f"t{number}") for number in range(6))
+    spec = CollaborationSpec(tasks, policy=SchedulingPolicy.PREDICTIVE)
+    submission = Submission("operator/admin", RequestId("r1"), spec, b"hash")
+    await ask(driver, lambda reply: Submitted("r1", submission, C1, reply))
+
+    def count(outcome: str) -> float:
+        return float(driver.metrics.plans.labels(outcome)._value.get())
+
+    # On one agent no order is better than another: what comes back is refused, and the loop goes on.
+    await eventually(lambda: count("refused") == 1)
+    assert count("asked") >= 1
+    assert count("adopted") == count("failed") == 0
+    assert driver.serving.is_set()
+    assert not driver.ended.is_set()

@@ -6,7 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduler.core.prediction.distributions import beta_cumulative, beta_quantile, student_quantile
+from services.scheduler.core.prediction.distributions import (
+    beta_cumulative,
+    beta_quantile,
+    normal_above,
+    student_quantile,
+)
 
 
 @pytest.mark.parametrize(
@@ -41,3 +46,9 @@ def test_beta_in_the_cases_with_a_closed_form(x: float) -> None:
 @given(st.floats(0.01, 0.99), st.floats(0.2, 80), st.floats(0.2, 80))
 def test_a_beta_quantile_is_the_inverse(p: float, a: float, b: float) -> None:
     assert beta_cumulative(beta_quantile(p, a, b), a, b) == pytest.approx(p, abs=1e-6)
+
+
+def test_what_is_left_of_a_normal_above_a_score() -> None:
+    # Half of it: mean sqrt(2 / pi), variance 1 - 2 / pi.
+    assert normal_above(0.0) == pytest.approx((0.797885, 0.363380), abs=1e-6)
+    assert normal_above(300.0) == pytest.approx((300.0, 0.0), abs=0.01)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from statistics import NormalDist
 from typing import Any, Literal
 
 from services.common.core.instants import Instant
@@ -35,6 +34,7 @@ from services.scheduler.core.prediction.cells import (
     TypeCell,
     aged,
 )
+from services.scheduler.core.prediction.distributions import normal_above
 from services.scheduler.core.prediction.estimate import COVERAGE, Estimate, make
 
 #: What is assumed before anything was seen: the variance of single runs of a type (a standard deviation of
@@ -74,9 +74,6 @@ TYPES_MAX = 2_048
 TYPES_PER_AGENT_MAX = 64
 SKILLS_PER_AGENT_MAX = 64
 _CACHE_MAX = 65_536
-_NORMAL = NormalDist()
-#: Beyond it the normal's tail is the first term of its series.
-_FAR = 6.0
 
 
 class Predictor:
@@ -205,7 +202,7 @@ class Predictor:
         if score <= 0.0:
             return
         pair, kind = self._open(agent_id, task_type, now, skill)
-        beyond, left = _beyond(score)
+        beyond, left = normal_above(score)
         actual = math.log(expected.mean_ms) + expected.spread * beyond
         miss = min(beyond * math.exp(kind.widening), _MISS_MAX)
         self._take(pair, kind, math.log(declared_ms), actual, (miss * miss + left) * self._noise(pair, kind))
@@ -415,14 +412,6 @@ class Predictor:
             weights += weight
         precision = 1.0 / _AGENT_SQUARE
         return total / (precision + weights), 1.0 / (precision + weights)
-
-
-def _beyond(score: float) -> tuple[float, float]:
-    """Return (mean, variance) of a standard normal above `score`."""
-    if score > _FAR:
-        return score + 1.0 / score, 1.0 / (score * score)
-    hazard = _NORMAL.pdf(score) / (1.0 - _NORMAL.cdf(score))
-    return hazard, 1.0 + score * hazard - hazard * hazard
 
 
 def _bound(rows: dict[str, Any], most: int) -> None:
