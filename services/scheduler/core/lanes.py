@@ -9,8 +9,9 @@ A lane holds the tasks of one demand, class and requester, twice: in a heap by t
 age. What has waited longer than `ageing_ms` and is not EMERGENCY is *aged*: an instance that gave its last
 `ageing_share - 1` starts to others (EMERGENCY not counted) owes the next one to the oldest aged task that it
 can do, requesters with aged tasks taking turns. So with R requesters that have aged tasks, the k-th aged
-task of one of them in a lane is started at the latest with the R * k * `ageing_share`-th such start of any
-agent that can do it; no aged task ever comes before an emergency.
+task of one of them in a lane is started at the latest with the R * k * (`ageing_share` + s - 1)-th such
+start of any agent with s slots that can do it: slots that are free at once are given away at once. No aged
+task ever comes before an emergency.
 """
 
 from __future__ import annotations

@@ -87,7 +87,10 @@ def _agents(book: Book, task: Task) -> str:
         away = [mate.key.task_id for mate in mates if mate.place is not Place.QUEUE]
         if away:
             return f"its gang: {_some(away)} {'is' if len(away) == 1 else 'are'} not ready yet"
-        return f"{len(mates)} free agents at once for its gang {gang.gang_id}, with the skills of its members"
+        wish = f"{len(mates)} free agents at once for its gang {gang.gang_id}, with the skills of its members"
+        alike = sum(mate.demand == demand for mate in mates)
+        known = book.directory.count(demand)
+        return f"{wish}: only {known} that could be a member like this one known" if known < alike else wish
     wanted = " + ".join(sorted(demand.skills))
     if missing := _missing(book, task, wanted):
         return missing

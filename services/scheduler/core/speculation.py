@@ -63,6 +63,8 @@ def help_stragglers(step: Step) -> bool:
             continue
         if task.demand in hopeless:
             continue
+        # Also what the one before has just taken.
+        book.index.settle()
         pool = book.index.pool(task.demand, spare_withheld=True)
         instance = None if pool is None else _find(step, pool, slow)
         if instance is None:

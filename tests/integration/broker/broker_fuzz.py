@@ -6,7 +6,9 @@ is broken in one place, and plain garbage. Whatever comes, a call must end well 
 
 from __future__ import annotations
 
+import math
 import random
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +68,7 @@ _TEXTS = (
     b"topic/roads.closed", b"topic/roads.*", b"topic/", b"skill/plans", b"collaboration/c-1", b"roads.*",
     b"**", b"routes", b"instances",
 )  # fmt: skip
+_DOUBLES = (0.0, -0.0, 0.5, 1.0, -1.0, 1e308, 5e-324, math.inf, -math.inf, math.nan)
 _NOT_UTF8 = (b"\xff\xfe", b"\xc3\x28", b"\xed\xa0\x80", b"\x80")
 
 
@@ -211,6 +214,8 @@ def _valued(rng: random.Random, chosen: FieldDescriptor, depth: int) -> bytes:
         return length_field(chosen.number, content)
     if kind in {FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES}:
         return length_field(chosen.number, rng.choice(_TEXTS if rng.random() < 0.995 else _NOT_UTF8))
+    if kind == FieldDescriptor.TYPE_DOUBLE:
+        return varint(chosen.number << 3 | 1) + struct.pack("<d", rng.choice(_DOUBLES))
     return varint(chosen.number << 3) + varint(_number(rng))
 
 

@@ -109,9 +109,10 @@ class Case:
 class Checker:
     """Feed it facts as they happen."""
 
-    def __init__(self, *, ageing_ms: int, ageing_share: int) -> None:
+    def __init__(self, *, ageing_ms: int, ageing_share: int, slots_max: int) -> None:
         self.ageing_ms = ageing_ms
         self.ageing_share = ageing_share
+        self.slots_max = slots_max
         self.epoch = 0
         self.now = Instant(0)
         self.cases: dict[CollaborationId, Case] = {}
@@ -504,7 +505,8 @@ class Checker:
                     continue
                 if self._can(link, seen):
                     passed = seen.passed_over[stream] = seen.passed_over.get(stream, 0) + 1
-                    bound = seen.rivals[0] * seen.rivals[1] * self.ageing_share
+                    # What one agent's slots get in one placement is decided at once.
+                    bound = seen.rivals[0] * seen.rivals[1] * (self.ageing_share + self.slots_max - 1)
                     self._must(
                         passed <= bound, "T9", f"{seen.key} was passed over {passed} times at {stream}"
                     )

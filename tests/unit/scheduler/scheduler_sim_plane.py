@@ -99,7 +99,11 @@ class World(Fleet):
         self.calm = False
         self.epoch = 1
         self.plane = MemoryPlane(lambda one: one.epoch == self.epoch)
-        self.checker = Checker(ageing_ms=SETTINGS.ageing_ms, ageing_share=SETTINGS.ageing_share)
+        self.checker = Checker(
+            ageing_ms=SETTINGS.ageing_ms,
+            ageing_share=SETTINGS.ageing_share,
+            slots_max=max(self.flavour.slots, 1),
+        )
         self.leader: Leader | None = None
         self.inbox: list[Event] = []
         self.streams: dict[StreamId, Agent] = {}
@@ -431,7 +435,7 @@ class World(Fleet):
                 self.later(self.some_ms(5, 100), lambda agent=agent: self._link(agent))  # type: ignore[misc]
 
     def _rests(self) -> bool:
-        return not self.checker.open_cases() and not self.open
+        return self.leader is not None and not self.checker.open_cases() and not self.open
 
     def _reckon(self) -> None:
         assert self.leader is not None

@@ -141,6 +141,15 @@ def test_an_aged_gang_keeps_agents_until_there_are_enough() -> None:
     assert sorted(assigned(stage.finish(streams[where["y"]], "y", request_id="r0"))) == ["g", "g.1"]
 
 
+def test_a_gang_that_waits_for_agents_that_nobody_knows_says_so() -> None:
+    stage = Stage()
+    stage.agent("a")
+    stage.submit(*gang("g", size=2))
+    assert "only 1 " in waiting_for(stage.state.book, stage.task("g"))
+    stage.know("b", "work")
+    assert "only" not in waiting_for(stage.state.book, stage.task("g"))
+
+
 def test_an_aged_gang_keeps_nobody_from_work_while_its_agents_are_not_there() -> None:
     stage = Stage(Settings(ageing_ms=1_000))
     stage.agent("a", "dig")

@@ -7,10 +7,18 @@ from typing import Any
 import pytest
 
 from services.common.core.errors import Reason
+from services.common.core.ids import AgentId, InstanceId, Skill
 from services.common.core.instants import Instant
 from services.scheduler.core.book import Settings
 from services.scheduler.core.effects import Assign, CancelAttempt
-from services.scheduler.core.events import LockRequested, ResultReport, StreamId
+from services.scheduler.core.events import (
+    AgentsChanged,
+    AgentView,
+    InstanceView,
+    LockRequested,
+    ResultReport,
+    StreamId,
+)
 from services.scheduler.core.model import (
     AttemptState,
     Failure,
@@ -207,3 +215,23 @@ def test_the_attempt_that_lost_is_learned_from_as_one_that_would_have_taken_long
     predictor = stage.state.book.predictor
     assert predictor.agents["a"].pairs["work"].count == 1
     assert predictor.estimate("a", "work", 100).mean_ms > 2 * predictor.estimate("b", "work", 100).mean_ms
+
+
+def test_second_attempts_take_no_more_of_a_capacity_than_there_is() -> None:
+    """Two that are helped at once see what the other has taken; found by the simulation, seed 5894."""
+    stage = Stage(Settings(speculation_share=100.0, straggle_quantile=0.6))
+    needs = (("gpu", 1),)
+    for name, amount in (("a", 2), ("b", 1)):
+        view = InstanceView(InstanceId("0"), 1, False, ((Skill("work"), 1.0),), (("gpu", amount),))
+        agents = (AgentView(AgentId(name), frozenset([Skill("work")]), (view,)),)
+        stage.batch(AgentsChanged("agents", 0.5, agents))
+    stream = stage.link("a", slots=2)
+    assert len(assigned(stage.submit(task("x", needs=needs), task("y", needs=needs)))) == 2
+    stage.frame(stream, started=(stage.ref("x"), stage.ref("y")))
+    stage.pass_time(10_000)
+    stage.state.book.budget.done(1_000_000, stage.now)
+    stage.link("b", slots=2)
+    helped = [
+        each for each in ("x", "y") for attempt in stage.task(each).open_attempts if attempt.speculative
+    ]
+    assert len(helped) == 1, helped
