@@ -8,7 +8,7 @@ it uses the words of the protocol alone (specifications, records, events), none 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from services.common.core.fencing import FencingToken
@@ -27,6 +27,7 @@ from services.scheduler.core.model import (
     LockMode,
     Payload,
     Priority,
+    SchedulingPolicy,
     Speculation,
     Submission,
     TaskKey,
@@ -113,6 +114,9 @@ class Checker:
         self.ageing_ms = ageing_ms
         self.ageing_share = ageing_share
         self.slots_max = slots_max
+        #: Until when a task waits by choice for a better agent than one that is free, None when it does not:
+        #: the scheduler's own word, which PREDICTIVE has to give. The plane sets it.
+        self.patience: Callable[[TaskKey], Instant | None] = lambda _: None
         self.epoch = 0
         self.now = Instant(0)
         self.cases: dict[CollaborationId, Case] = {}
@@ -515,6 +519,8 @@ class Checker:
         for seen in self.waiting.values():
             if seen.priority is not Priority.EMERGENCY or not seen.simple or not self._ready(seen):
                 continue
+            if self._waits_by_choice(seen):
+                continue
             for started, stream, counts in self.handed:
                 link = self.links.get(stream)
                 if counts and link is not None and started.priority > seen.priority:
@@ -534,7 +540,15 @@ class Checker:
             if seen.spec.resources or seen.spec.gang is not None or not self._ready(seen):
                 continue
             able = [link for link in free if self._can(link, seen)]
+            if able and self._waits_by_choice(seen):
+                continue
             self._must(not able, "PROGRESS", f"{seen.key} waits and {able} could do it")
+
+    def _waits_by_choice(self, seen: Seen) -> bool:
+        """Return whether a task may wait beside a free agent: its policy looks ahead, and says until when."""
+        policy = self.cases[seen.key.collaboration_id].submission.spec.policy
+        until = self.patience(seen.key) if policy is SchedulingPolicy.PREDICTIVE else None
+        return until is not None and until >= self.now
 
     def _ready(self, seen: Seen) -> bool:
         return seen.waiting_since is not None and seen.waiting_since <= self.now

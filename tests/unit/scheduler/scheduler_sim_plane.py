@@ -48,6 +48,7 @@ from services.scheduler.core.model import (
     InstanceKey,
     Payload,
     Submission,
+    TaskKey,
     TaskState,
 )
 from services.scheduler.core.queries import waiting_for
@@ -104,6 +105,7 @@ class World(Fleet):
             ageing_share=SETTINGS.ageing_share,
             slots_max=max(self.flavour.slots, 1),
         )
+        self.checker.patience = self._patience
         self.leader: Leader | None = None
         self.inbox: list[Event] = []
         self.streams: dict[StreamId, Agent] = {}
@@ -189,6 +191,10 @@ class World(Fleet):
         if self.inspects and self.batches % 16 == 0:
             leader.state.validate()
         self.checker.settled(self.now)
+
+    def _patience(self, key: TaskKey) -> Instant | None:
+        hold = None if self.leader is None else self.leader.state.book.foresight.holds.get(key)
+        return None if hold is None else hold.wait.until
 
     def _note(self, event: Event) -> None:
         """Tell the checker what reaches the scheduler now."""
