@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from services.common.core.entries import EntryDraft
 from services.common.core.instants import Instant
 from services.common.election import Leadership
-from services.scheduler import batches
-from services.scheduler.batches import Sorted
 from services.scheduler.core import attempts, claims, gangs, index, outcomes, places, reports
 from services.scheduler.core.book import Settings, Step
 from services.scheduler.core.course import Attempt, Collaboration, Place, Task
@@ -19,7 +17,6 @@ from services.scheduler.core.effects import (
     Answer,
     Assign,
     Effect,
-    EndLease,
     Publish,
     PutLock,
     SaveSpecs,
@@ -32,7 +29,6 @@ from services.scheduler.core.state import _ON_TIMER, SchedulerState
 from services.scheduler.core.timers import TimerKind
 from services.scheduler.store import Batch
 from services.scheduler.stores.memory import MemoryPlane, MemoryStore
-from tests.unit.scheduler import scheduler_sim_leader
 
 Tamper = Callable[["BrokenState", list[Effect]], list[Effect]]
 
@@ -194,14 +190,6 @@ def _no_deadline(step: Step, task: Task) -> None:
     """Time passes and nobody cares."""
 
 
-def _sort_and_end_leases(effects: Iterable[Effect]) -> Sorted:
-    """A lease ends although its instance came back and holds a lock again."""
-    effects = [*effects]
-    found = batches.sort(effects)
-    found.leases = [each for each in effects if isinstance(each, EndLease)]
-    return found
-
-
 @dataclass(frozen=True)
 class Bug:
     """One defect, and the promises of which it breaks one."""
@@ -239,9 +227,6 @@ BUGS = {
     "agents have twice the slots": _bug("SLOTS", event=_more_slots),
     "a lost task is left": _bug("PROGRESS", patch=(outcomes, "lose", _lose_and_leave)),
     "locks are not written": _bug("PROGRESS", tamper=_no_lock_keys),
-    "a lease ends with a new lock on it": _bug(
-        "L3", patch=(scheduler_sim_leader, "sort", _sort_and_end_leases), first=290
-    ),
     "a gang keeps agents in vain": _bug(
         "PROGRESS", patch=(gangs, "_can_ever_start", lambda *_: True), first=50
     ),
