@@ -22,10 +22,11 @@ from muster.scheduler.v1 import plan_pb2, work_pb2
 from muster.scheduler.v1 import scheduler_service_pb2 as pb
 
 from services.common.core.errors import Reason, ServiceError
+from services.common.protobuf import varint
 from services.common.rpc.channel import service_dns_name
 from services.common.rpc.status import TRAILER, from_status
 from services.common.tls import TlsIdentity
-from tests.integration.broker.broker_fuzz import length_field, varint, wild
+from tests.integration.broker.broker_fuzz import length_field, wild
 
 SERVICE = "muster.scheduler.v1.SchedulerService"
 PATIENCE_S = 60.0
