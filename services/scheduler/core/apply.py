@@ -15,13 +15,16 @@ from services.scheduler.core.course import Place, Task
 from services.scheduler.core.instances import Instance
 from services.scheduler.core.model import Priority, SchedulingPolicy
 from services.scheduler.core.placement import Placement, plan
-from services.scheduler.core.pools import level_for
+from services.scheduler.core.pools import fits
 
 
 def place(step: Step) -> None:
     """Assign every ready task for which an agent is free and whose claims are granted."""
     book = step.book
     while True:
+        if not book.index.gangs:
+            # The gang that instances were kept for may be gone without having started.
+            book.index.withheld.clear()
         if foreseen := bool(book.foresight.waiting):
             predictive.choose(step)
         moved = bool(book.index.gangs) and _place_gangs(step)
@@ -70,7 +73,7 @@ def apply(step: Step, placements: list[Placement]) -> bool:
 def _apply_one(step: Step, placement: Placement) -> bool:
     task: Task = placement.task
     instance = step.book.index.fleet.instances[placement.row]
-    if instance is None or task.place is not Place.QUEUE or not fits(task, instance):
+    if instance is None or task.place is not Place.QUEUE or not fits(instance, task.demand):
         return False
     if claims.claim(step, task):
         why = placement.pool.explain(placement.at, _name_of(step))
@@ -80,19 +83,6 @@ def _apply_one(step: Step, placement: Placement) -> bool:
         note_start(task, instance, aged=placement.aged)
     # A task without its claims has left the index: that is a change, too.
     return True
-
-
-def fits(task: Task, instance: Instance) -> bool:
-    """Return whether an instance can take a task now."""
-    demand = task.demand
-    if instance.free < 1 or level_for(instance.levels, demand) is None:
-        return False
-    if demand.agents and instance.key.agent_id not in demand.agents:
-        return False
-    return all(
-        instance.used.get(name, 0) + amount <= instance.capacities.get(name, 0)
-        for name, amount in demand.needs
-    )
 
 
 def note_start(task: Task, instance: Instance, *, aged: bool) -> None:

@@ -17,7 +17,7 @@ from services.common.core.instants import Instant, rfc3339
 from services.scheduler.core.course import Task
 from services.scheduler.core.index import PlacementIndex
 from services.scheduler.core.lanes import Entry, is_live, order_of, smallest
-from services.scheduler.core.model import InstanceKey, TaskKey
+from services.scheduler.core.model import InstanceKey, Priority, TaskKey
 from services.scheduler.core.timers import Timer, Timers
 
 #: Below this size a rebuild costs more than it frees.
@@ -100,7 +100,7 @@ class StandingPlan:
 class Foresight:
     """See the module. Owned by the scheduler's book; each leadership makes its own."""
 
-    #: Parked tasks in the order in which they came.
+    #: Parked tasks.
     waiting: dict[TaskKey, Task] = field(default_factory=dict)
     #: Those of them that an agent was free for at the last placement.
     holds: dict[TaskKey, Hold] = field(default_factory=dict)
@@ -110,6 +110,8 @@ class Foresight:
     chosen: list[Task] = field(default_factory=list)
     plan: StandingPlan = field(default_factory=StandingPlan)
     _heap: list[Entry] = field(default_factory=list)
+    #: The same tasks by the instant at which they became ready, without EMERGENCY, which has no age.
+    _ages: list[Entry] = field(default_factory=list)
 
     def park(self, task: Task, index: PlacementIndex) -> None:
         """Let a task wait here."""
@@ -117,9 +119,12 @@ class Foresight:
         index.waiting_count += 1
         self.waiting[task.key] = task
         heapq.heappush(self._heap, (int(task.priority) << _ORDER_BITS | order_of(task), number, task))
+        if task.priority is not Priority.EMERGENCY:
+            heapq.heappush(self._ages, (int(task.ready_time or 0), number, task))
         if len(self._heap) > max(_REBUILD_SIZE_MIN, 2 * len(self.waiting)):
-            self._heap = [entry for entry in self._heap if is_live(entry)]
-            heapq.heapify(self._heap)
+            for heap in (self._heap, self._ages):
+                heap[:] = [entry for entry in heap if is_live(entry)]
+                heapq.heapify(heap)
 
     def unpark(self, task: Task, index: PlacementIndex) -> bool:
         """Take a task out, and return whether it was here; what is known of its waiting stays."""
@@ -144,3 +149,7 @@ class Foresight:
     def first(self, count: int) -> Iterator[Task]:
         """Yield up to `count` parked tasks in serving order, but for the shares of their requesters."""
         return (entry[2] for entry in smallest(self._heap, count, is_live))
+
+    def oldest(self, count: int) -> Iterator[Task]:
+        """Yield up to `count` parked tasks that have an age, those first that became ready first."""
+        return (entry[2] for entry in smallest(self._ages, count, is_live))

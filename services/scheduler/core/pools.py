@@ -23,6 +23,15 @@ def has_left(instance: Instance, demand: Demand) -> bool:
     return True
 
 
+def fits(instance: Instance, demand: Demand) -> bool:
+    """Return whether an instance can take a task with a demand now."""
+    if instance.free < 1 or level_for(instance.levels, demand) is None:
+        return False
+    if demand.agents and instance.key.agent_id not in demand.agents:
+        return False
+    return has_left(instance, demand)
+
+
 def level_for(levels: Levels, demand: Demand) -> float | None:
     """Return the level of the weakest required skill; None when one is missing."""
     weakest = 1.0

@@ -8,12 +8,14 @@ as far as the task, it takes the first agent that is free like under any other p
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import takewhile
 
 from services.scheduler.core import forecast
 from services.scheduler.core.book import Step
 from services.scheduler.core.course import Place, Task
+from services.scheduler.core.fairness import Account
 from services.scheduler.core.foresight import ANY_ROW, Hold
+from services.scheduler.core.pools import fits
 from services.scheduler.core.timers import TimerKind
 
 #: Parked tasks that are looked at for one that has aged: those that came first.
@@ -82,20 +84,29 @@ def _let_in(step: Step, task: Task, row: int) -> None:
 
 
 def _let_aged_in(step: Step) -> dict[int, int]:
-    """Let the oldest aged task in for each free row that owes a start to one; return these rows."""
+    """Let aged tasks in for each free row that owes a start to one; return these rows.
+
+    Of each requester the oldest that the row can take: which of them it will be is for the index to say,
+    where requesters take turns, and where tasks of other policies have aged, too.
+    """
     book, foresight = step.book, step.book.foresight
-    oldest = next(iter(foresight.waiting.values()), None)
-    if oldest is None or (oldest.ready_time or 0) + book.settings.ageing_ms > step.now:
+    old = step.now - book.settings.ageing_ms
+    oldest = next(foresight.oldest(1), None)
+    if oldest is None or (oldest.ready_time or 0) > old:
         return {}
     index, taken = book.index, dict[int, int]()
     index.settle()
     owing = [row for row in index.fleet.live if index.fleet.fresh[row] >= book.settings.ageing_share - 1]
-    for task in [*islice(foresight.waiting.values(), _AGED_MAX)] if owing else ():
-        if (task.ready_time or 0) + book.settings.ageing_ms > step.now:
-            break
-        rows = index.fleet.eligible(task.demand.skills, task.demand.agents).rows
-        row = next((row for row in owing if row in rows and row not in taken), None)
-        if row is not None:
-            taken[row] = 1
-            _let_in(step, task, row)
+    aged = (
+        [*takewhile(lambda task: (task.ready_time or 0) <= old, foresight.oldest(_AGED_MAX))] if owing else []
+    )
+    for row in owing:
+        instance = index.fleet.instances[row]
+        served: set[Account] = set()
+        for task in aged:
+            waits = task.account not in served and task.key in foresight.waiting
+            if waits and instance is not None and fits(instance, task.demand):
+                served.add(task.account)
+                taken[row] = 1
+                _let_in(step, task, row)
     return taken

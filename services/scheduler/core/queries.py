@@ -94,6 +94,7 @@ def _agents(book: Book, task: Task) -> str:
     wanted = " + ".join(sorted(demand.skills))
     if missing := _missing(book, task, wanted):
         return missing
+    wanted = " and ".join([wanted, *(f"{amount} {name}" for name, amount in demand.needs)])
     if demand.agents:
         return f"a free slot of {_some(sorted(demand.agents))} with {wanted}"
     return f"a free agent with {wanted}"

@@ -29,6 +29,11 @@ def test_every_plane_keeps_every_promise(block: int) -> None:
         assert operations[operation] >= 3, operation
 
 
+@pytest.mark.parametrize("seed", [56, 155, 1051, 1075, 1168])
+def test_planes_that_broke_a_promise_once_keep_it(seed: int) -> None:
+    play(seed)
+
+
 @pytest.mark.nightly
 @pytest.mark.timeout(0)
 def test_very_many_planes_keep_every_promise(capsys: pytest.CaptureFixture[str]) -> None:
