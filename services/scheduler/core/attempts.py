@@ -5,7 +5,7 @@ from __future__ import annotations
 from services.common.core.fencing import FencingToken
 from services.common.core.ids import AgentId
 from services.common.core.instants import after
-from services.scheduler.core import claims, lateness, learning, observing, places
+from services.scheduler.core import claims, lateness, learning, observing, places, savepoints
 from services.scheduler.core.book import Step
 from services.scheduler.core.course import Attempt, Collaboration, Task
 from services.scheduler.core.effects import Assign, CancelAttempt
@@ -176,6 +176,7 @@ def close(
     # A savepoint that waits for its turn becomes durable with the attempt's end.
     book.timers.cancel(task.savepoint_timer)
     task.savepoint_timer = None
+    savepoints.acknowledge(step, task)
     book.victims.drop(task, attempt)
     elapsed_ms = step.now - attempt.assign_time
     if attempt.speculative:

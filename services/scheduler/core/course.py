@@ -199,6 +199,8 @@ class Task:
     straggle_timer: Timer | None = None
     #: When the newest savepoint will be made durable; None when it is.
     savepoint_timer: Timer | None = None
+    #: Numbers of the attempts whose savepoint is taken in and not acked yet.
+    savepoint_unacked: tuple[int, ...] = ()
     deadline_timer: Timer | None = None
     #: When it will be late if nothing happens before; None without a deadline, and when it is late.
     late_timer: Timer | None = None

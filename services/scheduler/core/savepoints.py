@@ -28,6 +28,8 @@ def save(step: Step, instance: Instance, stream: StreamId, report: SavepointRepo
         step.effects.append(AckSavepoint(stream, ref, stale_token(step.book, ref)))
         return
     before = task.savepoint
+    if attempt.token.number not in task.savepoint_unacked:
+        task.savepoint_unacked += (attempt.token.number,)
     keep(step, task, attempt, report.savepoint)
     if task.savepoint_timer is not None:
         return
@@ -51,16 +53,19 @@ def keep(step: Step, task: Task, attempt: Attempt, payload: Payload | None) -> N
 
 
 def settle(step: Step, task: Task) -> None:
-    """Make the newest savepoint durable, and tell the agents that hold the task."""
+    """Make the newest savepoint durable, and tell the agents that wait for one."""
     task.savepoint_timer = None
     step.task_changed(task)
+    acknowledge(step, task)
+
+
+def acknowledge(step: Step, task: Task) -> None:
+    """Tell the agents that wait for a savepoint that it is durable; the caller makes it so.
+
+    Of two attempts side by side both are told: what the later one saved counts for both.
+    """
+    unacked, task.savepoint_unacked = task.savepoint_unacked, ()
     for attempt in task.open_attempts:
-        saved = task.savepoint
         instance = step.book.instance_of(attempt)
-        if (
-            saved is not None
-            and saved.attempt_number == attempt.token.number
-            and instance is not None
-            and instance.stream is not None
-        ):
+        if attempt.token.number in unacked and instance is not None and instance.stream is not None:
             step.effects.append(AckSavepoint(instance.stream, task.ref(attempt), None))

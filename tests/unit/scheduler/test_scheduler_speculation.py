@@ -10,13 +10,14 @@ from services.common.core.errors import Reason
 from services.common.core.ids import AgentId, InstanceId, Skill
 from services.common.core.instants import Instant
 from services.scheduler.core.book import Settings
-from services.scheduler.core.effects import Assign, CancelAttempt
+from services.scheduler.core.effects import AckSavepoint, Assign, CancelAttempt
 from services.scheduler.core.events import (
     AgentsChanged,
     AgentView,
     InstanceView,
     LockRequested,
     ResultReport,
+    SavepointReport,
     StreamId,
 )
 from services.scheduler.core.model import (
@@ -62,6 +63,39 @@ def test_a_slow_attempt_gets_a_second_one_at_another_agent() -> None:
     assert [attempt.state for attempt in found.attempts] == [AttemptState.RUNNING, AttemptState.ASSIGNED]
     assert found.state is TaskState.RUNNING
     assert [entry.operation for entry in stage.entries].count("task.speculate") == 1
+
+
+def test_both_attempts_are_told_that_what_they_saved_or_something_newer_is_durable() -> None:
+    stage, first, second = slow()
+    stage.pass_time(SLOW_MS)
+    found = stage.task("t")
+    slow_one, second_one = (found.ref(attempt) for attempt in found.attempts)
+    stage.frame(second, started=(second_one,))
+    stage.frame(first, savepoints=(SavepointReport(slow_one, Payload("", b"1")),))
+    assert not only(
+        stage.frame(first, savepoints=(SavepointReport(slow_one, Payload("", b"2")),)), AckSavepoint
+    )
+    assert not only(
+        stage.frame(second, savepoints=(SavepointReport(second_one, Payload("", b"3")),)), AckSavepoint
+    )
+    acks = only(stage.pass_time(1_000), AckSavepoint)
+    assert {(ack.stream, ack.attempt) for ack in acks} == {(first, slow_one), (second, second_one)}
+    saved = stage.store.tasks[found.key].savepoint
+    assert saved is not None
+    assert saved.payload.data == b"3"
+
+
+def test_an_attempt_is_told_of_its_savepoint_also_when_the_other_one_ends_first() -> None:
+    stage, first, second = slow()
+    stage.pass_time(SLOW_MS)
+    found = stage.task("t")
+    slow_one, second_one = (found.ref(attempt) for attempt in found.attempts)
+    stage.frame(second, started=(second_one,))
+    stage.frame(first, savepoints=(SavepointReport(slow_one, Payload("", b"1")),))
+    stage.frame(second, savepoints=(SavepointReport(second_one, Payload("", b"2")),))
+    failure = Failure(FailureKind.TRANSIENT, "no fuel")
+    effects = stage.frame(first, results=(ResultReport(slow_one, failure),), credits=1)
+    assert [ack.attempt for ack in only(effects, AckSavepoint)] == [second_one]
 
 
 @pytest.mark.parametrize("winner", [1, 2])
