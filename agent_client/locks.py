@@ -121,6 +121,7 @@ class Lock:
         try:
             return self._enter(self._wish.granted.result())
         except BaseException:
+            # As above, where a thread waits: also Ctrl-C must not leave a grant with us.
             self._link.unlock(self._wish.handle)
             raise
 

@@ -162,7 +162,7 @@ async def running_team(
                 )
         yield team
     except BaseException:
-        # Nobody waits any more for what they hold.
+        # Also Ctrl-C. Nobody waits any more for what they hold.
         await asyncio.gather(*(children.stop(process, patient=False) for process in team.values()))
         raise
     await asyncio.gather(*(children.stop(process) for process in team.values()))

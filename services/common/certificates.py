@@ -203,6 +203,7 @@ def _replace(path: Path, content: bytes, mode: int) -> None:
             os.fsync(file.fileno())
         Path(temporary).replace(path)
     except BaseException:
+        # Whatever it was, also Ctrl-C: a half-written key must not lie about.
         Path(temporary).unlink(missing_ok=True)
         raise
 

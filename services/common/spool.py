@@ -82,6 +82,7 @@ class Spool:
             spool_id = _spool_id(directory)
             return cls(directory, spool_id, _recover(directory), lock_file)
         except BaseException:
+            # Whatever it was, also Ctrl-C: a spool that did not open must not stay locked.
             os.close(lock_file)
             raise
 

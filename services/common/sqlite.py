@@ -89,6 +89,7 @@ class Database:
                 # Commit point: when COMMIT returns the WAL is synced.
                 connection.execute("COMMIT")
             except BaseException:
+                # Whatever it was, half a transaction must not become part of the next one.
                 # After some errors SQLite has rolled back by itself.
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
@@ -175,6 +176,7 @@ def open_database(
     try:
         connection = writer.submit(_open, path, migrations, pragmas).result()
     except BaseException:
+        # Whatever it was, also a cancellation: the thread must not outlive the attempt to open.
         writer.shutdown()
         raise
     return Database(path, connection, writer, pragmas)
@@ -202,6 +204,7 @@ def _open(path: Path, migrations: Sequence[str], pragmas: Sequence[str]) -> sqli
         connection.close()
         raise _mapped(error, path) from error
     except BaseException:
+        # Whatever it was: a connection that nobody gets must not keep the file open.
         connection.close()
         raise
     return connection
@@ -225,6 +228,7 @@ def _connect(path: Path, *pragmas: str) -> sqlite3.Connection:
         for pragma in pragmas:
             connection.execute(pragma).fetchall()
     except BaseException:
+        # Whatever it was: a connection that nobody gets must not keep the file open.
         connection.close()
         raise
     return connection

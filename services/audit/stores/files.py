@@ -84,6 +84,7 @@ class FilesLog:
             try:
                 return self._open(first_start=first_start)
             except BaseException:
+                # Whatever it was, also Ctrl-C: a log that did not open must not stay locked.
                 self.close()
                 raise
 
