@@ -7,6 +7,7 @@ import itertools
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from muster.scheduler.v1 import collaboration_pb2 as collaboration_pb
@@ -161,10 +162,8 @@ class SchedulerServicer(SchedulerServiceServicer):
     ) -> pb.CancelCollaborationResponse:
         """Cancel what has not ended."""
         del context
-        cause, actor = current_call.get().cause_id, str(_caller())
-        name = CollaborationId(request.collaboration_id)
 
-        def event(reply: ReplyId) -> Event:
+        def event(cause: str, name: CollaborationId, actor: str, reply: ReplyId) -> Event:
             return CancelRequested(cause, name, actor, request.reason, reply)
 
         return pb.CancelCollaborationResponse(collaboration=await self._order(request, "cancel", event))
@@ -174,10 +173,8 @@ class SchedulerServicer(SchedulerServiceServicer):
     ) -> pb.PauseCollaborationResponse:
         """Let nothing new of a collaboration begin."""
         del context
-        cause, actor = current_call.get().cause_id, str(_caller())
-        name = CollaborationId(request.collaboration_id)
 
-        def event(reply: ReplyId) -> Event:
+        def event(cause: str, name: CollaborationId, actor: str, reply: ReplyId) -> Event:
             return PauseRequested(cause, name, actor, request.reason, request.suspend_running, reply)
 
         return pb.PauseCollaborationResponse(collaboration=await self._order(request, "pause", event))
@@ -187,16 +184,14 @@ class SchedulerServicer(SchedulerServiceServicer):
     ) -> pb.ResumeCollaborationResponse:
         """Let a paused collaboration go on."""
         del context
-        cause, actor = current_call.get().cause_id, str(_caller())
-        name = CollaborationId(request.collaboration_id)
 
-        def event(reply: ReplyId) -> Event:
+        def event(cause: str, name: CollaborationId, actor: str, reply: ReplyId) -> Event:
             return ResumeRequested(cause, name, actor, request.reason, reply)
 
         return pb.ResumeCollaborationResponse(collaboration=await self._order(request, "resume", event))
 
     async def _order(
-        self, request: _Order, verb: str, event: Callable[[ReplyId], Event]
+        self, request: _Order, verb: str, event: Callable[[str, CollaborationId, str, ReplyId], Event]
     ) -> collaboration_pb.Collaboration:
         """Carry out what somebody who may wants of a collaboration; return it as it is then."""
         driver = await self._replica.driver()
@@ -217,7 +212,7 @@ class SchedulerServicer(SchedulerServiceServicer):
                 attributes={"why": request.reason} if request.reason else {},
             )
             await self._outbox.record([entry], privileged=True)
-        reply = await _ask(driver, event)
+        reply = await _ask(driver, partial(event, call.cause_id, name, str(caller)))
         if not isinstance(reply, Collaboration):
             raise _unexpected(reply)
         return await driver.query(lambda book: views.whole_collaboration(book, find(book, name)))

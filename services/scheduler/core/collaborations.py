@@ -19,8 +19,9 @@ from services.scheduler.core.graph import upward_ranks
 from services.scheduler.core.history import History
 from services.scheduler.core.learning import expected_ms
 from services.scheduler.core.machine import TASK, TaskInput
-from services.scheduler.core.model import Submission, TaskKey
+from services.scheduler.core.model import CollaborationState, Submission, TaskKey
 from services.scheduler.core.placement import demand_of
+from services.scheduler.core.refusals import ordered
 from services.scheduler.core.timers import TimerKind
 
 
@@ -45,28 +46,14 @@ def submit(step: Step, event: Submitted) -> None:
 
 def cancel(step: Step, event: CancelRequested) -> None:
     """Cancel a collaboration; one that was cancelled before is answered as it is."""
-    collaboration = step.book.collaborations.get(event.collaboration_id)
-    error: ServiceError | None = None
+    collaboration = ordered(
+        step,
+        event,
+        "collaboration.cancel",
+        "nothing is left to cancel",
+        repeated=CollaborationState.CANCELLED,
+    )
     if collaboration is None:
-        error = ServiceError(
-            Reason.COLLABORATION_NOT_FOUND, f"collaboration {event.collaboration_id} is not known (any more)"
-        )
-    elif collaboration.ended and collaboration.state.name != "CANCELLED":
-        error = ServiceError(
-            Reason.WRONG_STATE,
-            f"collaboration {event.collaboration_id} has ended: nothing is left to cancel",
-            metadata={"state": collaboration.state.name},
-        )
-    if error is not None or collaboration is None:
-        step.entry(
-            "collaboration.cancel",
-            f"collaboration/{event.collaboration_id}",
-            event.actor,
-            outcome=Outcome.REFUSED,
-            reason="" if error is None else error.reason,
-        )
-        if error is not None:
-            step.effects.append(Answer(event.reply, error))
         return
     if not collaboration.ended:
         outcomes.cancel(step, collaboration, event.actor, event.reason)

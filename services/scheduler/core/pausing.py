@@ -13,8 +13,6 @@ When it is resumed its tasks wait as if they had become ready then: the time bef
 
 from __future__ import annotations
 
-from services.common.core.entries import Outcome
-from services.common.core.errors import Reason, ServiceError
 from services.scheduler.core import adapting, claims, places, suspension
 from services.scheduler.core.book import Step
 from services.scheduler.core.course import Attempt, Collaboration, Place, Task
@@ -23,13 +21,14 @@ from services.scheduler.core.events import PauseRequested, ResumeRequested
 from services.scheduler.core.instances import Instance
 from services.scheduler.core.machine import COLLABORATION, CollaborationInput
 from services.scheduler.core.model import AttemptState, CollaborationState
+from services.scheduler.core.refusals import ordered
 
 _SUSPENDABLE = frozenset({AttemptState.ASSIGNED, AttemptState.RUNNING})
 
 
 def pause(step: Step, event: PauseRequested) -> None:
     """Pause a collaboration; one that is paused stays it, and what runs is suspended if that is asked now."""
-    collaboration = _open(step, event, "collaboration.pause", "pause")
+    collaboration = ordered(step, event, "collaboration.pause", "there is nothing to pause")
     if collaboration is None:
         return
     if collaboration.state is not CollaborationState.SUSPENDED:
@@ -44,7 +43,7 @@ def pause(step: Step, event: PauseRequested) -> None:
 
 def resume(step: Step, event: ResumeRequested) -> None:
     """Let a paused collaboration go on; one that is not paused is answered as it is."""
-    collaboration = _open(step, event, "collaboration.resume", "resume")
+    collaboration = ordered(step, event, "collaboration.resume", "there is nothing to resume")
     if collaboration is None:
         return
     if collaboration.state is CollaborationState.SUSPENDED:
@@ -61,34 +60,6 @@ def resume(step: Step, event: ResumeRequested) -> None:
                 step.task_changed(task)
         _entry(step, event, "collaboration.resume")
     step.effects.append(Answer(event.reply, collaboration))
-
-
-def _open(
-    step: Step, event: PauseRequested | ResumeRequested, operation: str, verb: str
-) -> Collaboration | None:
-    """Return the collaboration that is meant; answer with an error and return None if it cannot be."""
-    collaboration = step.book.collaborations.get(event.collaboration_id)
-    if collaboration is None:
-        error = ServiceError(
-            Reason.COLLABORATION_NOT_FOUND, f"collaboration {event.collaboration_id} is not known (any more)"
-        )
-    elif collaboration.ended:
-        error = ServiceError(
-            Reason.WRONG_STATE,
-            f"collaboration {event.collaboration_id} has ended: there is nothing to {verb}",
-            metadata={"state": collaboration.state.name},
-        )
-    else:
-        return collaboration
-    step.entry(
-        operation,
-        f"collaboration/{event.collaboration_id}",
-        event.actor,
-        outcome=Outcome.REFUSED,
-        reason=error.reason,
-    )
-    step.effects.append(Answer(event.reply, error))
-    return None
 
 
 def _let_wait(step: Step, collaboration: Collaboration) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from services.common.core.entries import Outcome
 from services.common.core.errors import Reason, ServiceError
-from services.scheduler.core.book import Book
-from services.scheduler.core.model import AttemptRef
+from services.scheduler.core.book import Book, Step
+from services.scheduler.core.course import Collaboration
+from services.scheduler.core.effects import Answer
+from services.scheduler.core.events import CancelRequested, PauseRequested, ResumeRequested
+from services.scheduler.core.model import AttemptRef, CollaborationState
+
+Order = CancelRequested | PauseRequested | ResumeRequested
 
 
 def stale_token(book: Book, ref: AttemptRef) -> ServiceError:
@@ -28,3 +34,28 @@ def stale_token(book: Book, ref: AttemptRef) -> ServiceError:
         f"attempt {ref} is not the current one: drop it",
         metadata={"holder": holder, "token": token},
     )
+
+
+def ordered(
+    step: Step, event: Order, operation: str, nothing: str, *, repeated: CollaborationState | None = None
+) -> Collaboration | None:
+    """Return the collaboration that an order is about; refuse the order and return None if it cannot be.
+
+    It is unknown, or it has ended: then the error says that there is `nothing` to do, unless it ended in the
+    state `repeated`, which is what the order wants.
+    """
+    name = event.collaboration_id
+    collaboration = step.book.collaborations.get(name)
+    if collaboration is None:
+        error = ServiceError(Reason.COLLABORATION_NOT_FOUND, f"collaboration {name} is not known (any more)")
+    elif collaboration.ended and collaboration.state is not repeated:
+        error = ServiceError(
+            Reason.WRONG_STATE,
+            f"collaboration {name} has ended: {nothing}",
+            metadata={"state": collaboration.state.name},
+        )
+    else:
+        return collaboration
+    step.entry(operation, f"collaboration/{name}", event.actor, outcome=Outcome.REFUSED, reason=error.reason)
+    step.effects.append(Answer(event.reply, error))
+    return None
