@@ -21,9 +21,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from services.common.core.instants import NEVER
-from services.scheduler.core.fairness import Account, Totals, dominant_share
-from services.scheduler.core.lanes import Lane, Offer, serve
 from services.scheduler.core.model import Priority
+from services.scheduler.core.placing.fairness import Account, Totals, dominant_share
+from services.scheduler.core.placing.lanes import Lane, Offer, serve
 
 SLOTS = "slots"
 

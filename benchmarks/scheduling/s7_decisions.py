@@ -21,7 +21,7 @@ from benchmarks.scheduling.crowd import Crowd, resident_mb
 from benchmarks.scheduling.options import Options
 from benchmarks.turns import say
 from services.scheduler.core.events import PlacementDue
-from services.scheduler.core.placement import plan
+from services.scheduler.core.placing.placement import plan
 
 AGENTS, QUEUED = 10_000, 100_000
 
@@ -85,7 +85,7 @@ def _waves(agents: int, queued: int, params: dict[str, Any]) -> Iterator[Figure]
     index, settings = crowd.state.book.index, crowd.state.book.settings
     gc.collect()
     gc.freeze()
-    # What the core does on PlacementDue, with the clock read in between: see core/apply.py.
+    # What the core does on PlacementDue, with the clock read in between: see core/placing/apply.py.
     index.snapshot(1, crowd.now)
     planned, planning = 0, 0.0
     for wave in (settings.wave_max, queued):

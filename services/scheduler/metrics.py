@@ -6,7 +6,7 @@ from prometheus_client import Histogram
 
 from services.common.metrics import SIZE_BUCKETS, Metrics
 from services.scheduler.core.book import Book
-from services.scheduler.core.observing import standing_counts
+from services.scheduler.core.monitoring.observing import standing_counts
 
 #: Seconds, from what the plane itself costs to a working day.
 STAGE_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 10_000.0)

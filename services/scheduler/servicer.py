@@ -23,7 +23,6 @@ from services.common.identity import Principal
 from services.common.outbox import Outbox
 from services.common.rpc.interceptors import current_call
 from services.scheduler import pages
-from services.scheduler.core import adapting
 from services.scheduler.core.book import Book
 from services.scheduler.core.course import Collaboration
 from services.scheduler.core.effects import Accepted
@@ -38,11 +37,12 @@ from services.scheduler.core.events import (
     ResumeRequested,
 )
 from services.scheduler.core.explain import explain
-from services.scheduler.core.outlook import outlook
+from services.scheduler.core.intake.outlook import outlook
+from services.scheduler.core.intake.validation import validate
+from services.scheduler.core.policies import adapting
 from services.scheduler.core.policies.bandit import PolicyCell
 from services.scheduler.core.profiles import profile
 from services.scheduler.core.queries import find, find_task, newest_first
-from services.scheduler.core.validation import validate
 from services.scheduler.driver import Driver
 from services.scheduler.inbox import Reply
 from services.scheduler.planner import Planner

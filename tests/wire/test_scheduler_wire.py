@@ -31,7 +31,6 @@ from services.common.core.ids import (
 from services.common.core.instants import Instant
 from services.common.rpc.status import from_status
 from services.scheduler.core.course import Attempt, Predicted, Savepoint, Trial
-from services.scheduler.core.deadlines import DeadlineWarning
 from services.scheduler.core.effects import (
     Accepted,
     AckResult,
@@ -75,6 +74,7 @@ from services.scheduler.core.model import (
     UnknownSkillPolicy,
 )
 from services.scheduler.core.records import CollaborationRecord, SpecRecord, StoredLock, TaskRecord
+from services.scheduler.core.running.deadlines import DeadlineWarning
 from services.scheduler.wire import answers, records, specs, values, views, work
 from tests.unit.scheduler.scheduler_stage import Stage, only, task
 

@@ -5,15 +5,6 @@ from __future__ import annotations
 from services.common.core.entries import Outcome
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.instants import Instant, after
-from services.scheduler.core import (
-    claims,
-    lock_requests,
-    observing,
-    outcomes,
-    reports,
-    savepoints,
-    suspension,
-)
 from services.scheduler.core.book import Book, Step
 from services.scheduler.core.course import Task
 from services.scheduler.core.effects import CancelAttempt, CloseStream, EndLease, Probe, Welcome
@@ -27,8 +18,12 @@ from services.scheduler.core.events import (
     WorkOpened,
 )
 from services.scheduler.core.instances import NO_SKILLS, Instance
+from services.scheduler.core.locking import claims
+from services.scheduler.core.locking import requests as lock_requests
 from services.scheduler.core.model import AttemptRef, AttemptState, InstanceKey, TaskKey
-from services.scheduler.core.pools import level_for
+from services.scheduler.core.monitoring import observing
+from services.scheduler.core.placing.pools import level_for
+from services.scheduler.core.running import outcomes, reports, savepoints, suspension
 from services.scheduler.core.timers import Timer, TimerKind
 
 #: Probes are sent at multiples of this, in milliseconds.

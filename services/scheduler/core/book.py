@@ -13,16 +13,13 @@ from services.common.core.ids import CollaborationId, ResourceName
 from services.common.core.instants import Instant
 from services.scheduler.core.analysis.classifier import Classifier
 from services.scheduler.core.course import Attempt, Change, Collaboration, CollaborationView, Task
-from services.scheduler.core.deadlines import DeadlineView
 from services.scheduler.core.directory import Directory
 from services.scheduler.core.effects import Effect, Publish, SaveCollaboration, SaveTask
 from services.scheduler.core.events import HeldLock, StreamId
-from services.scheduler.core.fairness import Accounts
-from services.scheduler.core.foresight import Foresight
-from services.scheduler.core.index import PlacementIndex
+from services.scheduler.core.foreseeing.foresight import Foresight
 from services.scheduler.core.instances import Instance
-from services.scheduler.core.lock_queue import LockId, LockRequest
-from services.scheduler.core.locks import LockTable
+from services.scheduler.core.locking.queue import LockId, LockRequest
+from services.scheduler.core.locking.table import LockTable
 from services.scheduler.core.model import (
     AttemptRef,
     InstanceKey,
@@ -33,11 +30,14 @@ from services.scheduler.core.model import (
     TaskKey,
 )
 from services.scheduler.core.monitoring.observed import Observed
+from services.scheduler.core.placing.fairness import Accounts
+from services.scheduler.core.placing.index import PlacementIndex
+from services.scheduler.core.placing.victims import Victims
 from services.scheduler.core.policies.bandit import Bandit
 from services.scheduler.core.prediction.predictor import Predictor
+from services.scheduler.core.running.deadlines import DeadlineView
+from services.scheduler.core.running.work_budget import WorkBudget
 from services.scheduler.core.timers import Timer, Timers
-from services.scheduler.core.victims import Victims
-from services.scheduler.core.work_budget import WorkBudget
 
 _GOLDEN_RATIO = 0.6180339887498949
 

@@ -8,20 +8,23 @@ from services.common.core.entries import Outcome
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.ids import CollaborationId, TaskId
 from services.common.core.instants import Instant, after
-from services.scheduler.core import adapting, observing, outcomes, places
-from services.scheduler.core.admission import admit, size_of
 from services.scheduler.core.book import Book, Step
 from services.scheduler.core.course import Collaboration, Task, Trial
-from services.scheduler.core.due import FREE, due_times
 from services.scheduler.core.effects import Accepted, Answer, Forget, SaveSpecs
 from services.scheduler.core.events import CancelRequested, Submitted
-from services.scheduler.core.graph import upward_ranks
 from services.scheduler.core.history import History
-from services.scheduler.core.learning import expected_ms
+from services.scheduler.core.intake.admission import admit, size_of
+from services.scheduler.core.intake.due import FREE, due_times
+from services.scheduler.core.intake.graph import upward_ranks
 from services.scheduler.core.machine import TASK, TaskInput
 from services.scheduler.core.model import CollaborationState, Submission, TaskKey
-from services.scheduler.core.placement import demand_of
+from services.scheduler.core.monitoring import observing
+from services.scheduler.core.placing import places
+from services.scheduler.core.placing.placement import demand_of
+from services.scheduler.core.policies import adapting
+from services.scheduler.core.prediction.learning import expected_ms
 from services.scheduler.core.refusals import ordered
+from services.scheduler.core.running import outcomes
 from services.scheduler.core.timers import TimerKind
 
 

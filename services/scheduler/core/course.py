@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from services.common.core.fencing import FencingToken
 from services.common.core.ids import AgentId, CollaborationId, TaskId
 from services.common.core.instants import NEVER, Instant
-from services.scheduler.core.deadlines import WHOLE, DeadlineView, DeadlineWarning, Lateness
-from services.scheduler.core.fairness import Account
 from services.scheduler.core.history import History
-from services.scheduler.core.lock_queue import LockId
+from services.scheduler.core.locking.queue import LockId
 from services.scheduler.core.model import (
     ATTEMPT_OPEN,
     COLLABORATION_ENDED,
@@ -35,11 +33,13 @@ from services.scheduler.core.model import (
     TaskSpec,
     TaskState,
 )
-from services.scheduler.core.placement import Demand
+from services.scheduler.core.placing.fairness import Account
+from services.scheduler.core.placing.placement import Demand
+from services.scheduler.core.running.deadlines import WHOLE, DeadlineView, DeadlineWarning, Lateness
 from services.scheduler.core.timers import Timer
 
 if TYPE_CHECKING:
-    from services.scheduler.core.lanes import Lane
+    from services.scheduler.core.placing.lanes import Lane
 
 #: Attempts of one task that are kept; older ones are in the audit log.
 ATTEMPTS_KEPT_MAX = 32

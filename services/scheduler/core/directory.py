@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from services.common.core.ids import AgentId, Skill
 from services.scheduler.core.events import AgentView, InstanceView
 from services.scheduler.core.model import InstanceKey
-from services.scheduler.core.placement import Demand
+from services.scheduler.core.placing.placement import Demand
 
 #: Answers of `serves` that are kept until an agent changes.
 _ANSWERS_MAX = 4_096

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from services.common.core.instants import NEVER, Instant, rfc3339
-from services.scheduler.core import analysing, graph, lateness
+from services.scheduler.core.analysis import analysing
 from services.scheduler.core.book import Book
 from services.scheduler.core.course import Place, Task
-from services.scheduler.core.fairness import dominant_share
 from services.scheduler.core.instances import Instance
+from services.scheduler.core.intake import graph
 from services.scheduler.core.model import InstanceKey, Priority, SchedulingPolicy
-from services.scheduler.core.pools import level_for
+from services.scheduler.core.placing.fairness import dominant_share
+from services.scheduler.core.placing.pools import level_for
 from services.scheduler.core.queries import waiting_for
+from services.scheduler.core.running import lateness
 
 #: Agents that one explanation shows; the others are counted.
 CANDIDATES_MAX = 16

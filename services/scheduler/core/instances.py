@@ -10,7 +10,7 @@ from services.common.core.ids import Skill
 from services.common.core.instants import Instant
 from services.scheduler.core.course import Task
 from services.scheduler.core.events import StreamId
-from services.scheduler.core.lock_queue import LockId
+from services.scheduler.core.locking.queue import LockId
 from services.scheduler.core.model import InstanceKey, TaskKey
 from services.scheduler.core.timers import Timer
 

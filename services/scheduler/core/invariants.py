@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-from services.scheduler.core import gangs
 from services.scheduler.core.book import Book
 from services.scheduler.core.course import Collaboration, Place, Task
 from services.scheduler.core.instances import Instance
@@ -17,6 +16,7 @@ from services.scheduler.core.model import (
     LockMode,
     TaskState,
 )
+from services.scheduler.core.placing import gangs
 
 
 def check(book: Book) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterator, Sequence
 
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.ids import CollaborationId, TaskId
-from services.scheduler.core import gangs
 from services.scheduler.core.book import Book
 from services.scheduler.core.course import Collaboration, Place, Task
-from services.scheduler.core.lock_words import LockView
+from services.scheduler.core.locking.words import LockView
 from services.scheduler.core.model import CollaborationState, TaskState
+from services.scheduler.core.placing import gangs
 
 #: Names in one explanation; the others are counted.
 _NAMED_MAX = 5

@@ -7,7 +7,6 @@ from typing import NamedTuple
 from services.common.core.ids import CollaborationId, ResourceName, TaskId
 from services.common.core.instants import Instant
 from services.scheduler.core.course import Attempt, Collaboration, Savepoint, Task, Trial
-from services.scheduler.core.deadlines import DeadlineWarning
 from services.scheduler.core.model import (
     AttemptRef,
     CollaborationState,
@@ -19,6 +18,7 @@ from services.scheduler.core.model import (
     Submission,
     TaskState,
 )
+from services.scheduler.core.running.deadlines import DeadlineWarning
 
 
 class TaskRecord(NamedTuple):

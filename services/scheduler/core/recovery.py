@@ -12,26 +12,15 @@ from __future__ import annotations
 from services.common.core.fencing import FencingToken
 from services.common.core.ids import ResourceName
 from services.common.core.instants import after
-from services.scheduler.core import (
-    adapting,
-    attempts,
-    claims,
-    collaborations,
-    gangs,
-    lateness,
-    observing,
-    outcomes,
-    places,
-    suspension,
-)
+from services.scheduler.core import collaborations
 from services.scheduler.core.agents import give_up, is_over, note_instance
 from services.scheduler.core.book import LockUse, Step
 from services.scheduler.core.course import Collaboration, Place, Task
-from services.scheduler.core.deadlines import restored
 from services.scheduler.core.effects import DeleteLock
 from services.scheduler.core.events import Recovered
 from services.scheduler.core.history import History
-from services.scheduler.core.lock_queue import (
+from services.scheduler.core.locking import claims
+from services.scheduler.core.locking.queue import (
     ForeignKey,
     InstanceOwner,
     LockId,
@@ -47,8 +36,13 @@ from services.scheduler.core.model import (
     ResourceClaim,
     TaskState,
 )
+from services.scheduler.core.monitoring import observing
+from services.scheduler.core.placing import gangs, places
+from services.scheduler.core.policies import adapting
 from services.scheduler.core.policies.bandit import PolicyCell
 from services.scheduler.core.records import StoredCollaboration, StoredLock, TaskRecord
+from services.scheduler.core.running import attempts, lateness, outcomes, suspension
+from services.scheduler.core.running.deadlines import restored
 from services.scheduler.core.timers import TimerKind
 
 

@@ -7,26 +7,7 @@ from typing import Any
 
 from services.common.core.entries import Outcome
 from services.common.core.instants import Instant, after
-from services.scheduler.core import (
-    adapting,
-    agents,
-    apply,
-    assessing,
-    collaborations,
-    lateness,
-    learning,
-    lock_changes,
-    lock_requests,
-    observing,
-    outcomes,
-    pausing,
-    predictive,
-    recovery,
-    savepoints,
-    speculation,
-    standing,
-    suspension,
-)
+from services.scheduler.core import agents, collaborations, recovery
 from services.scheduler.core.book import Book, Settings, Step
 from services.scheduler.core.course import Place, Task
 from services.scheduler.core.effects import Answer, Effect
@@ -50,9 +31,17 @@ from services.scheduler.core.events import (
     WorkFrame,
     WorkOpened,
 )
+from services.scheduler.core.foreseeing import predictive, standing
 from services.scheduler.core.instances import Instance
 from services.scheduler.core.invariants import check
-from services.scheduler.core.places import enter_queue, leave
+from services.scheduler.core.locking import changes as lock_changes
+from services.scheduler.core.locking import requests as lock_requests
+from services.scheduler.core.monitoring import observing
+from services.scheduler.core.placing import apply
+from services.scheduler.core.placing.places import enter_queue, leave
+from services.scheduler.core.policies import adapting
+from services.scheduler.core.prediction import assessing, learning
+from services.scheduler.core.running import lateness, outcomes, pausing, savepoints, speculation, suspension
 from services.scheduler.core.timers import TimerKind
 
 

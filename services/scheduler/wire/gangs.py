@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from muster.scheduler.v1 import task_pb2 as task_pb
 
 from services.common.core.errors import invalid
-from services.scheduler.core.gangs import member_id
 from services.scheduler.core.model import Limits
+from services.scheduler.core.placing.gangs import member_id
 
 _SIZE_MAX = Limits().gang_size_max
 

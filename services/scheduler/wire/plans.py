@@ -5,8 +5,8 @@ from __future__ import annotations
 from muster.scheduler.v1 import plan_pb2 as plan_pb
 
 from services.common.core.errors import invalid
+from services.scheduler.core.intake.outlook import Outlook
 from services.scheduler.core.model import CollaborationSpec
-from services.scheduler.core.outlook import Outlook
 from services.scheduler.core.planning.pareto import Found
 from services.scheduler.wire import specs, values
 

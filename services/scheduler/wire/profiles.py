@@ -6,8 +6,8 @@ from muster.scheduler.v1 import alert_pb2 as alert_pb
 from muster.scheduler.v1 import policy_pb2 as policy_pb
 from muster.scheduler.v1 import profile_pb2 as profile_pb
 
-from services.scheduler.core.adapting import PolicyView
 from services.scheduler.core.monitoring.alerts import Alert
+from services.scheduler.core.policies.adapting import PolicyView
 from services.scheduler.core.prediction.cells import HALF_LIFE_MS, PAIR_KEEP
 from services.scheduler.core.profiles import AgentProfile, Interval, TypeProfile
 from services.scheduler.wire import values

@@ -13,7 +13,6 @@ from services.common.core.ids import AgentId, CollaborationId, InstanceId, Reque
 from services.common.core.instants import Instant
 from services.common.protobuf import tag, varint
 from services.scheduler.core.course import Attempt, Predicted, Savepoint, Trial
-from services.scheduler.core.deadlines import DeadlineWarning
 from services.scheduler.core.model import (
     ALIKE,
     AttemptRef,
@@ -29,6 +28,7 @@ from services.scheduler.core.model import (
     TaskState,
 )
 from services.scheduler.core.records import CollaborationRecord, SpecRecord, StoredLock, TaskRecord
+from services.scheduler.core.running.deadlines import DeadlineWarning
 from services.scheduler.wire import specs, values
 
 #: Bytes of task specifications in one record: well below etcd's limit for a request, with room for others.

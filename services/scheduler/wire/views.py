@@ -19,11 +19,11 @@ from services.scheduler.core.course import (
     Progress,
     TaskView,
 )
-from services.scheduler.core.deadlines import DeadlineView, DeadlineWarning
-from services.scheduler.core.lock_words import LockView
+from services.scheduler.core.locking.words import LockView
 from services.scheduler.core.model import TaskState
 from services.scheduler.core.queries import waiting_for
-from services.scheduler.core.results import aggregate
+from services.scheduler.core.running.deadlines import DeadlineView, DeadlineWarning
+from services.scheduler.core.running.results import aggregate
 from services.scheduler.wire import values
 
 #: Bytes of results in one message of a collaboration; what does not fit is with the tasks themselves.

@@ -11,7 +11,6 @@ from muster.scheduler.v1 import work_pb2 as work_pb
 from services.common.core.errors import Reason, ServiceError, invalid
 from services.common.core.ids import NAME_64, AgentId, InstanceId
 from services.common.rpc.status import status_proto
-from services.scheduler.core import gangs
 from services.scheduler.core.course import Task
 from services.scheduler.core.effects import (
     AckResult,
@@ -38,8 +37,9 @@ from services.scheduler.core.events import (
     WorkFrame,
     WorkOpened,
 )
+from services.scheduler.core.intake.validation import validate_payload
 from services.scheduler.core.model import AttemptRef, Failure, InstanceKey, Limits, Payload
-from services.scheduler.core.validation import validate_payload
+from services.scheduler.core.placing import gangs
 from services.scheduler.wire import values
 
 #: Versions of the protocol that this service speaks.

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 from services.common.core.instants import Instant
 from services.scheduler.core.book import Book
 from services.scheduler.core.course import Place, Task
-from services.scheduler.core.fairness import Account, dominant_share
 from services.scheduler.core.instances import Instance
-from services.scheduler.core.lanes import order_of
-from services.scheduler.core.matching import best_match
 from services.scheduler.core.model import Priority, SchedulingPolicy
-from services.scheduler.core.placement import MATCHED_MAX, Demand
+from services.scheduler.core.placing.fairness import Account, dominant_share
+from services.scheduler.core.placing.lanes import order_of
+from services.scheduler.core.placing.matching import best_match
+from services.scheduler.core.placing.placement import MATCHED_MAX, Demand
 from services.scheduler.core.policies.base import Columns, Part, total
 from services.scheduler.core.policies.registry import POLICIES
 

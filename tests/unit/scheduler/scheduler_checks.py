@@ -8,7 +8,7 @@ from services.common.core.entries import EntryDraft
 from services.common.core.fencing import FencingToken
 from services.common.core.instants import after
 from services.scheduler.core.course import Task
-from services.scheduler.core.lock_queue import TaskOwner
+from services.scheduler.core.locking.queue import TaskOwner
 from services.scheduler.core.model import LockMode, TaskKey
 from tests.unit.scheduler.scheduler_stage import Stage
 

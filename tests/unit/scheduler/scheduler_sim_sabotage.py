@@ -9,7 +9,6 @@ from typing import Any
 from services.common.core.entries import EntryDraft
 from services.common.core.instants import Instant
 from services.common.election import Leadership
-from services.scheduler.core import attempts, claims, gangs, index, outcomes, places, reports
 from services.scheduler.core.book import Settings, Step
 from services.scheduler.core.course import Attempt, Collaboration, Place, Task
 from services.scheduler.core.effects import (
@@ -24,7 +23,10 @@ from services.scheduler.core.effects import (
 )
 from services.scheduler.core.events import AgentsChanged, Event, LockWritten, WorkFrame
 from services.scheduler.core.instances import Instance
+from services.scheduler.core.locking import claims
 from services.scheduler.core.model import AttemptRef, Payload, TaskState
+from services.scheduler.core.placing import gangs, index, places
+from services.scheduler.core.running import attempts, outcomes, reports
 from services.scheduler.core.state import _ON_TIMER, SchedulerState
 from services.scheduler.core.timers import TimerKind
 from services.scheduler.store import Batch

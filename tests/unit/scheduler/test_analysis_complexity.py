@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduler.core.analysing import analyse
+from services.scheduler.core.analysis.analysing import analyse
 from services.scheduler.core.analysis.complexity import Facts, complexity
 from services.scheduler.core.events import ResultReport
 from services.scheduler.core.model import Failure, FailureKind, RetryPolicy

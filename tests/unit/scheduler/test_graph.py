@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.core.ids import TaskId
-from services.scheduler.core import graph
+from services.scheduler.core.intake import graph
 
 Deps = dict[TaskId, list[TaskId]]
 

@@ -8,8 +8,8 @@ from services.common.core.errors import Reason, ServiceError
 from services.common.core.fencing import FencingToken
 from services.common.core.ids import AgentId, CollaborationId, InstanceId, ResourceName, TaskId
 from services.common.core.instants import Instant
-from services.scheduler.core.lock_queue import ForeignKey, InstanceOwner, LockId, LockRequest, TaskOwner
-from services.scheduler.core.locks import Freed, LockOutcome, LockTable, Proposed, Refused
+from services.scheduler.core.locking.queue import ForeignKey, InstanceOwner, LockId, LockRequest, TaskOwner
+from services.scheduler.core.locking.table import Freed, LockOutcome, LockTable, Proposed, Refused
 from services.scheduler.core.model import InstanceKey, LockMode, Priority, ResourceClaim, TaskKey
 
 START = Instant(1_760_000_000_000)

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from services.common.core.fencing import FencingToken
 from services.common.core.ids import AgentId, InstanceId, ResourceName
 from services.common.core.instants import Instant
-from services.scheduler.core.lock_queue import ForeignKey, InstanceOwner, LockId, LockOwner, LockRequest
-from services.scheduler.core.lock_words import LockView
-from services.scheduler.core.locks import Freed, Lent, LockOutcome, LockTable, Proposed, Refused
+from services.scheduler.core.locking.queue import ForeignKey, InstanceOwner, LockId, LockOwner, LockRequest
+from services.scheduler.core.locking.table import Freed, Lent, LockOutcome, LockTable, Proposed, Refused
+from services.scheduler.core.locking.words import LockView
 from services.scheduler.core.model import InstanceKey, LockMode, Priority, ResourceClaim
 
 RESOURCES = [ResourceName(name) for name in "ABCD"]

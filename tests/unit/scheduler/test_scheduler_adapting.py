@@ -7,12 +7,12 @@ import pytest
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.instants import Instant
 from services.scheduler.config import arms_of
-from services.scheduler.core import adapting
 from services.scheduler.core.book import Settings
 from services.scheduler.core.course import Trial
 from services.scheduler.core.effects import Effect
 from services.scheduler.core.events import PolicyAction, PolicyOrdered, ReplyId
 from services.scheduler.core.model import PolicyArm, PolicyWeights, SchedulingPolicy
+from services.scheduler.core.policies import adapting
 from services.scheduler.core.policies.bandit import TRIALS_MIN
 from tests.unit.scheduler.scheduler_stage import EMERGENCY, START, Stage, answer, task
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from services.common.core.instants import Instant
-from services.scheduler.core import lateness
 from services.scheduler.core.book import Settings
 from services.scheduler.core.course import Change
-from services.scheduler.core.deadlines import STANDING_MAX, WHOLE, DeadlineView
 from services.scheduler.core.effects import Effect, Publish
 from services.scheduler.core.events import ResultReport
 from services.scheduler.core.model import CollaborationState, Failure, FailureKind, TaskState
 from services.scheduler.core.monitoring.alerts import AlertKind
+from services.scheduler.core.running import lateness
+from services.scheduler.core.running.deadlines import STANDING_MAX, WHOLE, DeadlineView
 from tests.unit.scheduler.scheduler_stage import START, Stage, only, task
 
 MINUTE = 60_000

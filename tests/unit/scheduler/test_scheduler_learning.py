@@ -9,8 +9,8 @@ import pytest
 from services.scheduler.core.course import Predicted
 from services.scheduler.core.effects import SaveLearned
 from services.scheduler.core.events import ResultReport, StreamId
-from services.scheduler.core.learning import SAVE_INTERVAL_MS, SAVED_MAX
 from services.scheduler.core.model import Failure, FailureKind, RetryPolicy
+from services.scheduler.core.prediction.learning import SAVE_INTERVAL_MS, SAVED_MAX
 from tests.unit.scheduler.scheduler_stage import Stage, only, task
 
 

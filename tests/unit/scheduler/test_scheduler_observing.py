@@ -9,7 +9,7 @@ from services.common.core.ids import AgentId, CollaborationId, TaskId
 from services.scheduler.core.course import Collaboration
 from services.scheduler.core.effects import Effect
 from services.scheduler.core.events import AssessRequested, ReplyId, StreamId
-from services.scheduler.core.observing import LOOK_INTERVAL_MS, standing_counts
+from services.scheduler.core.monitoring.observing import LOOK_INTERVAL_MS, standing_counts
 from services.scheduler.core.profiles import profile
 from tests.unit.scheduler.scheduler_stage import Stage, answer, task
 

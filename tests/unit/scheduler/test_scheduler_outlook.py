@@ -6,8 +6,8 @@ import pytest
 
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.ids import AgentId
+from services.scheduler.core.intake.outlook import Outlook, outlook
 from services.scheduler.core.model import CollaborationSpec, LockMode, ResourceClaim, TaskSpec
-from services.scheduler.core.outlook import Outlook, outlook
 from services.scheduler.core.planning.portfolio import best_of_classics
 from tests.unit.scheduler.scheduler_stage import LOW, NORMAL, Stage, task
 

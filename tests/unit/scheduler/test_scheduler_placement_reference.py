@@ -9,14 +9,14 @@ import pytest
 
 from services.common.core.ids import AgentId, InstanceId, Skill
 from services.common.core.instants import Instant
-from services.scheduler.core import apply as applier
 from services.scheduler.core.book import Book, Settings
 from services.scheduler.core.events import AgentsChanged, AgentView, InstanceView
-from services.scheduler.core.index import PlacementIndex
 from services.scheduler.core.model import AttemptState, PolicyWeights, Priority, SchedulingPolicy
-from services.scheduler.core.placement import Placement, Snapshot, plan
-from services.scheduler.core.pools import level_for
-from services.scheduler.core.victims import WEIGHTS, repeats_ms
+from services.scheduler.core.placing import apply as applier
+from services.scheduler.core.placing.index import PlacementIndex
+from services.scheduler.core.placing.placement import Placement, Snapshot, plan
+from services.scheduler.core.placing.pools import level_for
+from services.scheduler.core.placing.victims import WEIGHTS, repeats_ms
 from tests.unit.scheduler.placement_reference import Chosen, decide
 from tests.unit.scheduler.scheduler_stage import Stage, task
 from tests.unit.scheduler.scheduler_world import SeededChooser, World

@@ -11,14 +11,14 @@ from services.common.core.ids import AgentId, CollaborationId, InstanceId, Skill
 from services.scheduler.core.effects import Accepted, Assign
 from services.scheduler.core.events import AgentsChanged, AgentView, InstanceView, StreamId, WorkFrame
 from services.scheduler.core.explain import explain
-from services.scheduler.core.matching import best_match
 from services.scheduler.core.model import (
     CollaborationSpec,
     PolicyWeights,
     SchedulingPolicy,
     UnknownSkillPolicy,
 )
-from services.scheduler.core.placement import plan
+from services.scheduler.core.placing.matching import best_match
+from services.scheduler.core.placing.placement import plan
 from services.scheduler.core.queries import find_task
 from tests.unit.scheduler.scheduler_stage import Stage, answer, gang, only, task
 

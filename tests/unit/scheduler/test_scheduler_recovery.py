@@ -26,7 +26,7 @@ from services.scheduler.core.model import (
     RetryPolicy,
     TaskState,
 )
-from services.scheduler.core.results import aggregate
+from services.scheduler.core.running.results import aggregate
 from services.scheduler.core.state import SchedulerState
 from tests.unit.scheduler.scheduler_stage import Stage, ack_errors, assigned, key, only, task
 

@@ -29,7 +29,7 @@ from services.scheduler.core.model import (
     Speculation,
     TaskState,
 )
-from services.scheduler.core.work_budget import WorkBudget
+from services.scheduler.core.running.work_budget import WorkBudget
 from tests.unit.scheduler.scheduler_stage import Stage, ack_errors, assigned, only, task
 
 #: While nothing is learned a prediction is wide: a lower quantile keeps these courses short.

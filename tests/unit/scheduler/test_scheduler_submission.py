@@ -29,7 +29,7 @@ from services.scheduler.core.model import (
     UnknownSkillPolicy,
 )
 from services.scheduler.core.queries import waiting_for
-from services.scheduler.core.results import aggregate
+from services.scheduler.core.running.results import aggregate
 from tests.unit.scheduler.scheduler_stage import Stage, ack_errors, answer, assigned, only, task
 
 

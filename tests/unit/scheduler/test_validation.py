@@ -12,6 +12,11 @@ from hypothesis import strategies as st
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.ids import AgentId, ResourceName, Skill, TaskId
 from services.common.core.instants import Instant, after
+from services.scheduler.core.intake.validation import (
+    validate,
+    validate_claims,
+    validate_payload,
+)
 from services.scheduler.core.model import (
     CollaborationSpec,
     Limits,
@@ -20,11 +25,6 @@ from services.scheduler.core.model import (
     ResourceClaim,
     RetryPolicy,
     TaskSpec,
-)
-from services.scheduler.core.validation import (
-    validate,
-    validate_claims,
-    validate_payload,
 )
 
 NOW = Instant(1_760_000_000_000)

@@ -1,0 +1,1 @@
+"""What is submitted: checked, analysed as a graph, and refused or taken."""

@@ -1,0 +1,167 @@
+"""The free slots for one demand, taken from the columns of the fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import Any
+
+import numpy as np
+
+from services.scheduler.core.instances import Instance, Levels
+from services.scheduler.core.placing.fleet import Fleet
+from services.scheduler.core.placing.placement import Demand, Pool
+from services.scheduler.core.placing.prospects import Estimate, durations
+from services.scheduler.core.policies.base import Columns
+from services.scheduler.core.policies.registry import POLICIES
+
+
+def has_left(instance: Instance, demand: Demand) -> bool:
+    """Return whether an instance has left what a demand needs of its capacities."""
+    for name, amount in demand.needs:
+        if instance.capacities.get(name, 0) - instance.used.get(name, 0) < amount:
+            return False
+    return True
+
+
+def fits(instance: Instance, demand: Demand) -> bool:
+    """Return whether an instance can take a task with a demand now."""
+    if instance.free < 1 or level_for(instance.levels, demand) is None:
+        return False
+    if demand.agents and instance.key.agent_id not in demand.agents:
+        return False
+    return has_left(instance, demand)
+
+
+def level_for(levels: Levels, demand: Demand) -> float | None:
+    """Return the level of the weakest required skill; None when one is missing."""
+    weakest = 1.0
+    for skill in demand.skills:
+        level = levels.get(skill)
+        if level is None:
+            return None
+        weakest = min(weakest, level)
+    return weakest
+
+
+class Pools:
+    """Makes pools. Owned by `core.index`."""
+
+    def __init__(self, fleet: Fleet, ageing_share: int) -> None:
+        self.fleet = fleet
+        #: Of so many starts of an instance one belongs to an aged task, if there is any.
+        self.ageing_share = ageing_share
+        #: What predicts durations; None takes what the task declares.
+        self.estimate: Estimate | None = None
+
+    def among_all(self, demand: Demand, withheld: Set[int] = frozenset()) -> Pool | None:
+        """Return the free slots for a demand, those of `withheld` rows left out; None when there is none."""
+        fleet = self.fleet
+        rows, level = fleet.eligible(demand.skills, demand.agents)
+        open_rows = fleet.free[rows] > 0
+        rows, level = rows[open_rows], level[open_rows]
+        if withheld:
+            mine = np.array([row not in withheld for row in rows.tolist()], bool)
+            rows, level = rows[mine], level[mine]
+        for name, amount in demand.needs:
+            column = fleet.left(name)
+            if column is None:
+                return None
+            fits = column[rows] >= amount
+            rows, level = rows[fits], level[fits]
+        return self.of(demand, rows, level) if len(rows) else None
+
+    def of(self, demand: Demand, rows: Any, level: Any) -> Pool:
+        """Return the pool of several instances, all of them free."""
+        fleet, share = self.fleet, self.ageing_share
+        free = fleet.free[rows]
+        pool = Pool(
+            demand,
+            rows,
+            free,
+            lambda: self._columns(demand, rows, level, free),
+            lambda: fleet.fresh[rows] >= share - 1,
+        )
+        if demand.needs:
+            numbers = rows.tolist()
+            left = [column for name, _ in demand.needs if (column := fleet.left(name)) is not None]
+            pool.left = tuple(dict(zip(numbers, column[rows].tolist(), strict=True)) for column in left)
+        return pool
+
+    def alone(self, demand: Demand, row: int, level: float) -> Pool:
+        """Return the pool of one instance alone: the usual case on a busy fleet."""
+        return self.few(demand, [(row, level)])
+
+    def few(self, demand: Demand, found: list[tuple[int, float]]) -> Pool:
+        """Return the pool of a handful of instances, (row, level) in order of rows, without any array."""
+        instances = [self._instance(row) for row, _ in found]
+        rows = [row for row, _ in found]
+        share = self.ageing_share
+        pool = Pool(
+            demand,
+            rows,
+            [instance.free for instance in instances],
+            lambda: self._plain_columns(demand, found, instances),
+            lambda: [instance.fresh_starts >= share - 1 for instance in instances],
+        )
+        pool.left = tuple(
+            {
+                row: instance.capacities.get(name, 0) - instance.used.get(name, 0)
+                for row, instance in zip(rows, instances, strict=True)
+            }
+            for name, _ in demand.needs
+        )
+        return pool
+
+    def _instance(self, row: int) -> Instance:
+        instance = self.fleet.instances[row]
+        if instance is None:
+            raise KeyError(row)
+        return instance
+
+    def _plain_columns(
+        self, demand: Demand, found: list[tuple[int, float]], instances: list[Instance]
+    ) -> list[Columns]:
+        """Return columns of plain numbers, one for each instance: see `Columns`."""
+        newest = self.fleet.newest_turn
+        costs, times = [0.0] * len(found), None
+        least_cost = least_ms = 0.0
+        if POLICIES[demand.style.policy].predicts:
+            costs = [instance.cost for instance in instances]
+            least_cost = min(costs)
+            array = durations(
+                self.estimate, self.fleet, np.array([row for row, _ in found], np.int64), demand.style
+            )
+            if array is not None:
+                times = array.tolist()
+                least_ms = min(times)
+        columns: list[Any] = []
+        for number, ((_, level), instance) in enumerate(zip(found, instances, strict=True)):
+            held = len(instance.held)
+            duration = None if times is None else times[number]
+            cost, turn = costs[number], instance.turn
+            slots = held + instance.free
+            columns.append((level, held, slots, turn, newest, cost, duration, 0, least_cost, least_ms))
+        return [Columns(*each) for each in columns]
+
+    def _columns(self, demand: Demand, rows: Any, level: Any, free: Any) -> Columns:
+        fleet = self.fleet
+        held = fleet.held[rows]
+        duration, least = None, 0.0
+        cost, least_cost = level, 0.0
+        if POLICIES[demand.style.policy].predicts:
+            cost = fleet.cost[rows]
+            least_cost = float(cost.min())
+            duration = durations(self.estimate, fleet, rows, demand.style)
+            least = 0.0 if duration is None else float(duration.min())
+        return Columns(
+            level,
+            held,
+            held + free,
+            fleet.turn[rows],
+            self.fleet.newest_turn,
+            cost,
+            duration,
+            np.zeros(len(rows), np.int64),
+            least_cost,
+            least,
+        )

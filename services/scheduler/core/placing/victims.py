@@ -1,0 +1,197 @@
+"""Running attempts that may make room for more urgent work, cheapest first, found without looking at all.
+
+What an attempt costs if it stops now is the work since its newest savepoint, or since its assignment, plus
+`REPEAT_MS` for each time that its task made room before, times a weight of its class. The order inside one
+class never changes while time passes, so that one heap for each class and each skill is enough: an attempt is
+in the heaps of all the skills of its instance, and a demand is answered from those of its rarest skill.
+
+Heaps delete lazily, as those of the placement index do.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from types import MappingProxyType
+from typing import NamedTuple
+
+from services.common.core.ids import AgentId, Skill
+from services.common.core.instants import Instant
+from services.scheduler.core.course import Attempt, Task
+from services.scheduler.core.instances import Instance
+from services.scheduler.core.model import AttemptState, Priority, TaskKey
+from services.scheduler.core.placing.placement import Demand
+from services.scheduler.core.placing.pools import level_for
+
+#: What one earlier suspension of a task counts, in milliseconds of lost work: it spreads the burden.
+REPEAT_MS = 10_000
+#: What a millisecond of lost work weighs in each class.
+WEIGHTS = MappingProxyType({Priority.HIGH: 4, Priority.NORMAL: 2, Priority.LOW: 1})
+#: Candidates of one class that are told at most; those that may not be taken lie among them.
+_LOOK_MAX = 1_024
+#: Below this size a rebuild costs more than it frees.
+_REBUILD_SIZE_MIN = 64
+_Name = tuple[TaskKey, int]
+
+
+class Victim(NamedTuple):
+    """An attempt that could make room."""
+
+    task: Task
+    instance: Instance
+    #: Its place among all: weighted work that would be lost, in milliseconds; smaller is cheaper.
+    cost: int
+    #: Milliseconds of work that would be lost.
+    lost_ms: int
+
+
+class _Entry(NamedTuple):
+    #: Smaller is cheaper: the later the work began that would be lost, the better.
+    negative_since: int
+    number: int
+    name: _Name
+    task: Task
+    instance: Instance
+
+
+class _Line:
+    """The attempts of one class at instances with one skill."""
+
+    __slots__ = ("heap", "live")
+
+    def __init__(self) -> None:
+        self.heap: list[_Entry] = []
+        self.live = 0
+
+
+class Victims:
+    """See the module. Owned by `SchedulerState`."""
+
+    def __init__(self) -> None:
+        #: None of them is empty.
+        self._lines: dict[Skill, dict[Priority, _Line]] = {}
+        self._by_agent: dict[AgentId, dict[_Name, _Entry]] = {}
+        #: The valid entry of each attempt, and the skills under which it is found.
+        self._entries: dict[_Name, tuple[_Entry, tuple[Skill, ...]]] = {}
+        self._number = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def put(self, task: Task, attempt: Attempt, instance: Instance) -> None:
+        """Note an attempt, or that less would be lost with it than before; passed over if it can never go."""
+        name = (task.key, attempt.token.number)
+        self._drop(name)
+        if (
+            task.priority not in WEIGHTS
+            # Stopping one member would stop its whole gang.
+            or task.spec.gang is not None
+            or attempt.state not in (AttemptState.ASSIGNED, AttemptState.RUNNING)
+            or not instance.suspendable
+            or instance.stream is None
+            or instance.draining
+        ):
+            return
+        saved = task.savepoint
+        since = attempt.assign_time if saved is None else max(attempt.assign_time, saved.save_time)
+        self._number += 1
+        entry = _Entry(repeats_ms(task) - since, self._number, name, task, instance)
+        self._entries[name] = entry, tuple(instance.levels)
+        self._by_agent.setdefault(instance.key.agent_id, {})[name] = entry
+        for skill in instance.levels:
+            lines = self._lines.setdefault(skill, {})
+            line = lines.get(task.priority)
+            if line is None:
+                line = lines[task.priority] = _Line()
+            heapq.heappush(line.heap, entry)
+            line.live += 1
+            if len(line.heap) > max(_REBUILD_SIZE_MIN, 2 * line.live):
+                line.heap = [each for each in line.heap if self._is_live(each)]
+                heapq.heapify(line.heap)
+
+    def drop(self, task: Task, attempt: Attempt) -> None:
+        """Take out an attempt; one that is not here is passed over."""
+        self._drop((task.key, attempt.token.number))
+
+    def put_instance(self, instance: Instance) -> None:
+        """Note all attempts of an instance: its link or its skills have changed."""
+        for task in instance.held.values():
+            if (attempt := task.at(instance.key)) is not None:
+                self.put(task, attempt, instance)
+
+    def drop_instance(self, instance: Instance) -> None:
+        """Take out all attempts of an instance: its slots are of no use."""
+        for task in instance.held.values():
+            if (attempt := task.at(instance.key)) is not None:
+                self.drop(task, attempt)
+
+    def candidates(self, demand: Demand, above: Priority, now: Instant) -> Iterator[Victim]:
+        """Yield attempts of classes less urgent than `above` whose slot serves `demand`, cheapest first."""
+        if demand.agents:
+            # Named agents are few: all that they do is looked at.
+            found = [
+                entry
+                for agent_id in demand.agents
+                for entry in self._by_agent.get(agent_id, {}).values()
+                if entry.task.priority > above and level_for(entry.instance.levels, demand) is not None
+            ]
+            return iter(sorted((_victim(entry, now) for entry in found), key=_place))
+        having = [self._lines.get(skill, {}) for skill in demand.skills]
+        if not all(having):
+            return iter(())
+        rarest = min(having, key=lambda lines: sum(line.live for line in lines.values()))
+        streams = [self._of(line, demand, now) for priority, line in rarest.items() if priority > above]
+        return heapq.merge(*streams, key=_place)
+
+    def _of(self, line: _Line, demand: Demand, now: Instant) -> Iterator[Victim]:
+        heap = line.heap
+        while heap and not self._is_live(heap[0]):
+            heapq.heappop(heap)
+        # Best-first search of the heap's tree, as in the placement index.
+        frontier = [(heap[0], 0)] if heap else []
+        told = 0
+        while frontier and told < _LOOK_MAX:
+            entry, position = heapq.heappop(frontier)
+            for child in (2 * position + 1, 2 * position + 2):
+                if child < len(heap):
+                    heapq.heappush(frontier, (heap[child], child))
+            if self._is_live(entry) and level_for(entry.instance.levels, demand) is not None:
+                told += 1
+                yield _victim(entry, now)
+
+    def _drop(self, name: _Name) -> None:
+        found = self._entries.pop(name, None)
+        if found is None:
+            return
+        entry, skills = found
+        agent_id = entry.instance.key.agent_id
+        del self._by_agent[agent_id][name]
+        if not self._by_agent[agent_id]:
+            del self._by_agent[agent_id]
+        for skill in skills:
+            lines = self._lines[skill]
+            line = lines[entry.task.priority]
+            line.live -= 1
+            if not line.live:
+                del lines[entry.task.priority]
+                if not lines:
+                    del self._lines[skill]
+
+    def _is_live(self, entry: _Entry) -> bool:
+        found = self._entries.get(entry.name)
+        return found is not None and found[0] is entry
+
+
+def _victim(entry: _Entry, now: Instant) -> Victim:
+    price = now + entry.negative_since
+    weight = WEIGHTS[entry.task.priority]
+    return Victim(entry.task, entry.instance, price * weight, price - repeats_ms(entry.task))
+
+
+def _place(victim: Victim) -> tuple[int, int]:
+    return victim.cost, -victim.task.priority
+
+
+def repeats_ms(task: Task) -> int:
+    """Return what the earlier suspensions of a task count, in milliseconds of lost work."""
+    return REPEAT_MS * task.excused_count

@@ -1,0 +1,1 @@
+"""What runs: attempts, how they end, and what is done about slow, late and interrupted ones."""
