@@ -1,8 +1,9 @@
 """P1 and P2: durable messages from one sender to one receiver, ours and the peers' in turn.
 
-Ours runs as a whole plane with mTLS on every hop; accepted means synced. The peers run as their users start
-them, without TLS, which is to their advantage. Two clients of ours: `agent_client`, which is what an agent is
-written with, and the generated stubs, which show what the broker itself does.
+Ours runs as a whole plane with mTLS on every hop; accepted means synced. The peers run twice: as their users
+start them, without TLS, which is to their advantage, and with mTLS as ours. Two clients of ours:
+`agent_client`, which is what an agent is written with, and the generated stubs, which show what the
+broker itself does.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from benchmarks.ceiling import bare_forwarder, data_sync
 from benchmarks.exchange import UNLOADED_COUNT, UNLOADED_RATE, Command, Volume, both, latency, throughput
 from benchmarks.figures import Figure, Param
-from benchmarks.peer_servers import jetstream, peer_script, redis
+from benchmarks.peer_servers import TlsFiles, jetstream, peer_script, redis
 from benchmarks.plane import running_plane, service_process
 from benchmarks.programs import module
 from benchmarks.turns import Contender, Measured, Outcome, take_turns
@@ -24,6 +25,7 @@ CLIENT, STUBS = "Muster, agent_client", "Muster, generated stubs"
 UNRECORDED = "Muster, generated stubs, envelopes not recorded"
 OURS = (CLIENT, STUBS, UNRECORDED)
 JETSTREAM, REDIS = "NATS JetStream, nats-py", "Redis Streams, redis-py"
+JETSTREAM_TLS, REDIS_TLS = f"{JETSTREAM}, mTLS", f"{REDIS}, mTLS"
 FORWARDER, SYNC = "bare forwarder", "fdatasync"
 
 # Sized so that a run takes one to three seconds.
@@ -31,8 +33,8 @@ VOLUMES = {
     CLIENT: Volume(count=20_000, warmup=2_000),
     STUBS: Volume(count=60_000, warmup=5_000),
     UNRECORDED: Volume(count=60_000, warmup=5_000),
-    JETSTREAM: Volume(count=8_000, warmup=1_000),
-    REDIS: Volume(count=20_000, warmup=2_000),
+    **dict.fromkeys((JETSTREAM, JETSTREAM_TLS), Volume(count=8_000, warmup=1_000)),
+    **dict.fromkeys((REDIS, REDIS_TLS), Volume(count=20_000, warmup=2_000)),
     FORWARDER: Volume(count=60_000, warmup=5_000),
 }
 # Services whose processor time is counted; they are calm when they use less than this share of a processor.
@@ -41,7 +43,9 @@ CALM_SHARE, CALM_S_MAX = 0.1, 30
 # How the peers are set up, for the figures' parameters.
 _PEERS: dict[str, dict[str, Param]] = {
     JETSTREAM: {"peer_tls": False, "peer_fsync": "every 2 min (default)"},
+    JETSTREAM_TLS: {"peer_tls": True, "peer_fsync": "every 2 min (default)"},
     REDIS: {"peer_tls": False, "peer_fsync": "always"},
+    REDIS_TLS: {"peer_tls": True, "peer_fsync": "always"},
 }
 
 
@@ -120,22 +124,37 @@ async def through_jetstream(folder: Path) -> Measured:
         return await both(_peer("jetstream_messages", port), VOLUMES[JETSTREAM], folder)
 
 
+async def through_jetstream_tls(folder: Path) -> Measured:
+    """Measure NATS JetStream with mTLS."""
+    tls = TlsFiles.make(folder / "tls")
+    async with jetstream(folder, tls) as port:
+        return await both(_peer("jetstream_messages", port, tls), VOLUMES[JETSTREAM_TLS], folder)
+
+
 async def through_redis(folder: Path) -> Measured:
     """Measure Redis Streams."""
     async with redis(folder, durable=True) as port:
         return await both(_peer("redis_messages", port), VOLUMES[REDIS], folder)
 
 
-def _peer(script: str, port: int) -> Callable[[str, Sequence[str]], list[str]]:
+async def through_redis_tls(folder: Path) -> Measured:
+    """Measure Redis Streams with mTLS."""
+    tls = TlsFiles.make(folder / "tls")
+    async with redis(folder, durable=True, tls=tls) as port:
+        return await both(_peer("redis_messages", port, tls), VOLUMES[REDIS_TLS], folder)
+
+
+def _peer(script: str, port: int, tls: TlsFiles | None = None) -> Callable[[str, Sequence[str]], list[str]]:
     def command(role: str, options: Sequence[str]) -> list[str]:
-        return peer_script(script, role, "--port", port, *options)
+        shown = tls.client_arguments() if tls is not None else []
+        return peer_script(script, role, "--port", port, *shown, *options)
 
     return command
 
 
 async def run(runs: int, directory: Path) -> list[Figure]:
     """Measure everybody in turn."""
-    return await _run({**_MEASURES, JETSTREAM: through_jetstream, REDIS: through_redis}, runs, directory)
+    return await _run({**_MEASURES, **_MEASURES_OF_PEERS}, runs, directory)
 
 
 async def run_alone(runs: int, directory: Path) -> list[Figure]:
@@ -149,6 +168,12 @@ _MEASURES: dict[str, Callable[[Path], Awaitable[Measured]]] = {
     UNRECORDED: without_entries,
     FORWARDER: bare_forwarder,
     SYNC: data_sync,
+}
+_MEASURES_OF_PEERS: dict[str, Callable[[Path], Awaitable[Measured]]] = {
+    JETSTREAM: through_jetstream,
+    JETSTREAM_TLS: through_jetstream_tls,
+    REDIS: through_redis,
+    REDIS_TLS: through_redis_tls,
 }
 
 
@@ -192,7 +217,7 @@ def _throughput(outcome: Outcome, ours: str) -> list[Figure]:
                 **_PEERS.get(peer, {"peer_stored": False}),
             ),
         )
-        for peer in (JETSTREAM, REDIS, FORWARDER)
+        for peer in (*_PEERS, FORWARDER)
         if outcome.has(peer)
     ]  # fmt: skip
 

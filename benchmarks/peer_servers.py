@@ -8,9 +8,11 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.programs import ROOT, Program, ProgramFailedError, running
 from benchmarks.turns import MissingPeerError
+from services.local.certs import PlaneCertificates
 from services.local.ports import LOOPBACK, free_ports
 
 ENVIRONMENT = ROOT / ".bench-venv"
@@ -45,23 +47,59 @@ def find_server(name: str) -> tuple[str, dict[str, str]]:
     return installed, {}
 
 
+class TlsFiles(NamedTuple):
+    """An authority, and what it signed for a peer's server and for its clients: both sides show one."""
+
+    ca: Path
+    server: tuple[Path, Path]
+    client: tuple[Path, Path]
+
+    @classmethod
+    def make(cls, folder: Path) -> TlsFiles:
+        """Make them in `folder`, of the same kind as a plane's."""
+        made = PlaneCertificates(folder)
+        made.prepare(("peer",))
+        services, operators = folder / "services", folder / "operators"
+        return cls(
+            made.ca,
+            (services / "peer.crt", services / "peer.key"),
+            (operators / "admin.crt", operators / "admin.key"),
+        )
+
+    def client_arguments(self) -> list[str]:
+        """What the scripts of the peers take."""
+        return ["--tls", *map(str, (self.ca, *self.client))]
+
+
 @asynccontextmanager
-async def jetstream(folder: Path) -> AsyncIterator[int]:
-    """Run a NATS server with JetStream on files; yield its port."""
+async def jetstream(folder: Path, tls: TlsFiles | None = None) -> AsyncIterator[int]:
+    """Run a NATS server with JetStream on files; yield its port. With `tls` it asks clients for theirs."""
     server, environ = find_server("nats-server")
     (port,) = free_ports(1)
     command = [server, "--addr", LOOPBACK, "--port", str(port), "--jetstream", "--store_dir", str(folder)]
+    if tls is not None:
+        certificate, key = map(str, tls.server)
+        command += ["--tlsverify", "--tlscacert", str(tls.ca), "--tlscert", certificate, "--tlskey", key]
     async with running("nats-server", command, folder, environ) as program:
         await _wait_listening(program, port)
         yield port
 
 
 @asynccontextmanager
-async def redis(folder: Path, *, durable: bool) -> AsyncIterator[int]:
-    """Run a Redis server; yield its port. `durable`: each write is in the append-only file, and synced."""
+async def redis(folder: Path, *, durable: bool, tls: TlsFiles | None = None) -> AsyncIterator[int]:
+    """Run a Redis server; yield its port. `durable`: each write is in the append-only file, and synced.
+
+    With `tls` it listens with TLS alone, and asks clients for their certificate.
+    """
     server, environ = find_server("redis-server")
     (port,) = free_ports(1)
-    command = [server, "--bind", LOOPBACK, "--port", str(port), "--dir", str(folder), "--save", ""]
+    command = [server, "--bind", LOOPBACK, "--dir", str(folder), "--save", ""]
+    if tls is None:
+        command += ["--port", str(port)]
+    else:
+        certificate, key = map(str, tls.server)
+        command += ["--port", "0", "--tls-port", str(port), "--tls-ca-cert-file", str(tls.ca)]
+        command += ["--tls-cert-file", certificate, "--tls-key-file", key, "--tls-auth-clients", "yes"]
     if durable:
         command += ["--appendonly", "yes", "--appendfsync", "always"]
     async with running("redis-server", command, folder, environ) as program:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import ssl
 import time
 from typing import Any
 
@@ -81,8 +82,14 @@ async def main() -> None:
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--warmup", type=int, required=True)
     parser.add_argument("--rate", type=float, required=True)
+    parser.add_argument("--tls", nargs=3, metavar=("CA", "CERTIFICATE", "KEY"))
     options = parser.parse_args()
-    connection = await nats.connect(f"nats://127.0.0.1:{options.port}")
+    tls = None
+    if options.tls:
+        ca, certificate, key = options.tls
+        tls = ssl.create_default_context(cafile=ca)
+        tls.load_cert_chain(certificate, key)
+    connection = await nats.connect(f"nats://127.0.0.1:{options.port}", tls=tls)
     await (send if options.role == "sender" else receive)(options, connection)
     await connection.close()
 

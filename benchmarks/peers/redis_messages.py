@@ -73,8 +73,13 @@ def main() -> None:
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--warmup", type=int, required=True)
     parser.add_argument("--rate", type=float, required=True)
+    parser.add_argument("--tls", nargs=3, metavar=("CA", "CERTIFICATE", "KEY"))
     options = parser.parse_args()
-    client = redis.Redis(host="127.0.0.1", port=options.port)
+    tls = {}
+    if options.tls:
+        ca, certificate, key = options.tls
+        tls = {"ssl": True, "ssl_ca_certs": ca, "ssl_certfile": certificate, "ssl_keyfile": key}
+    client = redis.Redis(host="127.0.0.1", port=options.port, **tls)
     (send if options.role == "sender" else receive)(options, client)
 
 
