@@ -10,6 +10,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
+from itertools import compress, product
 
 from services.broker.core import effects as fx
 from services.broker.core import events as ev
@@ -46,7 +47,8 @@ LIMITS = Limits(
 SENDERS, RECEIVERS = frozenset({"s1", "s2", "s3"}), frozenset({"r1", "r2"})
 # Both match what is published.
 PATTERNS = {"r1": "roads.*", "r2": "roads.closed"}
-LANES = tuple(Lane)
+# The set of lanes of which something is true, by whether it is true of each.
+LANE_SETS = {truths: frozenset(compress(Lane, truths)) for truths in product((False, True), repeat=len(Lane))}
 
 
 class Plant:
@@ -199,7 +201,7 @@ class Plant:
         self._learn(event, effects)
         for effect in effects:
             self._carry_out(effect, before, after)
-        if self.committing is None and not isinstance(event, ev.StoreReady):
+        if self.committing is None and self.broker.has_work and not isinstance(event, ev.StoreReady):
             self.step(ev.StoreReady())
 
     def _learn(self, event: ev.Event, effects: list[fx.Effect]) -> None:
@@ -265,28 +267,36 @@ class Plant:
         return record is not None and (sequence <= record.cursor or sequence in record.above)
 
     def _look_inside(self) -> None:
-        # Each look costs more than the step; every ninth finds what is broken early enough.
+        # Each look costs more than the step; every sixth finds what is broken early enough.
         self.steps += 1
-        if self.inspects and self.steps % 9 == 0:
+        if self.inspects and self.steps % 6 == 0:
             validate(self.broker._desk)
 
     def _lanes_waiting(self) -> dict[int, frozenset[Lane]]:
         """Which lanes have something that could go to which stream now."""
-        state = self.broker.state
-        return {
-            stream_id: frozenset([lane for lane in LANES if session.ready[lane] or free[lane]])
-            for stream_id, stream in state.streams.items()
-            if (session := stream.session) is not None and (free := session.mailbox.ready)
-        }
+        found = {}
+        for stream_id, stream in self.broker.state.streams.items():
+            session = stream.session
+            if session is not None:
+                # By lane; the first is nobody's.
+                _, held_1, held_2, held_3, held_4 = session.ready
+                _, free_1, free_2, free_3, free_4 = session.mailbox.ready
+                found[stream_id] = LANE_SETS[
+                    bool(held_1 or free_1),
+                    bool(held_2 or free_2),
+                    bool(held_3 or free_3),
+                    bool(held_4 or free_4),
+                ]
+        return found
 
     def _idle(self) -> None:
-        able: dict[str, set[Lane]] = {}
         if self.now - self.last_trouble < 300:
             self.checker.was_able = {}
             return
         if self.now < self.look_again:
             return
         self.look_again = self.now + 20
+        able: dict[str, set[Lane]] = {}
         for stream_id in self.receiving_streams():
             link = self.checker.links.get(stream_id)
             if link is not None:
