@@ -161,7 +161,7 @@ class Agent:
         received messages before; nobody else gets it, and its order is its own. The receipt says who gets
         it and its sequence number there. `ttl` is how many seconds it may wait for its receiver (default
         300). Further fields are those of `muster.common.v1.Envelope` that a sender sets: collaboration_id,
-        causation_id, requires_ack, retry_max, requires_receiver, traceparent, tracestate.
+        causation_id, requires_ack, retry_max, requires_receiver, reply_instance, traceparent, tracestate.
         Messages are kept in order and sent again after a lost link. Raises NotFoundError for an unknown
         receiver, LimitError when a mailbox or quota is full.
         """
@@ -230,7 +230,8 @@ class Agent:
 
         `to` is one agent (any instance of it, or the one that `instance` names) or "skill/<skill>". The
         request, and the reply of an agent that uses this package, expire when the time is over; a reply that
-        comes later all the same is an ordinary message with `is_late_reply`.
+        comes later all the same is an ordinary message with `is_late_reply`. The reply comes to this
+        instance, whatever others of the same agent there are.
         """
         return self._running.mailbox.request(
             address_of(to, instance), payload, timeout=timeout, type=type, priority=priority, **fields
@@ -309,7 +310,7 @@ class Agent:
         """Join handlers and `link` in the running loop."""
         if self._life is not None:
             raise RuntimeError(f"agent {self.name} runs already")
-        mailbox = Mailbox(link, self._message_handlers, self._topic_handlers)
+        mailbox = Mailbox(link, self._message_handlers, self._topic_handlers, instance=self.instance)
         loop = asyncio.get_running_loop()
         runner = Runner(self.name, self._handlers, link, mailbox, slots=self.slots, loop=loop)
         self._life = Life(link, mailbox, runner, loop)

@@ -50,6 +50,7 @@ def to_cloudevent(envelope: Envelope) -> dict[str, Any]:
         "musterttl": None if envelope.ttl is None else round(envelope.ttl * 1000),
         "mustersequence": str(envelope.sequence_number) if envelope.sequence_number else "",
         "musterrequiresreceiver": envelope.requires_receiver or None,
+        "musterreplyinstance": envelope.reply_instance,
     }
     event |= {name: value for name, value in optional.items() if value not in (None, "")}
     if envelope.retry_max is not None:
@@ -80,6 +81,7 @@ def from_cloudevent(event: Mapping[str, Any]) -> Envelope:
         tracestate=_text(event, "tracestate"),
         collaboration_id=_text(event, "mustercollaborationid"),
         requires_receiver=_flag(event, "musterrequiresreceiver", default=False),
+        reply_instance=_text(event, "musterreplyinstance"),
         sender=_text(event, "source", required=True).removeprefix(SOURCE_PREFIX),
         address=_text(event, "musteraddress"),
         accepted_time=_time(event),

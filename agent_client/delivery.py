@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from agent_client.core.addresses import topic_of
+from agent_client.core.addresses import address_of, topic_of
 from agent_client.core.delivery_queue import DeliveryQueue
 from agent_client.core.inbox import Verdict
 from agent_client.core.vocabulary import REPLY_TYPES, MessageType, Priority
@@ -148,11 +148,12 @@ class Delivery:
     def reply(self, payload: Any, *, type: MessageType | str | None = None) -> Pending[Receipt]:  # noqa: A002  # as in send
         """Answer the sender under the same correlation id, in the same lane.
 
-        The answer to a request lives no longer than the request would have.
+        The answer to a request goes to the instance that asked, and lives no longer than the request would
+        have; that to any other message goes to any instance of its sender.
         """
         envelope = self._delivered.envelope
         return self._mailbox.send(
-            self.sender,
+            address_of(self.sender, envelope.reply_instance),
             payload,
             type=type or REPLY_TYPES.get(self.type, self.type),
             priority=self.priority,

@@ -78,6 +78,8 @@ class Envelope(NamedTuple):
     collaboration_id: str = ""
     # Whether it is refused when nobody would get it.
     requires_receiver: bool = False
+    # The instance of the sender that a reply is for; empty: any.
+    reply_instance: str = ""
     # Set by the broker. `address` is what the sender wrote, when it was none of a single receiver.
     sender: str = ""
     address: str = ""

@@ -35,8 +35,12 @@ class Mailbox:
         link: Link,
         handlers: dict[MessageType | None, Handler],
         topic_handlers: dict[str, Handler] | None = None,
+        *,
+        instance: str = "",
     ) -> None:
         self.link = link
+        # Who is to get the replies to its requests.
+        self._instance = instance
         self._handlers = handlers
         # By pattern, in the order of their declaration.
         self._topic_handlers = topic_handlers or {}
@@ -122,7 +126,15 @@ class Mailbox:
         try:
             # Nobody needs it when the requester has given up.
             ttl = max(timeout, TTL_S_MIN)
-            self.send(to, payload, correlation_id=correlation_id, ttl=ttl, accepted=SentRequest(reply), **how)
+            self.send(
+                to,
+                payload,
+                correlation_id=correlation_id,
+                ttl=ttl,
+                reply_instance=self._instance,
+                accepted=SentRequest(reply),
+                **how,
+            )
         except MusterError:
             self.forget_request(correlation_id, late=False)
             raise

@@ -108,6 +108,7 @@ _RARE_FIELDS = (
     "tracestate",
     "collaboration_id",
     "requires_receiver",
+    "reply_instance",
 )
 
 
@@ -286,6 +287,7 @@ def envelope_from_proto(message: envelope_pb2.Envelope) -> Envelope:
             message.tracestate,
             message.collaboration_id,
             message.requires_receiver,
+            message.reply_instance,
             message.sender_id,
             message.address,
             moment(message.accepted_time),

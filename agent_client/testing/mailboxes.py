@@ -15,8 +15,6 @@ from agent_client.link import Delivered, Envelope, Receipt, Sink
 RETRY_MAX_DEFAULT = 3
 _SEGMENT = r"(?:[A-Za-z0-9_-]+|\*)"
 _PATTERN = re.compile(rf"(?:{_SEGMENT}\.){{0,7}}(?:{_SEGMENT}|\*\*)")
-# Every agent of the plane in memory has this one instance.
-INSTANCE = "0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +51,7 @@ class Mailboxes:
         # Receivers that take deliveries; others' messages wait.
         self._open: dict[str, Sink] = {}
         self._mail: dict[str, dict[Key, _Mail]] = {}
+        self._instances: dict[str, str] = {}
         self._numbers: dict[tuple[str, str, str], int] = {}
         self._seen: dict[Key, tuple[Envelope, Receipt]] = {}
         # Patterns by owner.
@@ -60,9 +59,10 @@ class Mailboxes:
         self.accepted: list[Envelope] = []
         self.dead_letters: list[DeadLetter] = []
 
-    def add(self, name: str) -> None:
-        """Give an agent a mailbox."""
+    def add(self, name: str, instance: str) -> None:
+        """Give an agent, which has this one instance, a mailbox."""
         self._mail.setdefault(name, {})
+        self._instances[name] = instance
 
     def close(self, name: str) -> None:
         """An agent left: what was not decided waits for it."""
@@ -119,7 +119,7 @@ class Mailboxes:
             name, instance = split_instance(address)
             if name not in self._mail:
                 raise NotFoundError(f"no agent {name!r} is registered", reason="AGENT_NOT_FOUND")
-            if instance not in {"", INSTANCE}:
+            if instance not in {"", self._instances[name]}:
                 raise NotFoundError(f"{name} has no instance {instance!r}", reason="RECEIVER_NOT_FOUND")
             return [address]
         if topic := topic_of(address):

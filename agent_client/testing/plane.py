@@ -51,7 +51,7 @@ class InMemoryPlane:
             seat = Seat(self._engine, agent)
             with self._engine.lock:
                 self._engine.seats[agent.name] = seat
-                self._engine.post.add(agent.name)
+                self._engine.post.add(agent.name, agent.instance)
             agent.attach(seat)
         self._engine.place()
 

@@ -343,6 +343,18 @@ def test_nobody_says_for_the_broker_what_was_written() -> None:
     assert refused.error.violations[0].field == "sends[0].address"
 
 
+@pytest.mark.parametrize("instance", ["north", "0", "a" * 64])
+def test_a_reply_may_be_for_one_instance(instance: str) -> None:
+    assert isinstance(read(good(reply_instance=instance)), Draft)
+
+
+@pytest.mark.parametrize("instance", ["a b", "x#y", "a" * 65])
+def test_what_names_no_instance_can_get_no_reply(instance: str) -> None:
+    refused = read(good(reply_instance=instance))
+    assert isinstance(refused, RefusedDraft)
+    assert refused.error.violations[0].field == "sends[0].reply_instance"
+
+
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 

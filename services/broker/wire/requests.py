@@ -98,6 +98,7 @@ def read_envelope(
         and len(envelope.causation_id) <= ID_BYTES_MAX
         and len(envelope.collaboration_id) <= ID_BYTES_MAX
         and not envelope.address
+        and (not envelope.reply_instance or _is_name(envelope.reply_instance))
         and (not traced or _is_trace(envelope.traceparent, envelope.tracestate))
         and len(payload.content_type) <= CONTENT_TYPE_BYTES_MAX
     ):
@@ -142,6 +143,11 @@ def _fault(envelope: envelope_pb2.Envelope, index: int, address: str, terms: Ter
         ("causation_id", len(envelope.causation_id) <= ID_BYTES_MAX, "at most 64 bytes"),
         ("collaboration_id", len(envelope.collaboration_id) <= ID_BYTES_MAX, "at most 64 bytes"),
         ("address", not envelope.address, "set by the broker: write it into receiver_id"),
+        (
+            "reply_instance",
+            not envelope.reply_instance or NAME_64.match(envelope.reply_instance),
+            "an instance_id, 1 to 64 bytes of [A-Za-z0-9._-], or empty",
+        ),
         ("traceparent", _is_trace(envelope.traceparent, ""), "empty, or as W3C Trace Context has it"),
         (
             "tracestate",

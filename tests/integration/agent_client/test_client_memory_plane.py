@@ -194,7 +194,7 @@ async def test_messages_reach_handlers_readers_and_requesters(eventually: Eventu
         assert (await plane.submit({"tasks": [task("t", "look")]}))["t"] == "yes, please"
         await eventually(lambda: len(heard) == 2)
         assert heard == [("scout", "one", 1), ("scout", "two", 2)]
-        assert [envelope.receiver for envelope in plane.messages] == ["chief", "chief", "chief", "scout"]
+        assert [envelope.receiver for envelope in plane.messages] == ["chief", "chief", "chief", "scout#0"]
         await chief.send("scout", "kept until somebody reads")
         messages = scout.messages()
         delivery = await anext(messages)

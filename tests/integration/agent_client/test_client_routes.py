@@ -194,8 +194,10 @@ async def test_an_envelope_has_every_field_that_a_sender_sets(plane: FakePlane, 
             traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01",
             tracestate="vendor=1",
             requires_receiver=True,
+            reply_instance="north",
         )
     (stored,) = plane.broker.stored
+    assert stored.reply_instance == "north"
     assert (stored.retry_max, stored.requires_ack, stored.requires_receiver) == (7, False, True)
     assert (stored.collaboration_id, stored.causation_id, stored.tracestate) == ("c", "cause", "vendor=1")
     assert stored.message_type == envelope_pb2.MESSAGE_TYPE_STATUS_UPDATE
@@ -208,8 +210,29 @@ async def test_one_instance_is_written_to_by_its_name(plane: FakePlane, agent: A
         assert [one.receiver_id for one in plane.broker.stored] == ["beta", "beta#north"]
 
 
+async def test_a_reply_goes_to_the_instance_that_asked(plane: FakePlane, eventually: Eventually) -> None:
+    agent = Agent("field-1", ["plan"], instance="north", home=plane.home)
+
+    @agent.on_message()
+    async def answer(delivery: Delivery) -> str:
+        return "yes"
+
+    async with agent:
+        await agent.wait_ready()
+        asking = agent.request("other", 1, timeout=10)
+        await eventually(lambda: plane.broker.stored)
+        assert plane.broker.stored[0].reply_instance == "north"
+        plane.deliver(1, "m1", correlation_id=plane.broker.stored[0].correlation_id)
+        assert await asking is not None
+        plane.deliver(2, "m2", correlation_id="q", reply_instance="south")
+        plane.deliver(3, "m3", correlation_id="q")
+        await eventually(lambda: len(plane.broker.stored) == 3)
+    # Who asked without saying from where is answered as a whole.
+    assert [one.receiver_id for one in plane.broker.stored] == ["other", "other#south", "other"]
+
+
 async def test_in_memory_each_agent_has_one_instance() -> None:
-    first, second = Agent("first"), Agent("second")
+    first, second = Agent("first", instance="north"), Agent("second")
     got: list[Any] = []
     both = asyncio.Event()
 
@@ -228,6 +251,7 @@ async def test_in_memory_each_agent_has_one_instance() -> None:
             await first.send("second", 1, instance="9")
         await first.send("second", 2, instance=second.instance)
         await asyncio.wait_for(both.wait(), 10)
-        # The reply comes from the agent, whichever instance was asked.
+        # The reply comes from the agent, whichever instance was asked, to the instance that did.
         assert await first.request("second", 3, instance="0") == "mine"
+        assert plane.messages[-1].receiver == "first#north"
     assert got == [2]

@@ -41,6 +41,7 @@ ENVELOPES = st.builds(
     tracestate=TEXT,
     collaboration_id=TEXT,
     requires_receiver=st.booleans(),
+    reply_instance=TEXT,
     sender=NAME,
     address=TEXT,
     accepted_time=st.none() | st.datetimes(datetime(2000, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001
@@ -117,6 +118,7 @@ FULL = Envelope(
     tracestate="s",
     collaboration_id="e",
     requires_receiver=True,
+    reply_instance="north",
     sender="a",
     address="topic/x",
     sequence_number=1,

@@ -84,6 +84,7 @@ class Envelope(_message.Message):
     TRACESTATE_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     REQUIRES_RECEIVER_FIELD_NUMBER: _builtins.int
+    REPLY_INSTANCE_FIELD_NUMBER: _builtins.int
     message_id: _builtins.str
     """Unique per sender, 1 to 64 bytes of [A-Za-z0-9._-]. Set by the sender. The same id with the same
     content is stored once; with other content it is refused with REQUEST_ID_REUSED.
@@ -130,6 +131,10 @@ class Envelope(_message.Message):
     """True: refused with RECEIVER_NOT_FOUND when a topic has no other subscriber or a collaboration no other
     member. False: it is accepted then, for nobody. Set by the sender.
     """
+    reply_instance: _builtins.str
+    """Which instance of the sender a reply is for, 1 to 64 bytes of [A-Za-z0-9._-]; empty: any. A replier sends
+    to "<sender_id>#<reply_instance>" then, which needs the feature "instances". Set by the sender.
+    """
     @_builtins.property
     def payload(self) -> _payload_pb2.Payload:
         """At most 65,536 bytes. Set by the sender."""
@@ -164,10 +169,11 @@ class Envelope(_message.Message):
         tracestate: _builtins.str = ...,
         address: _builtins.str = ...,
         requires_receiver: _builtins.bool = ...,
+        reply_instance: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_retry_max", b"_retry_max", "accepted_time", b"accepted_time", "payload", b"payload", "retry_max", b"retry_max", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_max", b"_retry_max", "accepted_time", b"accepted_time", "address", b"address", "causation_id", b"causation_id", "collaboration_id", b"collaboration_id", "correlation_id", b"correlation_id", "message_id", b"message_id", "message_type", b"message_type", "payload", b"payload", "priority", b"priority", "receiver_id", b"receiver_id", "requires_ack", b"requires_ack", "requires_receiver", b"requires_receiver", "retry_count", b"retry_count", "retry_max", b"retry_max", "sender_id", b"sender_id", "sequence_number", b"sequence_number", "traceparent", b"traceparent", "tracestate", b"tracestate", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_max", b"_retry_max", "accepted_time", b"accepted_time", "address", b"address", "causation_id", b"causation_id", "collaboration_id", b"collaboration_id", "correlation_id", b"correlation_id", "message_id", b"message_id", "message_type", b"message_type", "payload", b"payload", "priority", b"priority", "receiver_id", b"receiver_id", "reply_instance", b"reply_instance", "requires_ack", b"requires_ack", "requires_receiver", b"requires_receiver", "retry_count", b"retry_count", "retry_max", b"retry_max", "sender_id", b"sender_id", "sequence_number", b"sequence_number", "traceparent", b"traceparent", "tracestate", b"tracestate", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__retry_max: _TypeAlias = _typing.Literal["retry_max"]  # noqa: Y015
     _WhichOneofArgType__retry_max: _TypeAlias = _typing.Literal["_retry_max", b"_retry_max"]  # noqa: Y015
