@@ -57,7 +57,7 @@ class SchedulerApp:
             SchedulerMetrics(metrics),
             config.settings,
             config.replica_id,
-            DriverLimits(config.batch_events_max, config.queue_max),
+            DriverLimits(config.batch_events_max, config.queue_max, config.audit_group_max),
             self._planner,
         )
         election = EtcdElection(

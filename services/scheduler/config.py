@@ -129,6 +129,11 @@ class SchedulerConfig(ServiceConfig):
     )
     batch_events_max: int = knob(2_048, "Events in one batch: bounds the time between two commits.")
     queue_max: int = knob(8_192, "Events that wait for the next batch; then streams are not read.")
+    audit_group_max: int = knob(
+        128,
+        "Operations of one commit that one audit entry records, at most 1,024: with more, readers of one are"
+        " sent much that they did not ask for.",
+    )
     submissions_max: int = knob(4_096, "Submissions of one stream that wait for their answer.")
     watcher_events_max: int = knob(
         4_096, "Events that wait for a slow watcher; then it gets a gap and a snapshot."
@@ -158,6 +163,8 @@ class SchedulerConfig(ServiceConfig):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
+        if not 1 <= self.audit_group_max <= 1_024:
+            raise ValueError(f"audit_group_max must be 1 to 1,024, not {self.audit_group_max}")
         if self.scheduling_policy not in (*SchedulingPolicy.__members__, ADAPTIVE):
             known = ", ".join(SchedulingPolicy.__members__)
             raise ValueError(f"scheduling_policy must be one of {known}, {ADAPTIVE}")

@@ -39,6 +39,7 @@ from services.scheduler.core.events import (
 )
 from services.scheduler.core.planning.rolling import places_of
 from services.scheduler.core.state import SchedulerState
+from services.scheduler.entries import together
 from services.scheduler.inbox import Inbox, Query, settle
 from services.scheduler.metrics import SchedulerMetrics
 from services.scheduler.planner import Planner
@@ -58,6 +59,7 @@ class DriverLimits:
 
     batch_events_max: int = 2_048
     queue_max: int = 8_192
+    audit_group_max: int = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,7 @@ class Driver(Inbox):
                 written = LocksWritten(f"commit-{self._next()}", locks)
                 now, self._carried = split_written(self._state.handle(written, self._clock.now()))
                 granted = sort(now)
-                await self._outbox.record(granted.entries)
+                await self._record(granted.entries)
                 found.sends += granted.sends
         except LeadershipLostError:
             self._queries = queries + self._queries
@@ -224,12 +226,12 @@ class Driver(Inbox):
     async def _commit(self, found: Sorted) -> tuple[LockWritten, ...]:
         """Make a batch and its entries durable; raises `LeadershipLostError` when it is not ours to write."""
         if found.batch.empty:
-            await self._outbox.record(found.entries)
+            await self._record(found.entries)
             return ()
         loop, metrics = asyncio.get_running_loop(), self.metrics
         started = loop.time()
         # Side by side: the slower of the two is what a batch costs.
-        recording = asyncio.create_task(self._outbox.record(found.entries), name="record")
+        recording = asyncio.create_task(self._record(found.entries), name="record")
         try:
             locks = await self._commit_until_known(found.batch)
         finally:
@@ -240,6 +242,9 @@ class Driver(Inbox):
         metrics.commit_seconds.observe(loop.time() - started)
         metrics.commit_writes.observe(found.batch.size)
         return locks
+
+    async def _record(self, entries: Sequence[EntryDraft]) -> None:
+        await self._outbox.record(together(entries, self._parts.limits.audit_group_max))
 
     async def _commit_until_known(self, batch: Batch) -> tuple[LockWritten, ...]:
         """Commit the same batch until it is known to be there, or to be another leader's business.

@@ -14,6 +14,7 @@ from muster.audit.v1 import entry_pb2
 
 from agent_client import Agent, Client, Delivery, Task
 from agent_client.client import Collaboration
+from agent_client.operations import operations
 from agent_client.verify import LogVerification, VerifierKey, verify_checkpoint
 from services.common.rpc.channel import make_channel
 from tests.e2e.raw_calls import stub
@@ -125,9 +126,10 @@ async def test_the_log_is_whole_after_audit_was_killed_while_entries_flow(
 
         async def all_ends_are_logged() -> object:
             ended = {
-                one.entry.collaboration_id
+                told.collaboration_id
                 for one in await logged(cluster)
-                if one.entry.operation.startswith("collaboration.complete")
+                for told in operations(one.entry)
+                if told.operation.startswith("collaboration.complete")
             }
             return ended >= {one.id for one in collaborations}
 
