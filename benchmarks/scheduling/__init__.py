@@ -17,6 +17,7 @@ from types import ModuleType
 
 from benchmarks.machine import commit, machine
 from benchmarks.programs import ROOT
+from benchmarks.scheduling.kept import Kept
 from benchmarks.scheduling.options import Options
 from benchmarks.scheduling.picture import gantt
 from benchmarks.turns import say
@@ -56,6 +57,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--seconds", type=float, help="budget of a plan, for 100 tasks in S1 (default: each figure's own)"
     )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FILE",
+        help="write down each case of S1 and S2 as it is measured, and measure none that is there: a run that"
+        " was stopped goes on where it was",
+    )
     parser.add_argument("--gantt", type=Path, metavar="FILE", help="only draw the chart of the document")
     parser.add_argument("--directory", type=Path, help="where data goes while it runs (default: $TMPDIR)")
     parsed = parser.parse_args(arguments)
@@ -68,7 +76,9 @@ def main(arguments: Sequence[str]) -> int:
         parsed.gantt.write_text(gantt(parsed.data), encoding="utf-8")
         return 0
     with tempfile.TemporaryDirectory(prefix="muster-bench-", dir=parsed.directory) as folder:
-        options = Options(parsed.data, parsed.quick, Path(folder), parsed.draws, parsed.seconds)
+        options = Options(
+            parsed.data, parsed.quick, Path(folder), parsed.draws, parsed.seconds, Kept(parsed.keep)
+        )
         where, what = machine(options.directory), commit()
         for name in wanted:
             say(f"{name}: {(known[name].__doc__ or '').splitlines()[0]}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from benchmarks.scheduling.kept import Kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,3 +21,5 @@ class Options:
     #: Fleets drawn for each cell, and the budget in seconds of the figures that have one; None: their own.
     draws: int | None = None
     seconds: float | None = None
+    #: What earlier runs measured, of the figures that take long.
+    kept: Kept = field(default_factory=lambda: Kept(None))

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from benchmarks.figures import Figure, Param
+from benchmarks.programs import ROOT
+from benchmarks.scheduling import workflows
 from benchmarks.scheduling.budget import cpu_seconds
+from benchmarks.scheduling.kept import Kept, Values, fingerprint
 from benchmarks.scheduling.options import Options
-from benchmarks.scheduling.workflows import load_all, on_fleet
+from benchmarks.scheduling.workflows import Workflow, load_all, on_fleet
 from benchmarks.turns import say
 from services.scheduler.core.planning.portfolio import CLASSICS
 from services.scheduler.core.planning.problem import Problem
@@ -24,6 +28,7 @@ from services.scheduler.core.planning.validate import check
 FLEETS, RATIOS, DRAWS = (4, 16), (0.1, 1.0), 5
 # The budget, in seconds for 100 tasks.
 SECONDS, SECONDS_QUICK = 2.0, 0.2
+PLANNERS = ROOT / "services" / "scheduler" / "core" / "planning"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +45,15 @@ def run(options: Options) -> Iterator[Figure]:
     """Measure every cell; with `quick` on one fleet each, and with a tenth of the budget."""
     seconds = options.seconds or (SECONDS_QUICK if options.quick else SECONDS)
     draws = options.draws or (1 if options.quick else DRAWS)
+    code = fingerprint(PLANNERS, Path(workflows.__file__))
     cells: list[Makespans] = []
     for workflow in load_all(options.data / "wfinstances"):
         for agents in FLEETS:
             for ratio in RATIOS:
-                drawn = [on_fleet(workflow, agents, ratio, draw) for draw in range(draws)]
-                found = [measured(problem, seconds) for problem in drawn]
+                found = [
+                    _once(options.kept, code, seconds, (workflow, agents, ratio, draw))
+                    for draw in range(draws)
+                ]
                 cells.append(_mean_of(found))
                 cell = cells[-1]
                 say(
@@ -60,6 +68,7 @@ def run(options: Options) -> Iterator[Figure]:
         "worst_cell": round(max(cell.ours for cell in cells), 4),
         "best_cell": round(min(cell.ours for cell in cells), 4),
         "lower_bound": round(mean(cell.bound for cell in cells), 4),
+        "planner": code,
     }
     ours = mean(cell.ours for cell in cells)
     rows = {
@@ -70,6 +79,16 @@ def run(options: Options) -> Iterator[Figure]:
     for peer, value in rows.items():
         name = "makespan of the plan, geometric mean of cells, as a share of HEFT's"
         yield Figure("S1", name, ours, "of HEFT", peer, value, more_is_better=False, params=params)
+
+
+def _once(kept: Kept, code: str, seconds: float, case: tuple[Workflow, int, float, int]) -> Makespans:
+    workflow, agents, ratio, draw = case
+
+    def measure() -> Values:
+        return asdict(measured(on_fleet(workflow, agents, ratio, draw), seconds))
+
+    found = kept.once(("S1", workflow.name, agents, ratio, draw, seconds, code), measure)
+    return Makespans(*(float(found[name] or 0) for name in ("ours", "cpop", "classics", "bound")))
 
 
 def measured(problem: Problem, seconds: float) -> Makespans:

@@ -7,20 +7,30 @@ that all its time goes into proving; where it proves nothing in its time, the ga
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 
 from benchmarks.figures import Figure, Param
+from benchmarks.scheduling import workflows
 from benchmarks.scheduling.budget import cpu_seconds
 from benchmarks.scheduling.cpsat import WORKERS, Solved, solve
+from benchmarks.scheduling.kept import Kept, Values, fingerprint
 from benchmarks.scheduling.options import Options
+from benchmarks.scheduling.s1_makespan import PLANNERS
 from benchmarks.scheduling.workflows import load_all, on_fleet
 from benchmarks.turns import MissingPeerError, say
 from services.scheduler.core.planning.lists import cpop, heft
+from services.scheduler.core.planning.problem import Problem
 from services.scheduler.core.planning.search import plan
 from services.scheduler.core.planning.validate import check
 
 FLEETS, RATIOS, DRAWS = (3, 8), (0.1, 1.0), 2
 SECONDS = 1.0
 CPSAT_SECONDS, CPSAT_SECONDS_QUICK = 60.0, 5.0
+SOURCES = (PLANNERS, Path(workflows.__file__))
+
+#: What a case is kept under: figure, workflow, agents, ratio, draw, budget, code.
+Key = tuple[str, str, int, float, int, float, str]
 
 
 def run(options: Options) -> Iterator[Figure]:
@@ -36,19 +46,14 @@ def run(options: Options) -> Iterator[Figure]:
     ]
     problems = [on_fleet(*case) for case in cases]
     budget_s = options.seconds or SECONDS
-    found = [plan(problem, cpu_seconds(budget_s)) for problem in problems]
-    for problem, one in zip(problems, found, strict=True):
-        check(problem, one.schedule)
-    ours = [one.schedule.makespan_ms for one in found]
-    solved: list[Solved] = []
+    keys = [("S2", case[0].name, *case[1:], budget_s, fingerprint(*SOURCES)) for case in cases]
+    found = [
+        options.kept.once(key, partial(_planned, problem, budget_s))
+        for key, problem in zip(keys, problems, strict=True)
+    ]
+    ours = [int(one["makespan_ms"] or 0) for one in found]
     try:
-        for (workflow, agents, ratio, draw), answer in zip(
-            cases, solve(zip(problems, ours, strict=True), seconds), strict=True
-        ):
-            reached, limit = ours[len(solved)], answer.makespan_ms if answer.is_optimal else answer.bound_ms
-            kind = "optimum" if answer.is_optimal else "bound"
-            say(f"{workflow.name} × {agents}, {ratio}, {draw}: {reached} ms, {kind} {limit} ms")
-            solved.append(answer)
+        solved = _solved(options.kept, keys, list(zip(problems, ours, strict=True)), seconds)
     except MissingPeerError as error:
         say(f"CP-SAT is left out: {error}")
         return
@@ -56,7 +61,7 @@ def run(options: Options) -> Iterator[Figure]:
     optimum = {index: solved[index].makespan_ms or 0 for index in proved}
     shares = [ours[index] / optimum[index] for index in proved]
     open_gaps = [
-        100 * (ours[index] / max(answer.bound_ms, found[index].bound_ms) - 1)
+        100 * (ours[index] / max(answer.bound_ms, int(found[index]["bound_ms"] or 0)) - 1)
         for index, answer in enumerate(solved)
         if not answer.is_optimal
     ]
@@ -72,6 +77,7 @@ def run(options: Options) -> Iterator[Figure]:
         "cpu_seconds": budget_s,
         "cpsat_seconds": seconds,
         "cpsat_workers": WORKERS,
+        "planner": keys[0][-1],
     }
     name = "makespan of the plan over the optimum, mean of the cases that CP-SAT proves"
     for peer, planner in (("HEFT", heft), ("CPOP", cpop)):
@@ -80,6 +86,38 @@ def run(options: Options) -> Iterator[Figure]:
         yield Figure(
             "S2", name, _mean(shares), "of optimum", peer, _mean(others), more_is_better=False, params=more
         )
+
+
+def _planned(problem: Problem, budget_s: float) -> Values:
+    found = plan(problem, cpu_seconds(budget_s))
+    check(problem, found.schedule)
+    return {"makespan_ms": found.schedule.makespan_ms, "bound_ms": found.bound_ms}
+
+
+def _solved(
+    kept: Kept, keys: Sequence[Key], problems: Sequence[tuple[Problem, int]], seconds: float
+) -> list[Solved]:
+    """Return CP-SAT's answers, those that are kept and those that it has to look for."""
+    # What it answers depends on the makespan that it is told.
+    asked = [(*key, reached, seconds) for key, (_, reached) in zip(keys, problems, strict=True)]
+    missing = [index for index, key in enumerate(asked) if kept.find(key) is None]
+    answers = solve((problems[index] for index in missing), seconds)
+    for index, answer in zip(missing, answers, strict=True):
+        kept.keep(asked[index], answer._asdict())
+    solved = []
+    for key, (_, reached) in zip(asked, problems, strict=True):
+        values = kept.find(key) or {}
+        best = values["makespan_ms"]
+        answer = Solved(
+            None if best is None else int(best),
+            int(values["bound_ms"] or 0),
+            bool(values["is_optimal"]),
+            float(values["seconds"] or 0),
+        )
+        solved.append(answer)
+        kind, limit = ("optimum", best) if answer.is_optimal else ("bound", answer.bound_ms)
+        say(f"{key[1]} × {key[2]}, {key[3]}, {key[4]}: {reached} ms, {kind} {limit} ms")
+    return solved
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.scheduling import figures
 from benchmarks.scheduling.exhaustive import optimum_ms
+from benchmarks.scheduling.kept import Kept, Values, fingerprint
 from benchmarks.scheduling.s3_adversary import changed, first
 from benchmarks.scheduling.s8_fairness import evenness, jain
 from benchmarks.scheduling.s10_trace import (
@@ -108,3 +109,32 @@ def test_a_trace_is_filled_by_the_core_and_by_the_rules_beside_it() -> None:
         assert filled(trace, by_rule(trace, rule)) in {0.0, 1.0}
     with pytest.raises(AssertionError, match="more than it has"):
         filled(trace, [1, 1, None])
+
+
+def test_a_case_is_measured_once_and_survives_a_run_that_was_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "kept.jsonl"
+    kept, measured = Kept(path), []
+
+    def measure() -> Values:
+        measured.append(1)
+        return {"ours": 0.5, "best": None}
+
+    assert kept.once(("S1", "w", 4, 0.1), measure) == {"ours": 0.5, "best": None}
+    # Killed in the middle of a line.
+    with path.open("a", encoding="utf-8") as file:
+        file.write('[["S1", "w", 1')
+    again = Kept(path)
+    assert again.once(("S1", "w", 4, 0.1), measure) == {"ours": 0.5, "best": None}
+    assert again.find(("S1", "w", 16, 0.1)) is None
+    assert len(measured) == 1
+    again.once(("S1", "w", 16, 0.1), measure)
+    assert Kept(path).find(("S1", "w", 16, 0.1)) is not None
+
+
+def test_other_code_has_another_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("1", encoding="utf-8")
+    one = fingerprint(tmp_path)
+    (tmp_path / "a.py").write_text("2", encoding="utf-8")
+    assert one != fingerprint(tmp_path)
+    (tmp_path / "a.py").write_text("1", encoding="utf-8")
+    assert one == fingerprint(tmp_path / "a.py") == fingerprint(tmp_path)

@@ -91,6 +91,7 @@ class _Walk:
         self._now = Arrangement(problem, incumbent)
         self._now_ms = self.best_ms = self._now.makespan_ms
         self._kept = self._best = self._now.save()
+        self._critical = self._now.critical()
         self._ruin_max = max(10, min(self._tasks, _RUIN_MAX))
 
     def best(self) -> Schedule:
@@ -114,7 +115,7 @@ class _Walk:
         # Any mixture of earliest and latest starts is an order; each lets other places be seen.
         share, finish, duration, late = chance(), now.finish, now.duration, now.late
         now.sort(lambda task: share * (finish[task] - duration[task]) + (1 - share) * late[task])
-        self._kept = now.save()
+        self._kept, self._critical = now.save(), now.critical()
         if self._now_ms < self.best_ms:
             self.best_ms, self._best = self._now_ms, self._kept
 
@@ -122,7 +123,7 @@ class _Walk:
         """Return tasks that belong together: neighbours by data, by lane or on the critical path."""
         chance, now, tasks = self._random.random, self._now, self._tasks
         count = min(tasks, 1 + int(chance() ** 4 * self._ruin_max))
-        critical = now.critical()
+        critical = self._critical
         first = critical[int(chance() * len(critical))] if chance() < _CRITICAL else int(chance() * tasks)
         # A dictionary keeps the order, and so the answer.
         chosen = {first: None}
