@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from services.common.core.entries import EntryDraft
+from services.scheduler.core.course import Collaboration
 from services.scheduler.core.effects import (
     Answer,
     Assign,
@@ -23,7 +24,7 @@ from services.scheduler.core.effects import (
     SearchPlan,
     Send,
 )
-from services.scheduler.core.records import collaboration_record, spec_record, task_record
+from services.scheduler.core.records import collaboration_record, is_small, spec_record, task_record
 from services.scheduler.store import Batch
 
 
@@ -71,10 +72,12 @@ def _write(batch: Batch, effect: Effect) -> bool:
             # Its value at the end of the batch counts, so one is enough, however often it changed.
             if task.key not in batch.tasks:
                 batch.tasks[task.key] = task_record(task)
+                # Gone when it was forgotten in the same batch; then nothing is written anyway.
+                if (home := task.home()) is not None and is_small(home.submission):
+                    _write_small(batch, home)
         case SaveCollaboration(collaboration):
             if collaboration.collaboration_id not in batch.collaborations:
-                record = collaboration_record(collaboration)
-                batch.collaborations[collaboration.collaboration_id] = record
+                _write_collaboration(batch, collaboration)
         case SaveSpecs(collaboration):
             batch.specs[collaboration.collaboration_id] = spec_record(collaboration)
         case PutLock(lock):
@@ -88,6 +91,26 @@ def _write(batch: Batch, effect: Effect) -> bool:
         case _:
             return False
     return True
+
+
+def _write_collaboration(batch: Batch, collaboration: Collaboration) -> None:
+    if is_small(collaboration.submission):
+        _write_small(batch, collaboration)
+    else:
+        batch.collaborations[collaboration.collaboration_id] = collaboration_record(collaboration)
+
+
+def _write_small(batch: Batch, collaboration: Collaboration) -> None:
+    """Write all of a small collaboration; see `records.is_small`."""
+    collaboration_id = collaboration.collaboration_id
+    if collaboration_id in batch.collaborations:
+        return
+    batch.collaborations[collaboration_id] = collaboration_record(collaboration)
+    batch.specs[collaboration_id] = spec_record(collaboration)
+    for task in collaboration.tasks.values():
+        # A task that never changed has no record.
+        if task.generation:
+            batch.tasks[task.key] = task_record(task)
 
 
 def _drop_forgotten(batch: Batch) -> None:

@@ -26,7 +26,11 @@ class LeadershipLostError(Exception):
 
 @dataclass(slots=True)
 class Batch:
-    """What one commit writes: at most one value for each subject, the newest."""
+    """What one commit writes: at most one value for each subject, the newest.
+
+    Of a small collaboration (`records.is_small`) it has everything or nothing, so that a store may keep it
+    in one place.
+    """
 
     specs: dict[CollaborationId, SpecRecord] = field(default_factory=dict)
     collaborations: dict[CollaborationId, CollaborationRecord] = field(default_factory=dict)

@@ -46,11 +46,17 @@ from services.scheduler.core.model import (
 )
 from services.scheduler.core.prediction.cells import LearnedKey
 from services.scheduler.core.prediction.predictor import Predictor
-from services.scheduler.core.records import CollaborationRecord, SpecRecord, StoredLock, TaskRecord
+from services.scheduler.core.records import (
+    CollaborationRecord,
+    SpecRecord,
+    StoredCollaboration,
+    StoredLock,
+    TaskRecord,
+)
 from services.scheduler.store import Batch, LeadershipLostError, LockKeys, SchedulerStore
 from services.scheduler.stores.etcd import EtcdStore
 from services.scheduler.stores.memory import MemoryPlane, MemoryStore
-from services.scheduler.wire import specs
+from services.scheduler.wire import records, specs
 from tests.conftest import Eventually
 from tests.harness.etcd import EtcdHarness
 
@@ -233,6 +239,19 @@ async def test_an_older_leadership_writes_and_reads_nothing(world: World) -> Non
     stored = await world.another_store().load(new)
     assert [each.spec.collaboration_id for each in stored.collaborations] == [C1]
     assert not stored.locks
+
+
+async def test_a_small_collaboration_is_loaded_as_it_was_committed_last(world: World) -> None:
+    leadership = await world.lead()
+    key, record = TaskKey(C1, TaskId("t0")), spec_record(C1, count=1)
+    await world.store.commit(Batch({C1: record}, {C1: header(C1)}), leadership)
+    assert (await world.store.load(leadership)).collaborations == (
+        StoredCollaboration(record, header(C1), ()),
+    )
+    await world.store.commit(Batch({C1: record}, {C1: header(C1, 5)}, {key: task_record()}), leadership)
+    assert (await world.another_store().load(await world.lead())).collaborations == (
+        StoredCollaboration(record, header(C1, 5), (task_record(),)),
+    )
 
 
 async def test_a_large_collaboration_is_committed_in_parts(world: World) -> None:
@@ -432,6 +451,29 @@ async def test_on_etcd_keys_are_where_the_proto_says(etcd_client: EtcdClient, et
     assert key.create_revision == written.revision
     assert key.lease_id
     assert b'"agent":"field-1"' in key.value
+    await world.resign()
+
+
+async def test_on_etcd_a_small_collaboration_is_one_key_and_follows_what_an_older_version_kept(
+    etcd_client: EtcdClient, etcd_prefix: str
+) -> None:
+    world, raw = EtcdWorld(etcd_client, etcd_prefix), Raw(etcd_client, etcd_prefix)
+    leadership = await world.lead()
+    key, record = TaskKey(C1, TaskId("t0")), spec_record(C1, count=1)
+    # As it was kept before: each half of the task in a key of its own, without which nothing is known.
+    await etcd_client.put(f"{etcd_prefix}/tasks/c-1/spec/00000", records.encode_specs(record)[0])
+    await etcd_client.put(f"{etcd_prefix}/tasks/c-1/state/t0", records.encode_task(task_record()))
+    await etcd_client.put(f"{etcd_prefix}/collaborations/c-1", records.encode_collaboration(header(C1)))
+    before = StoredCollaboration(record, header(C1), (task_record(),))
+    assert (await world.store.load(leadership)).collaborations == (before,)
+    done = task_record(state=TaskState.SUCCEEDED, result=Payload("a/b", b"x"), end_time=Instant(70))
+    await world.store.commit(Batch({C1: record}, {C1: header(C1, 9)}, {key: done}), leadership)
+    after = StoredCollaboration(record, header(C1, 9), (done,))
+    assert (await world.store.load(leadership)).collaborations == (after,)
+    await world.store.commit(Batch({C2: spec_record(C2, count=1)}, {C2: header(C2)}), leadership)
+    assert [name for name in await raw.keys() if "c-2" in name] == ["/collaborations/c-2"]
+    await world.store.commit(Batch(forgotten={C1: None, C2: None}), leadership)
+    assert await raw.keys() == []
     await world.resign()
 
 

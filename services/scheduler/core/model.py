@@ -322,3 +322,5 @@ class Submission:
     spec: CollaborationSpec
     #: SHA-256 of the deterministic wire form of the spec: tells a repeated request from a reused id.
     content_hash: bytes = b""
+    #: All but the tasks as the store keeps it, made once and never read by the core; empty when not made.
+    encoded: bytes = field(default=b"", compare=False, repr=False)

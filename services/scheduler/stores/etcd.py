@@ -81,8 +81,11 @@ class EtcdStore:
         collaboration_id = CollaborationId(header.key.removeprefix(self._layout.collaborations))
         parts: list[bytes] = []
         tasks: list[TaskRecord] = []
+        keys = below.pop(collaboration_id, ())
         try:
-            for kv in below.pop(collaboration_id, ()):
+            if (small := records.decode_small(collaboration_id, header.value)) is not None:
+                return small
+            for kv in keys:
                 parsed = self._layout.parse_task(kv.key)
                 if parsed is not None and parsed[1] == "spec":
                     parts.append(kv.value)

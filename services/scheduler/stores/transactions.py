@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from services.common.core.ids import CollaborationId
 from services.common.etcd.ops import TXN_OPERATIONS_MAX, Delete, Get, Operation, Put
 from services.scheduler.core.model import InstanceKey, TaskKey
-from services.scheduler.core.records import StoredLock
+from services.scheduler.core.records import SpecRecord, StoredLock, is_small
 from services.scheduler.store import Batch
 from services.scheduler.stores.layout import Layout
 from services.scheduler.wire import learned, records
@@ -87,16 +87,27 @@ def cut(batch: Batch, layout: Layout, leases: Mapping[InstanceKey, int]) -> list
 def _by_collaboration(batch: Batch, layout: Layout) -> dict[CollaborationId, list[Operation]]:
     """Return each collaboration's writes in their order: specifications, tasks, itself."""
     writes: dict[CollaborationId, list[Operation]] = {}
+    small: dict[CollaborationId, SpecRecord] = {}
     for collaboration_id, spec in batch.specs.items():
+        if is_small(spec.submission) and collaboration_id in batch.collaborations:
+            small[collaboration_id] = spec
+            continue
         writes[collaboration_id] = [
             Put(layout.spec(collaboration_id, number), part)
             for number, part in enumerate(records.encode_specs(spec))
         ]
     for key, task in batch.tasks.items():
-        put = Put(layout.task(*key), records.encode_task(task))
-        writes.setdefault(key.collaboration_id, []).append(put)
+        if key.collaboration_id not in small:
+            put = Put(layout.task(*key), records.encode_task(task))
+            writes.setdefault(key.collaboration_id, []).append(put)
     for collaboration_id, record in batch.collaborations.items():
-        put = Put(layout.collaboration(collaboration_id), records.encode_collaboration(record))
+        known = small.get(collaboration_id)
+        if known is None:
+            value = records.encode_collaboration(record)
+        else:
+            only = TaskKey(collaboration_id, known.submission.spec.tasks[0].task_id)
+            value = records.encode_small(known, record, batch.tasks.get(only))
+        put = Put(layout.collaboration(collaboration_id), value)
         writes.setdefault(collaboration_id, []).append(put)
     for collaboration_id in batch.forgotten:
         writes[collaboration_id] = [
@@ -118,14 +129,28 @@ def _append_locking(
     lane: Lane,
     layout: Layout,
     leases: Mapping[InstanceKey, int],
-    operations: Iterable[Operation],
+    operations: Sequence[Operation],
     locks: Mapping[TaskKey, list[StoredLock]],
 ) -> None:
-    """Append one collaboration's writes, each task's together with the locks of its attempt."""
-    waiting = {layout.task(*key): rows for key, rows in locks.items()}
+    """Append one collaboration's writes, each task's together with the locks that its attempt claims.
+
+    What the code of attempts has taken follows request by request: there may be any number of them.
+    """
+    # Of a small collaboration one record has its task, too.
+    alone = operations[0].key if len(operations) == 1 else ""
+    declared: dict[str, list[StoredLock]] = {}
+    taken: dict[str, list[StoredLock]] = {}
+    for key, rows in locks.items():
+        name = layout.collaboration(key.collaboration_id) if len(locks) == 1 else ""
+        name = name if name == alone else layout.task(*key)
+        for row in rows:
+            if row.declared:
+                declared.setdefault(name, []).append(row)
+            else:
+                taken.setdefault(row.claim_id, []).append(row)
     for operation in operations:
-        _append_locks(lane, layout, leases, [operation], waiting.pop(operation.key, []))
-    for rows in waiting.values():
+        _append_locks(lane, layout, leases, [operation], declared.pop(operation.key, []))
+    for rows in (*declared.values(), *taken.values()):
         _append_locks(lane, layout, leases, [], rows)
 
 

@@ -11,10 +11,9 @@ from muster.scheduler.v1 import task_pb2 as task_pb
 from services.common.core.fencing import FencingToken
 from services.common.core.ids import AgentId, CollaborationId, InstanceId, RequestId, ResourceName, TaskId
 from services.common.core.instants import Instant
-from services.common.protobuf import tag, varint
+from services.common.protobuf import block, scalar, tag, varint
 from services.scheduler.core.course import Attempt, Predicted, Savepoint, Trial
 from services.scheduler.core.model import (
-    ALIKE,
     AttemptRef,
     AttemptState,
     CollaborationState,
@@ -27,13 +26,24 @@ from services.scheduler.core.model import (
     TaskSpec,
     TaskState,
 )
-from services.scheduler.core.records import CollaborationRecord, SpecRecord, StoredLock, TaskRecord
+from services.scheduler.core.records import (
+    CollaborationRecord,
+    SpecRecord,
+    StoredCollaboration,
+    StoredLock,
+    TaskRecord,
+)
 from services.scheduler.core.running.deadlines import DeadlineWarning
 from services.scheduler.wire import specs, values
 
 #: Bytes of task specifications in one record: well below etcd's limit for a request, with room for others.
 SPEC_BYTES_MAX = 256 * 1024
 _TASKS = tag(record_pb.SpecRecord.TASKS_FIELD_NUMBER)
+_SUBMISSION = record_pb.SpecRecord.SUBMISSION_FIELD_NUMBER
+_SUBMIT_MS = record_pb.SubmissionRecord.SUBMIT_MS_FIELD_NUMBER
+_ARRIVAL = record_pb.SubmissionRecord.ARRIVAL_FIELD_NUMBER
+_SPEC = record_pb.CollaborationRecord.SPEC_FIELD_NUMBER
+_TASK = record_pb.CollaborationRecord.TASK_FIELD_NUMBER
 
 
 def encode_collaboration(record: CollaborationRecord) -> bytes:
@@ -60,7 +70,12 @@ def encode_collaboration(record: CollaborationRecord) -> bytes:
 
 def decode_collaboration(collaboration_id: CollaborationId, raw: bytes) -> CollaborationRecord:
     """Return a collaboration's mutable half."""
-    message = record_pb.CollaborationRecord.FromString(raw)
+    return _collaboration(collaboration_id, record_pb.CollaborationRecord.FromString(raw))
+
+
+def _collaboration(
+    collaboration_id: CollaborationId, message: record_pb.CollaborationRecord
+) -> CollaborationRecord:
     return CollaborationRecord(
         collaboration_id,
         CollaborationState(message.state),
@@ -85,29 +100,12 @@ def decode_collaboration(collaboration_id: CollaborationId, raw: bytes) -> Colla
 def encode_specs(record: SpecRecord) -> list[bytes]:
     """Return a collaboration's immutable half in parts."""
     submission = record.submission
-    spec = submission.spec
-    first = record_pb.SpecRecord()
-    header = first.submission
-    header.requester = submission.requester
-    header.request_id = submission.request_id
-    header.content_hash = submission.content_hash
-    header.submit_ms = record.submit_time
-    header.arrival = record.arrival
-    header.spec.name = spec.name
-    header.spec.collaboration_type = spec.collaboration_type
-    header.spec.priority = spec.priority  # type: ignore[assignment]  # the numbers are the proto's
-    values.put_time(header.spec.deadline, spec.deadline)
-    header.spec.unknown_skill_policy = spec.unknown_skill_policy  # type: ignore[assignment]  # as above
-    header.spec.coordinator_agent = spec.coordinator_agent
-    values.put_payload(header.spec.shared_context, spec.shared_context)
-    if spec.policy is not None:
-        header.spec.scheduling_policy = spec.policy  # type: ignore[assignment]  # the numbers are the proto's
-    if spec.weights != ALIKE:
-        values.put_weights(header.spec.policy_weights, spec.weights)
-    parts = [first.SerializeToString()]
-    for chunk in _chunks(spec.tasks):
-        # Concatenated encodings are the encoding of the merged message (protobuf, "Encoding": "Last One
-        # Wins"), so that a specification is serialized once in its life.
+    header = submission.encoded or specs.encode_submission(submission)
+    # Concatenated encodings are the encoding of the merged message (protobuf, "Encoding": "Last One Wins"),
+    # so that what was submitted is serialized once in its life.
+    header += scalar(_SUBMIT_MS, record.submit_time) + scalar(_ARRIVAL, record.arrival)
+    parts = [block(_SUBMISSION, header)]
+    for chunk in _chunks(submission.spec.tasks):
         fields = (_TASKS + varint(len(task.encoded)) + task.encoded for task in chunk)
         parts.append(b"".join(fields))
     if len(parts) > 1:
@@ -115,9 +113,33 @@ def encode_specs(record: SpecRecord) -> list[bytes]:
     return parts
 
 
+def encode_small(spec: SpecRecord, record: CollaborationRecord, task: TaskRecord | None) -> bytes:
+    """Return a small collaboration with all that is kept of it; `task` is None before its first change."""
+    [raw] = encode_specs(spec)
+    whole = encode_collaboration(record) + block(_SPEC, raw)
+    return whole if task is None else whole + block(_TASK, encode_task(task))
+
+
+def decode_small(collaboration_id: CollaborationId, raw: bytes) -> StoredCollaboration | None:
+    """Return a collaboration that is kept in one key; None for one of which that has only the own half."""
+    message = record_pb.CollaborationRecord.FromString(raw)
+    if not message.HasField("spec"):
+        return None
+    spec = _specs(collaboration_id, [message.spec])
+    task_id = spec.submission.spec.tasks[0].task_id
+    return StoredCollaboration(
+        spec,
+        _collaboration(collaboration_id, message),
+        (_task(task_id, message.task),) if message.HasField("task") else (),
+    )
+
+
 def decode_specs(collaboration_id: CollaborationId, parts: Sequence[bytes]) -> SpecRecord:
     """Return a collaboration's immutable half; the inverse of `encode_specs`."""
-    messages = [record_pb.SpecRecord.FromString(part) for part in parts]
+    return _specs(collaboration_id, [record_pb.SpecRecord.FromString(part) for part in parts])
+
+
+def _specs(collaboration_id: CollaborationId, messages: Sequence[record_pb.SpecRecord]) -> SpecRecord:
     tasks: list[task_pb.TaskSpec] = [task for message in messages for task in message.tasks]
     header = messages[0].submission
     submission = Submission(
@@ -175,7 +197,10 @@ def encode_task(record: TaskRecord) -> bytes:
 
 def decode_task(task_id: TaskId, raw: bytes) -> TaskRecord:
     """Return a task's mutable half."""
-    message = record_pb.TaskRecord.FromString(raw)
+    return _task(task_id, record_pb.TaskRecord.FromString(raw))
+
+
+def _task(task_id: TaskId, message: record_pb.TaskRecord) -> TaskRecord:
     return TaskRecord(
         task_id,
         TaskState(message.state),

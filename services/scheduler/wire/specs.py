@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from muster.scheduler.v1 import collaboration_pb2 as collaboration_pb
+from muster.scheduler.v1 import record_pb2 as record_pb
 from muster.scheduler.v1 import scheduler_service_pb2 as service_pb
 from muster.scheduler.v1 import task_pb2 as task_pb
 
@@ -47,12 +49,35 @@ def submission(request: service_pb.SubmitCollaborationRequest, requester: str) -
     if not request.HasField("collaboration"):
         raise invalid("collaboration", "is missing: say what is to be done")
     content = request.collaboration.SerializeToString(deterministic=True)
-    return Submission(
+    found = Submission(
         requester,
         RequestId(request.request_id),
         collaboration_spec(request.collaboration, expand(request.collaboration.tasks)),
         hashlib.sha256(content).digest(),
     )
+    return replace(found, encoded=encode_submission(found))
+
+
+def encode_submission(submission: Submission) -> bytes:
+    """Return a SubmissionRecord, as the store keeps it, without what is known when it is accepted."""
+    spec = submission.spec
+    header = record_pb.SubmissionRecord(
+        requester=submission.requester,
+        request_id=submission.request_id,
+        content_hash=submission.content_hash,
+    )
+    header.spec.name = spec.name
+    header.spec.collaboration_type = spec.collaboration_type
+    header.spec.priority = spec.priority  # type: ignore[assignment]  # the numbers are the proto's
+    values.put_time(header.spec.deadline, spec.deadline)
+    header.spec.unknown_skill_policy = spec.unknown_skill_policy  # type: ignore[assignment]  # as above
+    header.spec.coordinator_agent = spec.coordinator_agent
+    values.put_payload(header.spec.shared_context, spec.shared_context)
+    if spec.policy is not None:
+        header.spec.scheduling_policy = spec.policy  # type: ignore[assignment]  # the numbers are the proto's
+    if spec.weights != ALIKE:
+        values.put_weights(header.spec.policy_weights, spec.weights)
+    return header.SerializeToString()
 
 
 def collaboration_spec(

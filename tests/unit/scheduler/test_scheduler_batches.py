@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+from muster.scheduler.v1 import task_pb2 as task_pb
+
 from services.common.core.fencing import FencingToken
 from services.common.core.ids import AgentId, CollaborationId, InstanceId, ResourceName, TaskId
 from services.common.core.instants import Instant
 from services.common.etcd.ops import TXN_OPERATIONS_MAX, Delete, Get, Put
 from services.scheduler.batches import sort, split_written
-from services.scheduler.core.effects import Assign, DeleteLock, EndLease, Forget, GrantLocks, Publish, PutLock
+from services.scheduler.core.effects import (
+    Assign,
+    DeleteLock,
+    EndLease,
+    Forget,
+    GrantLocks,
+    Publish,
+    PutLock,
+    SaveCollaboration,
+    SaveTask,
+)
 from services.scheduler.core.events import PlacementDue, StreamId
 from services.scheduler.core.model import (
     AttemptRef,
@@ -19,17 +31,22 @@ from services.scheduler.core.model import (
     Payload,
     Priority,
     TaskKey,
+    TaskSpec,
     TaskState,
 )
 from services.scheduler.core.records import (
+    SMALL_BYTES_MAX,
     CollaborationRecord,
     StoredLock,
     TaskRecord,
+    collaboration_record,
     spec_record,
+    task_record,
 )
 from services.scheduler.store import Batch
 from services.scheduler.stores.layout import Layout
 from services.scheduler.stores.transactions import TXN_BYTES_MAX, Lane, cut
+from services.scheduler.wire import records, specs
 from tests.unit.scheduler.scheduler_stage import Stage, only, task
 
 A = InstanceKey(AgentId("a"), InstanceId("0"))
@@ -67,6 +84,11 @@ def batch(*names: str, tasks: int = 1) -> Batch:
     return made
 
 
+def wired(task_id: str, description: str = "") -> TaskSpec:
+    message = task_pb.TaskSpec(task_id=task_id, required_skills=["work"], description=description)
+    return specs.task_spec(message, "tasks")
+
+
 # Effects.
 
 
@@ -77,6 +99,7 @@ def test_each_subject_is_written_once_with_its_newest_value() -> None:
     effects += stage.state.handle(PlacementDue("p"), stage.now)
     found = sort(effects)
     assert [*found.batch.tasks] == [TaskKey(CollaborationId("c-r1"), TaskId("x"))]
+    assert [*found.batch.specs] == [CollaborationId("c-r1")]
     [header_record] = found.batch.collaborations.values()
     assert header_record.state is CollaborationState.ACTIVE
     assert header_record.generation == 3
@@ -93,6 +116,46 @@ def test_nothing_is_written_about_what_is_forgotten_in_the_same_batch() -> None:
     found = sort(effects)
     assert (found.batch.specs, found.batch.collaborations, found.batch.tasks) == ({}, {}, {})
     assert not found.batch.empty
+
+
+def test_of_a_small_collaboration_everything_is_written_whenever_any_of_it_changes() -> None:
+    stage = Stage()
+    stage.agent("a", slots=1)
+    stage.submit(wired("x"))
+    collaboration = stage.collaboration()
+    for effect in (SaveTask(collaboration.tasks[TaskId("x")]), SaveCollaboration(collaboration)):
+        found = sort([effect]).batch
+        assert [len(some) for some in (found.specs, found.tasks, found.collaborations)] == [1, 1, 1]
+    [[transaction]] = cut(found, LAYOUT, {})
+    [put] = transaction.operations
+    assert put.key == "/muster/collaborations/c-r1"
+    assert isinstance(put, Put)
+    kept = records.decode_small(CollaborationId("c-r1"), put.value)
+    assert kept is not None
+    assert kept.spec == spec_record(collaboration)
+    assert kept.record == collaboration_record(collaboration)
+    assert kept.tasks == (task_record(collaboration.tasks[TaskId("x")]),)
+
+
+def test_a_task_that_never_changed_has_no_record() -> None:
+    stage = Stage()
+    effects = stage.state.handle(stage.submission(wired("x")), stage.now)
+    [[transaction]] = cut(sort(effects).batch, LAYOUT, {})
+    [put] = transaction.operations
+    assert isinstance(put, Put)
+    kept = records.decode_small(CollaborationId("c-r1"), put.value)
+    assert kept is not None
+    assert kept.tasks == ()
+
+
+def test_what_is_large_or_has_several_tasks_is_written_in_parts() -> None:
+    for tasks in ([wired("x"), wired("y")], [wired("x", "x" * SMALL_BYTES_MAX)]):
+        stage = Stage()
+        stage.agent("a", slots=1)
+        stage.submit(*tasks)
+        collaboration = stage.collaboration()
+        found = sort([SaveTask(collaboration.tasks[TaskId("x")])]).batch
+        assert [len(some) for some in (found.specs, found.tasks, found.collaborations)] == [0, 1, 0]
 
 
 def test_an_empty_batch_says_so() -> None:
@@ -143,7 +206,7 @@ def test_a_transaction_is_bounded_by_its_bytes() -> None:
 
 def test_specifications_come_before_tasks() -> None:
     stage = Stage()
-    stage.submit(task("t0"))
+    stage.submit(task("t0"), task("t1"))
     made = batch("c-r1")
     made.specs[CollaborationId("c-r1")] = spec_record(stage.collaboration())
     [[transaction]] = cut(made, LAYOUT, {})
@@ -177,6 +240,34 @@ def test_a_lock_of_code_whose_attempt_does_not_change_is_written_too() -> None:
     ref = AttemptRef(CollaborationId("c1"), TaskId("t0"), FencingToken(7, 1))
     [[transaction]] = cut(Batch(put_locks=[lock("bridge", ref)]), LAYOUT, {A: 99})
     assert [type(operation) for operation in transaction.operations] == [Put, Get]
+
+
+def test_the_locks_of_a_small_collaborations_attempt_share_its_transaction() -> None:
+    stage = Stage()
+    stage.submit(wired("t0"))
+    made = sort([SaveCollaboration(stage.collaboration())]).batch
+    ref = AttemptRef(CollaborationId("c-r1"), TaskId("t0"), FencingToken(7, 1))
+    made.put_locks = [lock("bridge", ref)]
+    [[transaction]] = cut(made, LAYOUT, {A: 99})
+    assert [operation.key for operation in transaction.operations] == [
+        "/muster/collaborations/c-r1",
+        "/muster/locks/bridge/one",
+        "/muster/locks/bridge/",
+    ]
+
+
+def test_many_locks_that_the_code_of_one_attempt_takes_are_cut_between_requests() -> None:
+    made = batch("c1")
+    ref = AttemptRef(CollaborationId("c1"), TaskId("t0"), FencingToken(7, 1))
+    made.put_locks = [
+        lock(f"r{number}", ref, claim_id=f"q{number // 2}", declared=False) for number in range(300)
+    ]
+    [lane] = cut(made, LAYOUT, {A: 1})
+    assert all(len(transaction.operations) <= TXN_OPERATIONS_MAX for transaction in lane)
+    for transaction in lane:
+        claims = [row.claim_id for _, row in transaction.locks]
+        assert all(claims.count(claim) == 2 for claim in claims)
+    assert sum(len(transaction.locks) for transaction in lane) == 300
 
 
 def test_many_locks_are_cut_between_requests_only() -> None:

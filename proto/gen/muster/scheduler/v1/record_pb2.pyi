@@ -27,7 +27,8 @@ class CollaborationRecord(_message.Message):
     """What the scheduler keeps in etcd. No service but the scheduler reads or writes these; times are in
     milliseconds since the Unix epoch, 0 for none, and everything is set by the leading scheduler.
 
-      <prefix>/collaborations/<collaboration_id>              CollaborationRecord: the collaboration exists
+      <prefix>/collaborations/<collaboration_id>              CollaborationRecord: the collaboration exists; all of
+                                                              it, if it is small and has one task, else the rest is
       <prefix>/tasks/<collaboration_id>/spec/<number>         SpecRecord: written once, before the record above
       <prefix>/tasks/<collaboration_id>/state/<task_id>       TaskRecord: absent until the task first changes
       <prefix>/locks/<resource>/<claim_id>                    JSON, see services/scheduler/README.md
@@ -48,6 +49,8 @@ class CollaborationRecord(_message.Message):
     DEADLINE_WARNINGS_FIELD_NUMBER: _builtins.int
     POLICY_ARM_FIELD_NUMBER: _builtins.int
     POLICY_LOAD_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
     state: _collaboration_pb2.CollaborationState.ValueType
     generation: _builtins.int
     end_ms: _builtins.int
@@ -64,6 +67,16 @@ class CollaborationRecord(_message.Message):
     def deadline_warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeadlineWarningRecord]:
         """Deadlines that are predicted to be missed, at most 64."""
 
+    @_builtins.property
+    def spec(self) -> Global___SpecRecord:
+        """Set for a small collaboration of one task: it is kept whole in this one key, so that nothing is looked for
+        below its name. What was kept there by an earlier version no longer counts.
+        """
+
+    @_builtins.property
+    def task(self) -> Global___TaskRecord:
+        """With `spec` only: the task's mutable half; absent until it first changes."""
+
     def __init__(
         self,
         *,
@@ -75,10 +88,12 @@ class CollaborationRecord(_message.Message):
         deadline_warnings: _abc.Iterable[Global___DeadlineWarningRecord] | None = ...,
         policy_arm: _builtins.str = ...,
         policy_load: _builtins.str = ...,
+        spec: Global___SpecRecord | None = ...,
+        task: Global___TaskRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "spec", b"spec", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordinator_agent", b"coordinator_agent", "deadline_warnings", b"deadline_warnings", "end_ms", b"end_ms", "failure", b"failure", "generation", b"generation", "policy_arm", b"policy_arm", "policy_load", b"policy_load", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordinator_agent", b"coordinator_agent", "deadline_warnings", b"deadline_warnings", "end_ms", b"end_ms", "failure", b"failure", "generation", b"generation", "policy_arm", b"policy_arm", "policy_load", b"policy_load", "spec", b"spec", "state", b"state", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
