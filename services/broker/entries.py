@@ -14,7 +14,7 @@ from services.broker.core import effects as fx
 from services.broker.core.addresses import owner_of
 from services.broker.core.model import DeadLetter, DeadReason, Envelope
 from services.broker.wire.facts import envelope_facts, fact_columns
-from services.common.core.entries import DraftGroup, EntryDraft, Outcome
+from services.common.core.entries import DraftGroup, EntryDraft, Outcome, shared
 from services.common.core.errors import Reason
 from services.common.core.instants import Instant
 
@@ -109,12 +109,12 @@ def _group_entry(envelopes: Sequence[Envelope], at: Instant, actor: str, operati
     keys = [envelope.key for envelope in envelopes]
     names = [envelope.draft.message_id for envelope in envelopes]
     facts = fact_columns([envelope.draft.body for envelope in envelopes])
-    sender, senders = _shared([key.sender for key in keys])
+    sender, senders = shared([key.sender for key in keys])
     if senders:
         names = [f"{sender}/{name}" for sender, name in zip(senders, names, strict=True)]
-    cause_id, cause_ids = _shared(facts.causation_ids)
-    collaboration_id, collaboration_ids = _shared(facts.collaboration_ids)
-    traceparent, traceparents = _shared(facts.traceparents)
+    cause_id, cause_ids = shared(facts.causation_ids)
+    collaboration_id, collaboration_ids = shared(facts.collaboration_ids)
+    traceparent, traceparents = shared(facts.traceparents)
     attributes: dict[str, str] = {}
     columns: dict[str, Sequence[str]] = {"sequence": [str(envelope.sequence) for envelope in envelopes]}
     for name, values in (
@@ -123,7 +123,7 @@ def _group_entry(envelopes: Sequence[Envelope], at: Instant, actor: str, operati
         ("type", facts.message_types),
         ("correlation_id", facts.correlation_ids),
     ):
-        value, column = _shared(values)
+        value, column = shared(values)
         if column:
             columns[name] = column
         elif value:
@@ -139,12 +139,6 @@ def _group_entry(envelopes: Sequence[Envelope], at: Instant, actor: str, operati
         traceparent=traceparent,
         group=DraftGroup(names, cause_ids, collaboration_ids, traceparents, columns),
     )
-
-
-def _shared(values: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """Return the value of all, and no list; or no value, and the list, when they differ."""
-    first = values[0]
-    return (first, ()) if values.count(first) == len(values) else ("", values)
 
 
 def _rare_entries(note: Note, at: Instant) -> Iterator[EntryDraft]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from services.common.core.entries import DraftGroup, EntryDraft
+from services.common.core.entries import DraftGroup, EntryDraft, shared
 
 #: What all operations of one group have in common.
 _Kind = tuple[object, ...]
@@ -63,12 +63,12 @@ def _group(entries: Sequence[EntryDraft]) -> EntryDraft:
     """Return one entry that says of each operation what its own would."""
     first = entries[0]
     stem = first.subject[: first.subject.index("/") + 1]
-    cause_id, cause_ids = _shared([entry.cause_id for entry in entries])
-    collaboration_id, collaboration_ids = _shared([entry.collaboration_id for entry in entries])
+    cause_id, cause_ids = shared([entry.cause_id for entry in entries])
+    collaboration_id, collaboration_ids = shared([entry.collaboration_id for entry in entries])
     attributes: dict[str, str] = {}
     columns: dict[str, Sequence[str]] = {}
     for name in first.attributes:
-        value, column = _shared([entry.attributes[name] for entry in entries])
+        value, column = shared([entry.attributes[name] for entry in entries])
         if column:
             columns[name] = column
         else:
@@ -86,9 +86,3 @@ def _group(entries: Sequence[EntryDraft]) -> EntryDraft:
             columns,
         ),
     )
-
-
-def _shared(values: list[str]) -> tuple[str, Sequence[str]]:
-    """Return the value of all, and no list; or no value, and the list, when they differ."""
-    first = values[0]
-    return (first, ()) if values.count(first) == len(values) else ("", values)

@@ -88,3 +88,12 @@ class EntryDraft(NamedTuple):
             attributes={**self.attributes, **facts},
             group=None,
         )
+
+
+def shared(values: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Return what a group keeps of one field: the value of all and no list, or "" and the list.
+
+    `values` has at least one.
+    """
+    first = values[0]
+    return (first, ()) if values.count(first) == len(values) else ("", values)
