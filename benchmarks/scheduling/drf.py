@@ -1,8 +1,8 @@
 """Random divisions of a fleet between requesters, by the scheduler's own order, and what must hold of them.
 
 Each case has a few requesters with endless tasks of one shape each, and one pot of slots and capacities. The
-tasks are served by `core.lanes.serve` until nobody's next one fits. What Ghodsi et al. (NSDI 2011) prove for
-divisible tasks holds here up to one task, since tasks are whole:
+tasks are served by `core.serving.serve` until nobody's next one fits. What Ghodsi et al. (NSDI 2011) prove
+for divisible tasks holds here up to one task, since tasks are whole:
 
 - sharing incentive: nobody has less than in its own 1/n-th of the fleet;
 - envy-freeness: nobody would rather have what another one got;
@@ -23,7 +23,8 @@ from typing import Any
 from services.common.core.instants import NEVER
 from services.scheduler.core.model import Priority
 from services.scheduler.core.placing.fairness import Account, Totals, dominant_share
-from services.scheduler.core.placing.lanes import Lane, Offer, serve
+from services.scheduler.core.placing.lanes import Lane
+from services.scheduler.core.placing.serving import serve
 
 SLOTS = "slots"
 
@@ -56,7 +57,7 @@ def divide(case: Case, declared: tuple[dict[str, int], ...] | None = None) -> li
     totals.capacities = {name: amount for name, amount in case.pot.items() if name != SLOTS}
     left = dict(case.pot)
     accounts = [Account(f"agent/{number}") for number in range(len(shapes))]
-    offers: dict[int, Offer] = {}
+    offers: dict[Account, tuple[int, Lane, Any]] = {}
     for number, (account, shape) in enumerate(zip(accounts, shapes, strict=True)):
         lane = Lane(Priority.NORMAL, account)
         needs = tuple((name, amount) for name, amount in sorted(shape.items()) if name != SLOTS and amount)
@@ -70,16 +71,16 @@ def divide(case: Case, declared: tuple[dict[str, int], ...] | None = None) -> li
         )
         task.owner = number
         lane.add(task, 1)
-        offers[number] = Offer({account: lane}, SimpleNamespace(wanted=0, slots=1))
+        offers[account] = number, lane, SimpleNamespace(wanted=0, slots=1)
     counts = [0] * len(shapes)
     while offers:
-        for offer in offers.values():
-            offer.pool.wanted = 0
-        [(task, _, _)] = serve([*offers.values()], [accounts[each] for each in offers], totals, 1)
+        for _, _, pool in offers.values():
+            pool.wanted = 0
+        [(task, _, _)] = serve(offers, lambda account: [offers[account][1:]], totals, 1)
         number = task.owner
         shape = shapes[number]
         if any(left[name] < amount for name, amount in shape.items()):
-            del offers[number]
+            del offers[accounts[number]]
             continue
         for name, amount in shape.items():
             left[name] -= amount

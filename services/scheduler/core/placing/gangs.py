@@ -23,7 +23,7 @@ from services.scheduler.core.machine import TASK, AttemptInput, TaskInput
 from services.scheduler.core.model import Failure, FailureKind, Priority
 from services.scheduler.core.placing import places
 from services.scheduler.core.placing.matching import best_match
-from services.scheduler.core.placing.placement import Pool
+from services.scheduler.core.placing.ranking import Pool
 from services.scheduler.core.running import attempts
 
 #: Gangs of one class that a placement looks at: those that are served first.

@@ -1,43 +1,32 @@
 """Ready tasks and free agents, indexed so that no event looks at all of them.
 
-Tasks wait in queues, one for each demand (skills, named agents, needs, style); a queue's lanes tell classes
-and requesters apart (`core.lanes`). Instances are columns (`core.fleet`). `_runnable` holds the queues that
-have a task and may have an agent: what a placement looks at. A queue comes there when a task enters it, or
-when an instance that could serve it may have a free slot; it leaves when a placement finds none.
+Tasks wait in queues (`queues`), one for each demand (skills, named agents, needs, style); a queue's lanes tell
+classes and requesters apart (`lanes`). Instances are columns (`fleet`). `_runnable` holds the queues that have
+a task and may have an agent: what a placement looks at. A queue comes there when a task enters it, or when an
+instance that could serve it may have a free slot; it leaves when a placement finds none.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection, Iterator
 
-from services.common.core.ids import AgentId, Skill
 from services.common.core.instants import Instant
 from services.scheduler.core.course import Task
-from services.scheduler.core.instances import Instance, Levels
+from services.scheduler.core.instances import Instance
 from services.scheduler.core.model import GangPlace, InstanceKey, Priority, TaskKey
 from services.scheduler.core.placing.fairness import Account
 from services.scheduler.core.placing.fleet import Fleet
-from services.scheduler.core.placing.lanes import (
-    Lane,
-    Offer,
-    Turn,
-    first,
-    is_live,
-    order_of,
-    serve,
-    serve_aged,
-)
-from services.scheduler.core.placing.placement import Demand, Pool, Snapshot
-from services.scheduler.core.placing.pools import Pools, has_left, level_for
+from services.scheduler.core.placing.lanes import Lane, is_live, order_of
+from services.scheduler.core.placing.placement import Demand, Snapshot
+from services.scheduler.core.placing.pools import Pools, has_left
+from services.scheduler.core.placing.queues import Queue, Queues, Waiting
+from services.scheduler.core.placing.ranking import Pool
+from services.scheduler.core.placing.serving import Offer, Turn, first, first_aged, serve, serve_aged
 
-#: Demands without a waiting task that are kept, so that a steady stream of tasks does not make them anew.
-_IDLE_QUEUES_MAX = 1_024
-#: Queues that are remembered for one instance.
-_SERVED_KEPT_MAX = 64
-#: Up to this many requesters are asked whether they have a task; of more, a list is made.
-_ACCOUNTS_FEW = 64
+#: A class is sorted as a whole when no more than so many times what can be served waits.
+_WHOLE_MAX = 8
+_CLASSES = (*Priority,)
 #: Below this length the line of all tasks is not cleaned.
 _LINE_MIN = 1_024
 _AGEING = (Priority.HIGH, Priority.NORMAL, Priority.LOW)
@@ -45,41 +34,20 @@ _AGEING = (Priority.HIGH, Priority.NORMAL, Priority.LOW)
 _FEW_ROWS = 8
 
 
-class _Queue:
-    """The ready tasks of one demand."""
-
-    __slots__ = ("classes", "demand", "live", "others", "skill")
-
-    def __init__(self, demand: Demand, skill: Skill | None) -> None:
-        self.demand = demand
-        #: Under which it is found; None when it is found under its agents.
-        self.skill = skill
-        self.others = demand.skills - {skill}
-        #: Lanes by class, then by requester; none of them is empty.
-        self.classes: dict[Priority, dict[Account, Lane]] = {}
-        self.live = 0
-
-
 class PlacementIndex:
     """See the module. Owned by `SchedulerState`; `snapshot` is the only way to read it."""
 
     def __init__(self, ageing_ms: int = 60_000, ageing_share: int = 4) -> None:
         self._ageing_ms = ageing_ms
-        self._queues: dict[Demand, _Queue] = {}
-        self._idle: dict[_Queue, None] = {}
-        self._by_skill: dict[Skill, dict[_Queue, None]] = {}
-        self._by_agent: dict[AgentId, dict[_Queue, None]] = {}
-        self._runnable: dict[_Queue, None] = {}
+        self._queues = Queues()
+        self._runnable: dict[Queue, None] = {}
         #: Instances with a free slot whose queues belong there, too: found when they are asked for.
         self._woken: dict[Instance, None] = {}
-        #: Requesters with a waiting task by class, and in how many lanes.
-        self._waiting: dict[Priority, dict[Account, int]] = {priority: {} for priority in Priority}
+        #: Requesters with a waiting task by class.
+        self._waiting = {priority: Waiting() for priority in Priority}
         #: A heap of every task under its number, by the instant at which it became ready: whether anything is
         #: aged at all. Who comes back is in it anew, and its older entry is dead.
         self._line: list[tuple[int, int, Task]] = []
-        #: Which queues an instance serves, by row, while neither queues nor its skills have changed.
-        self._served: dict[int, tuple[int, Levels, list[tuple[_Queue, float]]]] = {}
-        self._queues_edition = 0
         self._touched: dict[Instance, None] = {}
         self._number = 0
         self.fleet = Fleet()
@@ -100,20 +68,8 @@ class PlacementIndex:
             self.gangs.setdefault(_gang_key(task, gang), {})[gang.rank] = task
             self.waiting_count += 1
             return
-        queue = self._queues.get(task.demand)
-        if queue is None:
-            queue = self._new_queue(task.demand)
-        elif queue.live == 0:
-            self._idle.pop(queue, None)
-        priority, account = task.priority, task.account
-        lanes = queue.classes.get(priority)
-        if lanes is None:
-            lanes = queue.classes[priority] = {}
-        lane = lanes.get(account)
-        if lane is None:
-            lane = lanes[account] = Lane(priority, account)
-            waiting = self._waiting[priority]
-            waiting[account] = waiting.get(account, 0) + 1
+        queue = self._queues.open(task.demand)
+        lane = self._waiting[task.priority].lane(queue, task.priority, task.account)
         task.queue_number = number = self._next()
         task.lane = lane
         lane.add(task, number)
@@ -122,7 +78,6 @@ class PlacementIndex:
         if len(line) > max(_LINE_MIN, 2 * self.waiting_count):
             self._line = [entry for entry in line if is_live(entry)]
             heapq.heapify(self._line)
-        queue.live += 1
         self.waiting_count += 1
         # Whether an agent is free is found out by the next snapshot: cheaper than asking for every task.
         self._runnable[queue] = None
@@ -137,29 +92,18 @@ class PlacementIndex:
             if not waiting:
                 del self.gangs[_gang_key(task, gang)]
             return
-        queue, lane = self._queues[task.demand], task.lane
+        lane = task.lane
+        if lane is None:
+            raise AssertionError(f"{task} waits in no lane")
+        queue: Queue = lane.queue
         task.queue_number = 0
         task.lane = None
-        queue.live -= 1
         self.waiting_count -= 1
-        if lane is not None:
-            lane.remove()
-            if lane.live == 0:
-                self._drop_lane(queue, lane)
-        if queue.live == 0:
+        lane.remove()
+        if lane.live == 0:
+            self._waiting[lane.priority].drop(queue, lane)
+        if self._queues.leave(queue):
             self._runnable.pop(queue, None)
-            self._idle[queue] = None
-            if len(self._idle) > _IDLE_QUEUES_MAX:
-                self._drop_queue(next(iter(self._idle)))
-
-    def _drop_lane(self, queue: _Queue, lane: Lane) -> None:
-        lanes, waiting = queue.classes[lane.priority], self._waiting[lane.priority]
-        del lanes[lane.account]
-        if not lanes:
-            del queue.classes[lane.priority]
-        waiting[lane.account] -= 1
-        if not waiting[lane.account]:
-            del waiting[lane.account]
 
     # Instances.
 
@@ -171,7 +115,7 @@ class PlacementIndex:
     def forget_instance(self, instance: Instance) -> None:
         """Take an instance out for good."""
         self._touched.pop(instance, None)
-        self._served.pop(instance.row, None)
+        self._queues.forget(instance.row)
         self.fleet.forget(instance)
 
     def next_turn(self) -> int:
@@ -190,34 +134,10 @@ class PlacementIndex:
         """Let the queues be looked at that an instance with a free slot may serve."""
         for instance in self._woken:
             if instance.row >= 0:
-                for queue, _ in self._serves(instance):
+                for queue in self._queues.served(instance):
                     if queue.live:
                         self._runnable[queue] = None
         self._woken.clear()
-
-    def _serves(self, instance: Instance) -> list[tuple[_Queue, float]]:
-        """Return the queues that an instance can serve, each with its level for it."""
-        levels = instance.levels
-        known = self._served.get(instance.row)
-        if known is not None and known[0] == self._queues_edition and known[1] is levels:
-            return known[2]
-        found: list[tuple[_Queue, float]] = []
-        having = frozenset(levels)
-        for skill, level in levels.items():
-            for queue in self._by_skill.get(skill, ()):
-                if queue.others <= having:
-                    weakest = min([level, *[levels[other] for other in queue.others]])
-                    if weakest > 0.0:
-                        found.append((queue, weakest))
-        for queue in self._by_agent.get(instance.key.agent_id, ()):
-            own = level_for(levels, queue.demand)
-            if own is not None:
-                found.append((queue, own))
-        if len(found) <= _SERVED_KEPT_MAX:
-            self._served[instance.row] = (self._queues_edition, levels, found)
-        else:
-            self._served.pop(instance.row, None)
-        return found
 
     # Reading.
 
@@ -247,8 +167,8 @@ class PlacementIndex:
         if most == 1 and len(fleet.live) == 1 and not self.withheld:
             [row] = fleet.live
             lone = fleet.instances[row]
-            if lone is not None and (above is Priority.EMERGENCY or not self._owes(lone, now)):
-                return self._next_for(lone, above)
+            if lone is not None:
+                return self._next_for(lone, now, above)
         self._wake()
         if not self._runnable:
             return None
@@ -265,40 +185,47 @@ class PlacementIndex:
                 served = frozenset(task.queue_number for task, _, aged in turns if aged)
             if above is not None and priority >= above:
                 break
-            if self._waiting[priority] and len(turns) < most:
-                offers = self._offers(pools, priority)
-                accounts = self._accounts(offers, priority)
-                turns += serve(offers, accounts, fleet.totals, most - len(turns), served)
+            if self._waiting[priority].accounts and len(turns) < most:
+                turns += self._serve(pools, priority, most - len(turns), served)
         return Snapshot(turns, self.key_of) if turns else None
 
-    def _next_for(self, instance: Instance, above: Priority | None) -> Snapshot | None:
+    def _next_for(self, instance: Instance, now: Instant, above: Priority | None) -> Snapshot | None:
         """Return the task that comes next for the only free slot of all: the usual case on a busy fleet.
 
-        What `serve` would choose, without asking every requester and without a pool for any other task.
+        What `serve` would choose, without a pool for any other task.
         """
-        served = self._serves(instance)
-        for priority in Priority:
+        served = self._queues.served(instance)
+        for priority in _CLASSES:
+            if priority is Priority.HIGH and above is not Priority.EMERGENCY and self._owes(instance, now):
+                able = [queue for queue in served if queue.live and has_left(instance, queue.demand)]
+                lanes = [
+                    lane
+                    for queue in able
+                    for other, mine in queue.classes.items()
+                    if other is not Priority.EMERGENCY
+                    for lane in mine.values()
+                ]
+                task = first_aged(lanes, now, self._ageing_ms)
+                if task is not None:
+                    task.account.aged_turn = self._next()
+                    return self._alone(task, instance, aged=True)
             if above is not None and priority >= above:
                 return None
             waiting = self._waiting[priority]
-            if not waiting:
+            if not waiting.accounts:
                 continue
-            # A queue in which nobody waits has no classes.
-            offers = [(each[0].classes[priority], each) for each in served if priority in each[0].classes]
-            while offers:
-                accounts: Iterable[Account] = waiting
-                if len(waiting) > _ACCOUNTS_FEW:
-                    accounts = dict.fromkeys(account for lanes, _ in offers for account in lanes)
-                task, chosen = first(offers, accounts, self.fleet.totals)
-                queue, level = chosen
-                if has_left(instance, queue.demand):
-                    pool = self.pools.alone(queue.demand, instance.row, level)
-                    pool.wanted = 1
-                    return Snapshot([(task, pool, False)], self.key_of)
-                offers = [each for each in offers if each[1] is not chosen]
+            left: Collection[Queue] = served
+            while (task := first(waiting.among(left, priority), left, self.fleet.totals)) is not None:
+                if not task.demand.needs or has_left(instance, task.demand):
+                    return self._alone(task, instance, aged=False)
+                full = None if task.lane is None else task.lane.queue
+                left = [queue for queue in left if queue is not full]
         self._runnable.clear()
         self._woken.clear()
         return None
+
+    def _alone(self, task: Task, instance: Instance, *, aged: bool) -> Snapshot:
+        return Snapshot([(task, self.pools.alone(task.demand, instance), aged)], self.key_of)
 
     def _owes(self, instance: Instance, now: Instant) -> bool:
         """Return whether an instance's next start may belong to an aged task."""
@@ -310,54 +237,58 @@ class PlacementIndex:
             heapq.heappop(line)
         return bool(line) and line[0][0] + self._ageing_ms <= now
 
-    def _accounts(self, offers: list[Offer], priority: Priority) -> Iterable[Account]:
-        """Return the requesters that may have a task in one of the offers."""
-        waiting = self._waiting[priority]
-        if len(waiting) <= _ACCOUNTS_FEW:
-            return waiting
-        return dict.fromkeys(account for lanes, _ in offers for account in lanes)
+    def _serve(
+        self, pools: dict[Queue, Pool], priority: Priority, most: int, served: frozenset[int]
+    ) -> list[Turn]:
+        """Return the tasks of one class that come next, each with its pool."""
+        mine = self._open_to(pools, priority)
+        waiting = self._waiting[priority].among(mine, priority)
 
-    def _offers(self, pools: list[tuple[_Queue, Pool]], priority: Priority) -> list[Offer]:
+        def lanes_of(account: Account) -> Iterator[tuple[Lane, Pool]]:
+            lanes = waiting[account]
+            if len(lanes) <= len(mine):
+                return (
+                    (lane, pool) for queue, lane in lanes.items() if (pool := mine.get(queue)) is not None
+                )
+            return ((lane, pool) for queue, pool in mine.items() if (lane := lanes.get(queue)) is not None)
+
+        whole = self.waiting_count <= _WHOLE_MAX * most
+        return serve(waiting, lanes_of, self.fleet.totals, most, served, whole=whole)
+
+    def _open_to(self, pools: dict[Queue, Pool], priority: Priority) -> dict[Queue, Pool]:
+        """Return the pools that one class may use."""
+        if not self.withheld or priority is Priority.EMERGENCY:
+            return pools
+        found = {queue: self.pool(queue.demand, spare_withheld=True) for queue in pools if queue.live}
+        return {queue: pool for queue, pool in found.items() if pool is not None}
+
+    def _offers(self, pools: dict[Queue, Pool], priority: Priority) -> list[Offer]:
         """Return the lanes of one class with the slots that they may have."""
-        offers = []
-        for queue, pool in pools:
-            lanes = queue.classes.get(priority)
-            if lanes:
-                mine: Pool | None = pool
-                if self.withheld and priority is not Priority.EMERGENCY:
-                    mine = self.pool(queue.demand, spare_withheld=True)
-                if mine is not None:
-                    offers.append(Offer(lanes, mine))
-        return offers
+        mine = {queue: pool for queue, pool in pools.items() if priority in queue.classes}
+        return [Offer(queue.classes[priority], pool) for queue, pool in self._open_to(mine, priority).items()]
 
-    def _few(self) -> list[tuple[_Queue, Pool]]:
+    def _few(self) -> dict[Queue, Pool]:
         """Return the pools of the queues that a handful of instances with free slots can serve."""
         fleet = self.fleet
-        found: dict[_Queue, list[tuple[int, float]]] = {}
+        found: dict[Queue, list[Instance]] = {}
         for row in sorted(fleet.live):
             instance = fleet.instances[row]
             if instance is None:
                 continue
-            for queue, level in self._serves(instance):
+            for queue in self._queues.served(instance):
                 if queue.live and has_left(instance, queue.demand):
-                    found.setdefault(queue, []).append((row, level))
+                    found.setdefault(queue, []).append(instance)
         self._runnable = dict.fromkeys(found)
-        pools = []
-        for queue, rows in found.items():
-            if len(rows) == 1:
-                pools.append((queue, self.pools.alone(queue.demand, *rows[0])))
-            else:
-                pools.append((queue, self.pools.few(queue.demand, rows)))
-        return pools
+        return {queue: self.pools.few(queue.demand, able) for queue, able in found.items()}
 
-    def _many(self) -> list[tuple[_Queue, Pool]]:
-        pools = []
+    def _many(self) -> dict[Queue, Pool]:
+        pools: dict[Queue, Pool] = {}
         for queue in [*self._runnable]:
             pool = self.pool(queue.demand)
             if pool is None:
                 del self._runnable[queue]
             else:
-                pools.append((queue, pool))
+                pools[queue] = pool
         return pools
 
     def pool(self, demand: Demand, *, spare_withheld: bool = False) -> Pool | None:
@@ -371,30 +302,6 @@ class PlacementIndex:
             raise KeyError(row)
         return instance.key
 
-    # Queues.
-
-    def _new_queue(self, demand: Demand) -> _Queue:
-        # Found under the skill that fewest others are found under.
-        skill = None
-        if not demand.agents:
-            skill = min(sorted(demand.skills), key=lambda each: len(self._by_skill.get(each, ())))
-        queue = self._queues[demand] = _Queue(demand, skill)
-        self._queues_edition += 1
-        if skill is not None:
-            self._by_skill.setdefault(skill, {})[queue] = None
-        for agent_id in demand.agents:
-            self._by_agent.setdefault(agent_id, {})[queue] = None
-        return queue
-
-    def _drop_queue(self, queue: _Queue) -> None:
-        # Where it is still remembered it is passed over: nobody waits in it any more.
-        del self._queues[queue.demand]
-        del self._idle[queue]
-        if queue.skill is not None:
-            _discard(self._by_skill, queue.skill, queue)
-        for agent_id in queue.demand.agents:
-            _discard(self._by_agent, agent_id, queue)
-
     def _next(self) -> int:
         self._number += 1
         return self._number
@@ -402,9 +309,3 @@ class PlacementIndex:
 
 def _gang_key(task: Task, gang: GangPlace) -> TaskKey:
     return TaskKey(task.key.collaboration_id, gang.gang_id)
-
-
-def _discard(table: dict[Any, dict[_Queue, None]], key: Any, queue: _Queue) -> None:
-    del table[key][queue]
-    if not table[key]:
-        del table[key]

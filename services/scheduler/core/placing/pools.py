@@ -9,8 +9,9 @@ import numpy as np
 
 from services.scheduler.core.instances import Instance, Levels
 from services.scheduler.core.placing.fleet import Fleet
-from services.scheduler.core.placing.placement import Demand, Pool
+from services.scheduler.core.placing.placement import Demand
 from services.scheduler.core.placing.prospects import Estimate, durations
+from services.scheduler.core.placing.ranking import LonePool, Pool
 from services.scheduler.core.policies.base import Columns
 from services.scheduler.core.policies.registry import POLICIES
 
@@ -87,20 +88,19 @@ class Pools:
             pool.left = tuple(dict(zip(numbers, column[rows].tolist(), strict=True)) for column in left)
         return pool
 
-    def alone(self, demand: Demand, row: int, level: float) -> Pool:
-        """Return the pool of one instance alone: the usual case on a busy fleet."""
-        return self.few(demand, [(row, level)])
+    def alone(self, demand: Demand, instance: Instance) -> LonePool:
+        """Return the pool of the only instance with a free slot: the usual case on a busy fleet."""
+        return LonePool(demand, instance.row, lambda: self._plain_columns(demand, [instance])[0])
 
-    def few(self, demand: Demand, found: list[tuple[int, float]]) -> Pool:
-        """Return the pool of a handful of instances, (row, level) in order of rows, without any array."""
-        instances = [self._instance(row) for row, _ in found]
-        rows = [row for row, _ in found]
+    def few(self, demand: Demand, instances: list[Instance]) -> Pool:
+        """Return the pool of a handful of instances in order of rows, without any array."""
+        rows = [instance.row for instance in instances]
         share = self.ageing_share
         pool = Pool(
             demand,
             rows,
             [instance.free for instance in instances],
-            lambda: self._plain_columns(demand, found, instances),
+            lambda: self._plain_columns(demand, instances),
             lambda: [instance.fresh_starts >= share - 1 for instance in instances],
         )
         pool.left = tuple(
@@ -112,35 +112,36 @@ class Pools:
         )
         return pool
 
-    def _instance(self, row: int) -> Instance:
-        instance = self.fleet.instances[row]
-        if instance is None:
-            raise KeyError(row)
-        return instance
-
-    def _plain_columns(
-        self, demand: Demand, found: list[tuple[int, float]], instances: list[Instance]
-    ) -> list[Columns]:
+    def _plain_columns(self, demand: Demand, instances: list[Instance]) -> list[Columns]:
         """Return columns of plain numbers, one for each instance: see `Columns`."""
         newest = self.fleet.newest_turn
-        costs, times = [0.0] * len(found), None
+        costs, times = None, None
         least_cost = least_ms = 0.0
         if POLICIES[demand.style.policy].predicts:
             costs = [instance.cost for instance in instances]
             least_cost = min(costs)
-            array = durations(
-                self.estimate, self.fleet, np.array([row for row, _ in found], np.int64), demand.style
-            )
+            rows = np.array([instance.row for instance in instances], np.int64)
+            array = durations(self.estimate, self.fleet, rows, demand.style)
             if array is not None:
                 times = array.tolist()
                 least_ms = min(times)
         columns: list[Any] = []
-        for number, ((_, level), instance) in enumerate(zip(found, instances, strict=True)):
-            held = len(instance.held)
-            duration = None if times is None else times[number]
-            cost, turn = costs[number], instance.turn
-            slots = held + instance.free
-            columns.append((level, held, slots, turn, newest, cost, duration, 0, least_cost, least_ms))
+        for number, instance in enumerate(instances):
+            levels, held = instance.levels, len(instance.held)
+            columns.append(
+                (
+                    min([levels[skill] for skill in demand.skills]),
+                    held,
+                    held + instance.free,
+                    instance.turn,
+                    newest,
+                    0.0 if costs is None else costs[number],
+                    None if times is None else times[number],
+                    0,
+                    least_cost,
+                    least_ms,
+                )
+            )
         return [Columns(*each) for each in columns]
 
     def _columns(self, demand: Demand, rows: Any, level: Any, free: Any) -> Columns:

@@ -19,7 +19,8 @@ from services.scheduler.core.book import Step
 from services.scheduler.core.course import Attempt, Task
 from services.scheduler.core.instances import Instance
 from services.scheduler.core.model import AttemptState, CollaborationState
-from services.scheduler.core.placing.placement import Demand, Pool
+from services.scheduler.core.placing.placement import Demand
+from services.scheduler.core.placing.ranking import Pool
 from services.scheduler.core.running import attempts, outcomes
 
 #: Free slots that are looked at for one second attempt.

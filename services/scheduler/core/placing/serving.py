@@ -1,0 +1,250 @@
+"""Whose turn it is among the ready tasks of one class; the order itself is told in `core.lanes`."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from services.common.core.instants import Instant
+from services.scheduler.core.course import Task
+from services.scheduler.core.placing.fairness import Account, Totals, dominant_share
+from services.scheduler.core.placing.lanes import Entry, Lane, is_live, smallest
+
+
+class Offer(NamedTuple):
+    """A queue's lanes of one class by requester, and the free agents for its demand."""
+
+    lanes: Mapping[Account, Lane]
+    #: A `Pool`, of which only the bounds matter here.
+    pool: Any
+
+
+#: (task, pool, whether it is served for its age).
+Turn = tuple[Task, Any, bool]
+
+
+def first(
+    accounts: Mapping[Account, Mapping[Any, Lane]], queues: Collection[Any], totals: Totals
+) -> Task | None:
+    """Return the task that `serve` would serve first of one class, None when there is none.
+
+    `accounts` are the requesters with their lanes by queue, of which only those in `queues` count.
+    """
+    found: Entry | None = None
+    least = 0.0
+    for account in sorted(accounts, key=lambda each: each.share(totals)) if len(accounts) > 1 else accounts:
+        share = account.share(totals)
+        if found is not None and share > least:
+            break
+        least = share
+        lanes = accounts[account]
+        for queue in queues:
+            lane = lanes.get(queue)
+            if lane is not None:
+                entry = lane.heap[0]
+                if entry[1] != entry[2].queue_number:
+                    entry = lane.head()
+                # Numbers differ: tasks are never compared.
+                if found is None or entry < found:
+                    found = entry
+    return None if found is None else found[2]
+
+
+def serve(
+    accounts: Iterable[Account],
+    lanes_of: Callable[[Account], Iterable[tuple[Lane, Any]]],
+    totals: Totals,
+    most: int,
+    skip: frozenset[int] = frozenset(),
+    *,
+    whole: bool = False,
+) -> list[Turn]:
+    """Return up to `most` tasks of one class in serving order, from each pool no more than it has slots.
+
+    `accounts` are at least those with a lane, each once, and `lanes_of` gives each one's lanes, none of them
+    empty, with their pools; `skip` are numbers of tasks that are served already. Next is always the requester
+    with the smallest dominant share, counting what it has got in this call; of equals the one whose first
+    task comes first. With `whole`, a requester's tasks are sorted all at once: cheaper when much of what
+    waits is served.
+    """
+    turns: list[Turn] = []
+    slots = totals.slots or 1
+    # A requester's tasks are looked at when it is its turn: its first entry says only what its share is.
+    line: list[tuple[float, int, int, Account, _HeapBid | _SortedBid | None]] = [
+        (each.share(totals), -1, number, each, None) for number, each in enumerate(accounts)
+    ]
+    heapq.heapify(line)
+    make = _SortedBid if whole else _HeapBid
+    while line and len(turns) < most:
+        share, _, number, account, bid = line[0]
+        if bid is None:
+            bid = make(account, lanes_of(account))
+        elif len(line) == 1:
+            while bid.key is not None and len(turns) < most:
+                bid.take(turns, skip)
+            break
+        else:
+            while bid.key is not None:
+                if bid.take(turns, skip):
+                    needs = turns[-1][0].spec.needs
+                    bid.held += 1
+                    if needs:
+                        bid.add(needs)
+                    share = (
+                        dominant_share(bid.held, bid.needs, account.weight, totals)
+                        if bid.needs
+                        else bid.held / slots / account.weight
+                    )
+                    break
+        if bid.key is None:
+            heapq.heappop(line)
+        else:
+            heapq.heapreplace(line, (share, bid.key, number, account, bid))
+    return turns
+
+
+class _Bid:
+    """What one requester wants to have served in one class, with what it would hold then."""
+
+    __slots__ = ("held", "key", "needs")
+
+    def __init__(self, account: Account) -> None:
+        self.held = account.held
+        self.needs = account.needs
+        #: Of its first task; None when it has none (any more).
+        self.key: int | None = None
+
+    def add(self, needs: Iterable[tuple[str, int]]) -> None:
+        """Count what a task needs as held."""
+        self.needs = dict(self.needs)
+        for name, amount in needs:
+            self.needs[name] = self.needs.get(name, 0) + amount
+
+
+#: (order, number, task, the lane's others once they are asked for, lane, pool).
+_Head = tuple[int, int, Task, Iterator[Entry] | None, Lane, Any]
+
+
+class _HeapBid(_Bid):
+    """Looks at no more of each lane than is served."""
+
+    __slots__ = ("heads",)
+
+    def __init__(self, account: Account, lanes: Iterable[tuple[Lane, Any]]) -> None:
+        super().__init__(account)
+        #: The first entry of each of its lanes, as a heap, with the lane's others once they are asked for.
+        self.heads = heads = list[_Head]()
+        for lane, pool in lanes:
+            key, number, task = lane.head()
+            heads.append((key, number, task, None, lane, pool))
+        heapq.heapify(heads)
+        self.key = heads[0][0] if heads else None
+
+    def take(self, turns: list[Turn], skip: frozenset[int]) -> bool:
+        """Serve the first task, and return whether there was one to serve."""
+        heads = self.heads
+        _, number, task, rest, lane, pool = heads[0]
+        served = False
+        if pool.wanted >= pool.slots:
+            heapq.heappop(heads)
+        else:
+            if rest is None:
+                rest = smallest(lane.heap, lane.live, is_live)
+                next(rest)
+            entry = next(rest, None)
+            if entry is None:
+                heapq.heappop(heads)
+            else:
+                heapq.heapreplace(heads, (entry[0], entry[1], entry[2], rest, lane, pool))
+            if number not in skip:
+                pool.wanted += 1
+                turns.append((task, pool, False))
+                served = True
+        self.key = heads[0][0] if heads else None
+        return served
+
+
+class _SortedBid(_Bid):
+    """Sorts all that waits; what is passed over is what the heap would have passed over."""
+
+    __slots__ = ("_at", "_entries", "_full")
+
+    def __init__(self, account: Account, lanes: Iterable[tuple[Lane, Any]]) -> None:
+        super().__init__(account)
+        self._entries = entries = [
+            (key, number, task, pool)
+            for lane, pool in lanes
+            for key, number, task in lane.heap
+            if number == task.queue_number
+        ]
+        entries.sort()
+        self._at = 0
+        #: Pools that were found without a slot left.
+        self._full: set[Any] = set()
+        self.key = entries[0][0] if entries else None
+
+    def take(self, turns: list[Turn], skip: frozenset[int]) -> bool:
+        """Serve the first task, and return whether there was one to serve."""
+        entries, at, full = self._entries, self._at, self._full
+        _, number, task, pool = entries[at]
+        at += 1
+        served = False
+        if pool.wanted >= pool.slots:
+            full.add(pool)
+        elif number not in skip:
+            pool.wanted += 1
+            turns.append((task, pool, False))
+            served = True
+        if full:
+            while at < len(entries) and entries[at][3] in full:
+                at += 1
+        self._at = at
+        self.key = entries[at][0] if at < len(entries) else None
+        return served
+
+
+def serve_aged(
+    offers: Sequence[Offer], now: Instant, ageing_ms: int, most: int, turn: Callable[[], int]
+) -> list[Turn]:
+    """Return up to `most` aged tasks that a slot is owed to, requesters taking turns.
+
+    `offers` are of every class but EMERGENCY.
+    """
+    # Of equally old ones the one that came first, whatever the order of the offers.
+    line: list[tuple[int, int, int, Task, Iterator[Task], Account, Any]] = []
+    for lanes, pool in offers:
+        if not pool.owes():
+            continue
+        for account, lane in lanes.items():
+            rest = lane.aged(now, ageing_ms)
+            task = next(rest, None)
+            if task is not None:
+                age = task.ready_time or 0
+                line.append((account.aged_turn, age, task.queue_number, task, rest, account, pool))
+    heapq.heapify(line)
+    turns: list[Turn] = []
+    while line and len(turns) < most:
+        aged_turn, _, _, task, rest, account, pool = heapq.heappop(line)
+        if aged_turn == account.aged_turn:
+            turns.append((task, pool, True))
+            account.aged_turn = turn()
+            following = next(rest, None)
+            if following is None:
+                continue
+            task = following
+        age = task.ready_time or 0
+        heapq.heappush(line, (account.aged_turn, age, task.queue_number, task, rest, account, pool))
+    return turns
+
+
+def first_aged(lanes: Iterable[Lane], now: Instant, ageing_ms: int) -> Task | None:
+    """Return the task that `serve_aged` would serve first of these lanes, None when none of them is aged."""
+    found: tuple[int, int, int, Task] | None = None
+    for lane in lanes:
+        task = next(lane.aged(now, ageing_ms), None)
+        if task is not None:
+            place = (lane.account.aged_turn, task.ready_time or 0, task.queue_number, task)
+            if found is None or place < found:
+                found = place
+    return None if found is None else found[3]
