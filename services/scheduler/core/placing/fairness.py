@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 class Account:
     """What one requester's tasks hold of the fleet."""
 
-    __slots__ = ("_share", "_stamp", "aged_turn", "held", "name", "needs", "open_count", "weight")
+    __slots__ = ("aged_turn", "held", "last_share", "name", "needs", "open_count", "stamp", "weight")
 
     def __init__(self, name: str, weight: float = 1.0) -> None:
         self.name = name
@@ -26,9 +26,9 @@ class Account:
         self.open_count = 0
         #: When a task of it was last served for its age, as a number that only grows.
         self.aged_turn = 0
-        # The share that was computed last, and from which totals; None when what it holds has changed.
-        self._share = 0.0
-        self._stamp: int | None = None
+        #: The share that was computed last, and from which totals; None when what it holds has changed.
+        self.last_share = 0.0
+        self.stamp: int | None = None
 
     def __repr__(self) -> str:
         return f"<Account {self.name} weight {self.weight:g}: {self.held} held>"
@@ -36,23 +36,23 @@ class Account:
     def take(self, needs: Iterable[tuple[str, int]]) -> None:
         """Note that it holds one more slot, with `needs` of its instance's capacities."""
         self.held += 1
-        self._stamp = None
+        self.stamp = None
         for name, amount in needs:
             self.needs[name] = self.needs.get(name, 0) + amount
 
     def give(self, needs: Iterable[tuple[str, int]]) -> None:
         """Note that it holds one slot less, and `needs` less."""
         self.held -= 1
-        self._stamp = None
+        self.stamp = None
         for name, amount in needs:
             self.needs[name] -= amount
 
     def share(self, totals: Totals) -> float:
         """Return its dominant share; computed anew only when it or the totals have changed."""
-        if self._stamp != totals.changes:
-            self._stamp = totals.changes
-            self._share = dominant_share(self.held, self.needs, self.weight, totals)
-        return self._share
+        if self.stamp != totals.changes:
+            self.stamp = totals.changes
+            self.last_share = dominant_share(self.held, self.needs, self.weight, totals)
+        return self.last_share
 
 
 class Accounts:

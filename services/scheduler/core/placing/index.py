@@ -1,9 +1,9 @@
 """Ready tasks and free agents, indexed so that no event looks at all of them.
 
-Tasks wait in queues (`queues`), one for each demand (skills, named agents, needs, style); a queue's lanes tell
-classes and requesters apart (`lanes`). Instances are columns (`fleet`). `_runnable` holds the queues that have
-a task and may have an agent: what a placement looks at. A queue comes there when a task enters it, or when an
-instance that could serve it may have a free slot; it leaves when a placement finds none.
+Tasks wait in queues (`queues`), one for each demand (skills, named agents, needs, style); a queue's lanes
+tell classes and requesters apart (`lanes`). Instances are columns (`fleet`). `_runnable` holds the queues
+that have a task and may have an agent: what a placement looks at. A queue comes there when a task enters it,
+or when an instance that could serve it may have a free slot; it leaves when a placement finds none.
 """
 
 from __future__ import annotations

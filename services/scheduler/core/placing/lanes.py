@@ -44,7 +44,7 @@ def order_of(task: Task) -> int:
 class Lane:
     """The waiting tasks of one demand, class and requester."""
 
-    __slots__ = ("account", "heap", "line", "live", "priority", "queue")
+    __slots__ = ("account", "first", "heap", "line", "live", "priority", "queue")
 
     def __init__(self, priority: Priority, account: Account, queue: Any = None) -> None:
         self.priority = priority
@@ -52,6 +52,8 @@ class Lane:
         #: Where the tasks of its demand wait; opaque here.
         self.queue = queue
         self.heap: list[Entry] = []
+        #: The first entry in order: the top of the heap, which is always live.
+        self.first: Entry | None = None
         #: The same entries by the instant at which they became ready, nearly: who comes back from the lock
         #: table goes to the front.
         self.line: deque[Entry] = deque()
@@ -61,6 +63,7 @@ class Lane:
         """Take in a task under its new number."""
         entry = (order_of(task), number, task)
         heapq.heappush(self.heap, entry)
+        self.first = self.heap[0]
         line = self.line
         if self.priority is not Priority.EMERGENCY:
             if line and (task.ready_time or 0) < (line[-1][2].ready_time or 0):
@@ -69,23 +72,22 @@ class Lane:
                 line.append(entry)
         self.live += 1
 
-    def head(self) -> Entry:
-        """Return the first entry in order; a lane that waits has one."""
-        heap = self.heap
-        entry = heap[0]
-        while entry[1] != entry[2].queue_number:
-            heapq.heappop(heap)
-            entry = heap[0]
-        return entry
-
     def remove(self) -> None:
         """Note that one task's number is no longer current."""
         self.live -= 1
+        heap = self.heap
         if self.live == 0:
-            self.heap.clear()
+            self.first = None
+            heap.clear()
             self.line.clear()
-        elif len(self.heap) > max(_REBUILD_SIZE_MIN, 2 * self.live):
-            self.heap = [entry for entry in self.heap if is_live(entry)]
+            return
+        entry = heap[0]
+        if entry[1] != entry[2].queue_number:
+            while not is_live(heap[0]):
+                heapq.heappop(heap)
+            self.first = heap[0]
+        if len(heap) > max(_REBUILD_SIZE_MIN, 2 * self.live):
+            self.heap = [entry for entry in heap if is_live(entry)]
             heapq.heapify(self.heap)
         if len(self.line) > max(_REBUILD_SIZE_MIN, 2 * self.live):
             self.line = deque(entry for entry in self.line if is_live(entry))

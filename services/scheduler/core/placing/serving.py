@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from services.common.core.instants import Instant
@@ -20,6 +21,9 @@ class Offer(NamedTuple):
     pool: Any
 
 
+_LAST_SHARE = attrgetter("last_share")
+_FIRST = attrgetter("first")
+
 #: (task, pool, whether it is served for its age).
 Turn = tuple[Task, Any, bool]
 
@@ -33,21 +37,21 @@ def first(
     """
     found: Entry | None = None
     least = 0.0
-    for account in sorted(accounts, key=lambda each: each.share(totals)) if len(accounts) > 1 else accounts:
-        share = account.share(totals)
+    stamp = totals.changes
+    for account in accounts:
+        if account.stamp != stamp:
+            account.share(totals)
+    for account in sorted(accounts, key=_LAST_SHARE) if len(accounts) > 1 else accounts:
+        share = account.last_share
         if found is not None and share > least:
             break
         least = share
-        lanes = accounts[account]
-        for queue in queues:
-            lane = lanes.get(queue)
-            if lane is not None:
-                entry = lane.heap[0]
-                if entry[1] != entry[2].queue_number:
-                    entry = lane.head()
-                # Numbers differ: tasks are never compared.
-                if found is None or entry < found:
-                    found = entry
+        # All of it in C: dozens of queues, of which a few have tasks of this requester. Numbers differ: tasks
+        # are never compared.
+        heads = map(_FIRST, filter(None, map(accounts[account].get, queues)))
+        entry: Entry | None = min(heads, default=None)
+        if entry is not None and (found is None or entry < found):
+            found = entry
     return None if found is None else found[2]
 
 
@@ -136,7 +140,7 @@ class _HeapBid(_Bid):
         #: The first entry of each of its lanes, as a heap, with the lane's others once they are asked for.
         self.heads = heads = list[_Head]()
         for lane, pool in lanes:
-            key, number, task = lane.head()
+            key, number, task = lane.heap[0]
             heads.append((key, number, task, None, lane, pool))
         heapq.heapify(heads)
         self.key = heads[0][0] if heads else None
