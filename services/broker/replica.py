@@ -139,12 +139,13 @@ class Replica:
         losing = asyncio.create_task(self._retire_when_lost(leadership, driver), name="broker-lease")
         try:
             await driver.open()
-            if (seen := self._roster.all()) is not None:
-                driver.see_agents(seen)
             await self._outbox.record([self._entry("leadership.win", leadership)])
             _log.info("leads the brokers", epoch=leadership.epoch)
             if not self._candidate.withdrawn:
+                # In one go, so that no news of the registry falls between the two.
                 self._seat = seat
+                if (seen := self._roster.all()) is not None:
+                    driver.see_agents(seen)
                 self._tell()
                 await driver.run()
         finally:

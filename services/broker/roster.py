@@ -26,6 +26,7 @@ class Roster:
 
     def all(self) -> AgentsSeen | None:
         """Return everything that was said; None when nothing was."""
-        if not self._names:
+        # That there are none is news, too.
+        if not self._names and not self._complete:
             return None
         return AgentsSeen(frozenset(self._names), self._complete, dict(self._profiles))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from services.broker.app import BrokerApp
 from services.broker.core.model import AgentProfile, Batch, Reach, Recovered
 from services.broker.peers import AgentsView
 from services.broker.stores.memory import MemoryStore
+from services.common.core.entries import EntryDraft
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.instants import Instant
 from services.common.rpc.channel import make_channel
@@ -24,7 +25,7 @@ from services.common.rpc.status import from_rpc_error
 from services.common.testing.election import MemoryBallot
 from services.common.testing.outbox import MemoryOutbox
 from tests.conftest import Certificates, Eventually
-from tests.integration.broker.broker_client import MailboxClient, envelope
+from tests.integration.broker.broker_client import MailboxClient, envelope, error_of
 from tests.integration.broker.conftest import AGENTS, House, KnownAgents
 
 
@@ -238,6 +239,47 @@ async def test_many_streams_share_connections_between_replicas(
         await alpha.send(envelope(f"m-{number}", "beta"))
     arrived: Callable[[], int] = lambda: sum(len(client.deliveries) for client in clients)  # noqa: E731
     await eventually(lambda: arrived() >= 1)
+
+
+async def test_that_there_are_no_agents_is_news_for_a_leader_too(row: Row, eventually: Eventually) -> None:
+    """Its senders are told that nobody has a skill, not that they should try again."""
+    first, second = await row.add(), await row.add()
+    await eventually(lambda: first.replica.leads)
+    heard = row.registries[1].news
+    heard.put_nowait(AgentsView(frozenset(), complete=True))
+    await eventually(heard.empty)
+    await first.drain()
+    row.apps.remove(first)
+    await eventually(lambda: second.replica.leads)
+    sender = await row.open(second, "operator/admin", send_only=True, features=["routes"])
+    (nobody,) = await sender.send(envelope("m-1", "skill/plans"))
+    assert error_of(nobody).reason is Reason.RECEIVER_NOT_FOUND
+
+
+async def test_what_comes_while_a_leadership_begins_is_not_missed(
+    row: Row, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begins, may_go_on = asyncio.Event(), asyncio.Event()
+    record = row.outbox.record
+
+    async def slowly(entries: Sequence[EntryDraft], **how: bool) -> None:
+        if any(entry.operation == "leadership.win" for entry in entries):
+            begins.set()
+            await may_go_on.wait()
+        await record(entries, **how)
+
+    monkeypatch.setattr(row.outbox, "record", slowly)
+    app = await row.add()
+    await begins.wait()
+    heard = row.registries[0].news
+    plans = {"beta": AgentProfile(frozenset({"plans"}), Reach.READY, 4, 0)}
+    heard.put_nowait(AgentsView(frozenset({"beta"}), complete=False, profiles=plans))
+    await eventually(heard.empty)
+    may_go_on.set()
+    await eventually(lambda: app.replica.leads)
+    sender = await row.open(app, "agent/alpha", send_only=True, features=["routes"])
+    (outcome,) = await sender.send(envelope("m-1", "skill/plans"))
+    assert outcome.receiver_id == "beta"
 
 
 async def test_a_skill_is_chosen_by_whoever_leads_and_the_choice_outlives_it(
