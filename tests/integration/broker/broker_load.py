@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import random
+from collections.abc import Awaitable, Callable
 
 import grpc
 from muster.broker.v1 import broker_service_pb2 as pb
@@ -12,6 +14,7 @@ from muster.common.v1 import envelope_pb2
 
 from services.common.core.errors import ServiceError
 from services.common.tls import TlsIdentity
+from tests.conftest import Certificates, Eventually
 from tests.integration.broker.broker_client import MailboxClient, envelope
 
 FRAME = 20
@@ -138,6 +141,49 @@ class SteadyReceiver(Party):
                 self.broken.append(f"#{sequence} is {message_id} and was {self.effects[sequence - 1][1]}")
         else:
             self.effects.append((sequence, message_id))
+
+
+async def break_under_load(
+    address: str,
+    certificates: Certificates,
+    eventually: Eventually,
+    times: int,
+    harm: Callable[[int], Awaitable[None]],
+    story: Callable[[], str],
+) -> None:
+    """Do harm `times` times under load, then check everything that was acknowledged.
+
+    `story` is what the brokers said, for when nothing goes on any more.
+    """
+    rng = random.Random(times)
+    sender = SteadySender(address, certificates.tls("agent/alpha"))
+    receiver = SteadyReceiver(address, certificates.tls("agent/beta"))
+    running = [asyncio.create_task(receiver.run())]
+
+    async def goes_on(more: int) -> None:
+        wanted = len(receiver.effects) + more
+        await eventually(lambda: len(receiver.effects) > wanted, timeout=60)
+
+    try:
+        # From its first stream on the receiver is known, also to later runs of the broker.
+        await eventually(lambda: receiver.opened, timeout=60)
+        running.append(asyncio.create_task(sender.run()))
+        for number in range(times):
+            await goes_on(rng.randint(100, 1_000))
+            await harm(number)
+        await goes_on(0)
+        sender.stop()
+        await asyncio.wait_for(running[1], 60)
+        await eventually(lambda: len(receiver.effects) >= len(sender.sequences), timeout=60)
+        receiver.stop()
+        await asyncio.wait_for(running[0], 60)
+    except (AssertionError, TimeoutError) as stalled:
+        raise AssertionError(f"stalled with {sender!r}, {receiver!r}\n{story()}") from stalled
+    finally:
+        for one in running:
+            one.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+    check_course(sender, receiver)
 
 
 def check_course(sender: SteadySender, receiver: SteadyReceiver) -> None:

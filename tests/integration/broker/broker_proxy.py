@@ -20,14 +20,18 @@ class Proxy:
     """Listens for clients; owned by the event loop."""
 
     def __init__(self, target: str) -> None:
-        self._host, _, port = target.rpartition(":")
-        self._port = int(port)
+        self.lead_to(target)
         self._server: asyncio.Server | None = None
         self._links: set[Link] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
         self.delay_s = 0.0
         self.count = 0
+
+    def lead_to(self, target: str) -> None:
+        """Bring new connections to `target`, "host:port"."""
+        self._host, _, port = target.rpartition(":")
+        self._port = int(port)
 
     async def start(self) -> str:
         """Return the address that clients use instead of the broker's."""

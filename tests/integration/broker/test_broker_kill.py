@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import random
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from muster.broker.v1 import broker_service_pb2 as pb
 
 from services.common.core.errors import Reason
 from tests.conftest import Certificates, Eventually
 from tests.integration.broker.broker_client import MailboxClient, envelope
-from tests.integration.broker.broker_load import AWAY, SteadyReceiver, SteadySender, check_course
+from tests.integration.broker.broker_load import AWAY, break_under_load
 from tests.integration.broker.broker_process import BrokerProcess
 
 KILLS = 5
@@ -50,31 +49,15 @@ async def test_killed_very_often_under_load(
 async def _kill_under_load(
     process: BrokerProcess, certificates: Certificates, eventually: Eventually, kills: int
 ) -> None:
-    rng = random.Random(kills)
-    sender = SteadySender(process.address, certificates.tls("agent/alpha"))
-    receiver = SteadyReceiver(process.address, certificates.tls("agent/beta"))
-    running = [asyncio.create_task(receiver.run())]
-    # From its first stream on the receiver is known, also to later runs of the broker.
-    await eventually(lambda: receiver.opened)
-    running.append(asyncio.create_task(sender.run()))
-    for number in range(kills):
-        before = len(receiver.effects)
-        more = rng.randint(100, 1_500)
-        try:
-            await eventually(
-                lambda before=before, more=more: len(receiver.effects) > before + more, timeout=60
-            )
-        except AssertionError as stalled:
-            raise AssertionError(f"kill {number}: stalled with {sender!r}, {receiver!r}") from stalled
+    async def harm(_: int) -> None:
         process.kill()
         process.start()
-    sender.stop()
-    await asyncio.wait_for(running[1], 60)
-    await eventually(lambda: len(receiver.effects) >= len(sender.sequences), timeout=60)
-    receiver.stop()
-    await asyncio.wait_for(running[0], 60)
+
+    def story() -> str:
+        return process.log_path.read_text()[-4_000:]
+
+    await break_under_load(process.address, certificates, eventually, kills, harm, story)
     assert process.stop() == 0
-    check_course(sender, receiver)
 
 
 async def _serves(process: BrokerProcess, certificates: Certificates) -> bool:
@@ -90,6 +73,7 @@ async def test_stopped_well_it_says_goodbye_and_comes_back(
 ) -> None:
     await eventually(lambda: _serves(process, certificates))
     beta = await MailboxClient.open(process.address, certificates.tls("agent/beta"))
+    await beta.stub.Subscribe(pb.SubscribeRequest(pattern="roads.*"))
     assert process.stop() == 0
     error = await beta.wait_end()
     assert error is not None
@@ -98,7 +82,9 @@ async def test_stopped_well_it_says_goodbye_and_comes_back(
     process.start()
     await eventually(lambda: _serves(process, certificates))
     # It knows its mailboxes although the registry never answered.
-    alpha = await MailboxClient.open(process.address, certificates.tls("agent/alpha"), send_only=True)
-    (outcome,) = await alpha.send(envelope("m-1", "beta"))
-    assert outcome.sequence_number == 1
+    alpha = await MailboxClient.open(
+        process.address, certificates.tls("agent/alpha"), send_only=True, features=["routes"]
+    )
+    sent, published = await alpha.send(envelope("m-1", "beta"), envelope("m-2", "topic/roads.open"))
+    assert (sent.sequence_number, published.receiver_count) == (1, 1)
     await alpha.close()
