@@ -3,7 +3,9 @@
 A batch is everything that waits when the loop is free. The order that makes it safe: step every event, place
 what can be placed, answer queries from the state as it then is (but keep the answers); make writes and audit
 entries durable, side by side; only then send, publish and answer. While a commit is on its way the next
-batch gathers, so that under load batches grow and etcd sees few, large transactions.
+batch gathers, so that under load batches grow and etcd sees few, large transactions. When much has gathered,
+it is decided about meanwhile; its own commit begins when the one before has been told, so that what the
+store, the log and everybody see has one order.
 """
 
 from __future__ import annotations
@@ -46,6 +48,9 @@ from services.scheduler.planner import Planner
 from services.scheduler.store import Batch, LeadershipLostError, SchedulerStore, Stored
 
 _log = logs.get("scheduler.driver")
+#: Submissions and results that wait, from which on they are decided about while a commit is on its way. Fewer
+#: are better off in one batch with what comes until it is told: a batch has a price of its own.
+PLENTY = 64
 #: Pause between tries of a commit that may or may not be there.
 _RETRY_BASE_MS = 20
 _RETRY_MAX_MS = 1_000
@@ -77,6 +82,18 @@ class DriverParts:
     planner: Planner | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A batch that is decided about: all that is left is to make it durable and to tell it."""
+
+    found: Sorted
+    #: What was asked and by whom, with the answers.
+    answers: Sequence[tuple[Query[Any], Any]]
+    event_count: int
+    #: Of deciding.
+    step_seconds: float
+
+
 class Driver(Inbox):
     """One leadership from its first load to its loss; made anew for each. Owned by the event loop."""
 
@@ -91,6 +108,8 @@ class Driver(Inbox):
         #: Decided after a commit, to be made durable with the next one.
         self._carried: list[Effect] = []
         self._helpers: list[asyncio.Task[None]] = []
+        #: The newest commit with all that follows from it, until it has been looked at.
+        self._flight: asyncio.Task[None] | None = None
         #: The search for a better standing plan, while there is one.
         self._searching: asyncio.Task[None] | None = None
         self._stopping = False
@@ -116,6 +135,7 @@ class Driver(Inbox):
             self._help("leadership-watch", self._watch_leadership())
             self._carried.append(self._won())
             await self._run_batch()
+            await self._land()
             metrics.takeover_seconds.observe(loop.time() - started)
             metrics.leading.set(1)
             metrics.epoch.set(self.leadership.epoch)
@@ -123,13 +143,13 @@ class Driver(Inbox):
             while self.leadership.held and not self._stopping:
                 await self._wait_work()
                 await self._run_batch()
+            await self._land()
         except LeadershipLostError:
             _log.warning("another replica leads", epoch=self.leadership.epoch)
         finally:
             self.ended.set()
             metrics.leading.set(0)
-            if self._searching is not None:
-                self._helpers.append(self._searching)
+            self._helpers += [task for task in (self._searching, self._flight) if task is not None]
             for helper in self._helpers:
                 helper.cancel()
             await asyncio.gather(*self._helpers, return_exceptions=True)
@@ -172,20 +192,58 @@ class Driver(Inbox):
                         await self._work.wait()
         # What becomes ready in the same turn of the loop belongs to this batch.
         await asyncio.sleep(0)
+        if self._flight is not None:
+            await self._wait_plenty(self._flight)
         self._work.clear()
         for helper in self._helpers:
             if helper.done() and not helper.cancelled():
                 helper.result()
 
+    async def _wait_plenty(self, flight: asyncio.Task[None]) -> None:
+        """Return when the commit on its way has been told, or when so much waits that it is worth a batch."""
+        while not flight.done() and self._waiting < PLENTY:
+            self._stirred.clear()
+            await self._stirred.wait()
+        if flight.done():
+            await self._land()
+
+    async def _land(self) -> None:
+        """Return when what was decided about has been committed and told; raises what became of it."""
+        if self._flight is not None:
+            await self._flight
+            self._flight = None
+
     async def _run_batch(self) -> None:
+        """Decide about what waits, and begin to carry it out as soon as the batch before has been told."""
         loop = asyncio.get_running_loop()
         started = loop.time()
         events, queries = self._take_events(self._parts.limits.batch_events_max), self._take_queries()
         try:
             effects = self._step(events)
             answers = [self._ask(query) for query in queries]
+            # From here on nothing of this batch reads the state, which may move on.
             found = sort(effects)
-            stepped = loop.time()
+            step_seconds = loop.time() - started
+            await self._land()
+        except LeadershipLostError:
+            self._queries = queries + self._queries
+            raise
+        made = _Made(found, [*zip(queries, answers, strict=True)], len(events), step_seconds)
+        self._flight = asyncio.create_task(self._carry_out(made), name="commit")
+        self._flight.add_done_callback(self._landed)
+        if found.batch.put_locks:
+            # What follows from new locks is decided before anything else is.
+            await self._land()
+
+    def _landed(self, flight: asyncio.Task[None]) -> None:
+        self._stirred.set()
+        if flight.cancelled() or flight.exception() is not None:
+            self._work.set()
+
+    async def _carry_out(self, made: _Made) -> None:
+        """Make a batch durable, then say what follows from it."""
+        found = made.found
+        try:
             locks = await self._commit(found)
             if locks:
                 written = LocksWritten(f"commit-{self._next()}", locks)
@@ -194,14 +252,14 @@ class Driver(Inbox):
                 await self._record(granted.entries)
                 found.sends += granted.sends
         except LeadershipLostError:
-            self._queries = queries + self._queries
+            self._queries = [query for query, _ in made.answers] + self._queries
             raise
         # Commit point. Everything that follows was decided and is durable; a crash from here on loses only
         # the telling, and whoever was not told asks again.
         self._publish(found)
-        for query, answer in zip(queries, answers, strict=True):
+        for query, answer in made.answers:
             settle(query, answer)
-        self._measure(len(events), found.entries, stepped - started)
+        self._measure(made.event_count, found.entries, made.step_seconds)
 
     def _step(self, events: Sequence[Event]) -> list[Effect]:
         state, now = self._state, self._clock.now()

@@ -11,7 +11,7 @@ from services.common.core.errors import Reason, ServiceError
 from services.scheduler.core.book import Book
 from services.scheduler.core.course import Collaboration
 from services.scheduler.core.effects import Accepted, Answer, CloseStream, WorkItem
-from services.scheduler.core.events import Event, ReplyId, StreamId
+from services.scheduler.core.events import Event, ReplyId, StreamId, WorkFrame
 from services.scheduler.core.policies.bandit import PolicyCell
 from services.scheduler.watch import WatchHub
 
@@ -57,6 +57,9 @@ class Inbox:
         self._number = 0
         # Set while there may be something to do, and while the queue has room.
         self._work = asyncio.Event()
+        #: Operations in `_events`, about; and what is set when they have grown, or a commit has ended.
+        self._waiting = 0
+        self._stirred = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
 
@@ -65,6 +68,8 @@ class Inbox:
     def put(self, event: Event) -> None:
         """Let an event happen with the next batch."""
         self._events.append(event)
+        self._waiting += 1 + len(event.results) if isinstance(event, WorkFrame) else 1
+        self._stirred.set()
         if len(self._events) >= self._queue_max:
             self._room.clear()
         self._work.set()
@@ -137,6 +142,7 @@ class Inbox:
 
     def _take_events(self, most: int) -> list[Event]:
         events, self._events = self._events[:most], self._events[most:]
+        self._waiting = len(self._events)
         if len(self._events) < self._queue_max:
             self._room.set()
         if self._events:

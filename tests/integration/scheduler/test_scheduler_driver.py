@@ -49,7 +49,7 @@ from services.scheduler.core.model import (
     TaskSpec,
 )
 from services.scheduler.core.records import StoredLock
-from services.scheduler.driver import Driver, DriverParts
+from services.scheduler.driver import PLENTY, Driver, DriverParts
 from services.scheduler.inbox import Reply
 from services.scheduler.metrics import SchedulerMetrics
 from services.scheduler.planner import Planner
@@ -214,6 +214,74 @@ async def test_what_waits_while_a_commit_is_on_its_way_shares_the_next(rig: Rig)
     gate.set()
     await asyncio.gather(first, *rest)
     assert rig.faults.calls["commit"] == before + 1
+
+
+async def turns(count: int = 30) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_much_that_waits_is_decided_about_meanwhile_and_written_and_told_afterwards(rig: Rig) -> None:
+    driver = await rig.lead()
+    gate = rig.faults.hold("commit")
+    told: list[str] = []
+    first = submit(driver, request_id="r0")
+    first.add_done_callback(lambda _: told.append("r0"))
+    await turns()
+    rest = [submit(driver, request_id=f"r{number}") for number in range(1, PLENTY + 1)]
+    for number, answer in enumerate(rest, 1):
+        answer.add_done_callback(lambda _, number=number: told.append(f"r{number}"))  # type: ignore[misc]
+    question = asyncio.create_task(driver.query(lambda book: len(book.collaborations)))
+    await turns()
+    before = rig.faults.calls["commit"]
+    assert driver._state.book.open_collaboration_count == PLENTY + 1
+    assert not rig.plane.collaborations
+    assert not told
+    late = submit(driver, request_id="late")
+    await turns()
+    assert driver._state.book.open_collaboration_count == PLENTY + 1, "no more than one batch in advance"
+    gate.set()
+    assert await question >= PLENTY
+    await asyncio.gather(first, late, *rest)
+    assert told == [f"r{number}" for number in range(PLENTY + 1)]
+    assert len(rig.plane.collaborations) == PLENTY + 2
+    assert rig.faults.calls["commit"] == before + 2
+    entries = [entry for entry in rig.outbox.entries if entry.operation == "collaboration.submit"]
+    assert [entry.operation_count for entry in entries] == [1, PLENTY, 1]
+
+
+async def test_what_was_decided_in_advance_is_gone_with_the_lead(rig: Rig) -> None:
+    driver = await rig.lead()
+    gate = rig.faults.hold("commit")
+    answers = [submit(driver, request_id="r0")]
+    await turns()
+    answers += [submit(driver, request_id=f"r{number}") for number in range(1, PLENTY + 1)]
+    question = asyncio.create_task(driver.query(lambda book: len(book.collaborations)))
+    await turns()
+    await rig.depose(told=False)
+    gate.set()
+    await rig.runs[0][1]
+    driver.end(ServiceError(Reason.NOT_COORDINATOR, "over"))
+    assert not rig.plane.collaborations
+    assert all(isinstance(answer, ServiceError) for answer in await asyncio.gather(*answers))
+    with pytest.raises(ServiceError):
+        await question
+
+
+async def test_nothing_is_decided_while_new_locks_are_on_their_way(rig: Rig, eventually: Eventually) -> None:
+    driver = await rig.lead()
+    port, stream = link(driver)
+    await eventually(lambda: port.of(Welcome))
+    gate = rig.faults.hold("commit")
+    asked = LockRequested(1, (ResourceClaim(BRIDGE),), None, None)
+    driver.put(WorkFrame("f", stream, 0.0, lock_requests=(asked,)))
+    await turns()
+    answers = [submit(driver, request_id=f"r{number}") for number in range(2 * PLENTY)]
+    await turns()
+    assert not driver._state.book.collaborations
+    gate.set()
+    await asyncio.gather(*answers)
+    assert port.of(GrantLocks)
 
 
 @pytest.mark.parametrize("persists", [False, True])
@@ -404,7 +472,9 @@ async def test_the_queue_tells_streams_to_wait(rig: Rig) -> None:
     submit(driver)
     for _ in range(10):
         await asyncio.sleep(0)
-    for number in range(driver._parts.limits.queue_max + 10):
+    limits = driver._parts.limits
+    # One batch is decided about while the commit before is on its way, the next waits.
+    for number in range(limits.batch_events_max + limits.queue_max + 10):
         driver.put(WorkFrame("f", StreamId(number), 0.0))
     waiting = asyncio.create_task(driver.wait_room())
     for _ in range(20):
