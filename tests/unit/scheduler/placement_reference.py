@@ -19,7 +19,7 @@ from services.scheduler.core.placing.fairness import Account, dominant_share
 from services.scheduler.core.placing.lanes import order_of
 from services.scheduler.core.placing.matching import best_match
 from services.scheduler.core.placing.placement import MATCHED_MAX, Demand
-from services.scheduler.core.policies.base import Columns, Part, total
+from services.scheduler.core.policies.base import Columns, Part, steps, total
 from services.scheduler.core.policies.registry import POLICIES
 
 
@@ -38,10 +38,11 @@ class Chosen(NamedTuple):
 class _Slot(NamedTuple):
     """In order of preference."""
 
-    negative_score: float
+    negative_steps: float
     turn: int
-    j: int
     row: int
+    j: int
+    score: float
 
 
 class _Free:
@@ -238,7 +239,7 @@ def _give(book: Book, turns: list[Turn]) -> list[Chosen]:
         taken[slot.row] = slot.j + 1
         for name, amount in pool.demand.needs:
             spent[slot.row, name] = spent.get((slot.row, name), 0) + amount
-        found.append(Chosen(task, slot.row, aged, -slot.negative_score, _others(pool, slot)))
+        found.append(Chosen(task, slot.row, aged, slot.score, _others(pool, slot)))
     return found
 
 
@@ -275,13 +276,13 @@ def _matched(group: list[Turn], taken: dict[int, int]) -> list[Chosen]:
         [slot for slot in pool.slots if taken.get(slot.row, 0) <= slot.j][: len(group)]
         for _, pool, _ in group
     ]
-    positions = best_match([[((each.row, each.j), -each.negative_score) for each in row] for row in choices])
+    positions = best_match([[((each.row, each.j), each.score) for each in row] for row in choices])
     found = []
     for (task, pool, _), row, position in zip(group, choices, positions, strict=True):
         if position is not None:
             slot = row[position]
             taken[slot.row] = taken.get(slot.row, 0) + 1
-            found.append(Chosen(task, slot.row, False, -slot.negative_score, _others(pool, slot)))
+            found.append(Chosen(task, slot.row, False, slot.score, _others(pool, slot)))
     return found
 
 
@@ -318,4 +319,5 @@ def _slots(book: Book, demand: Demand, instances: list[Instance]) -> Iterable[_S
                 0.0 if times is None else min(times),
             )
             parts: tuple[Part, ...] = policy.parts(Columns(*columns), weights)
-            yield _Slot(-float(total(parts)), instance.turn, j, instance.row)
+            score = float(total(parts))
+            yield _Slot(-steps(score), instance.turn, instance.row, j, score)

@@ -75,6 +75,8 @@ class Fleet:
         self.agents: dict[AgentId, list[int]] = {}
         self._answers: OrderedDict[tuple[frozenset[Skill], frozenset[AgentId]], Eligible] = OrderedDict()
         self._answer_rows = 0
+        #: Grows whenever answers of `eligible` may be others than before.
+        self.edition = 0
 
     def put(self, instance: Instance) -> None:
         """Take in an instance as it is now."""
@@ -216,6 +218,7 @@ class Fleet:
     def _forget_answers(self) -> None:
         self._answers.clear()
         self._answer_rows = 0
+        self.edition += 1
 
     def _put_capacities(self, row: int, seen: _Seen, instance: Instance) -> None:
         now = instance.capacities

@@ -9,7 +9,7 @@ or when an instance that could serve it may have a free slot; it leaves when a p
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from services.common.core.instants import Instant
 from services.scheduler.core.course import Task
@@ -23,6 +23,7 @@ from services.scheduler.core.placing.pools import Pools, has_left
 from services.scheduler.core.placing.queues import Queue, Queues, Waiting
 from services.scheduler.core.placing.ranking import Pool
 from services.scheduler.core.placing.serving import Offer, Turn, first, first_aged, serve, serve_aged
+from services.scheduler.core.placing.wave import waves_of
 
 #: A class is sorted as a whole when no more than so many times what can be served waits.
 _WHOLE_MAX = 8
@@ -172,7 +173,8 @@ class PlacementIndex:
         self._wake()
         if not self._runnable:
             return None
-        pools = self._few() if len(fleet.live) <= _FEW_ROWS else self._many()
+        few = len(fleet.live) <= _FEW_ROWS
+        pools, rank = (self._few(), None) if few else self._many()
         if not pools:
             return None
         turns: list[Turn] = []
@@ -187,7 +189,7 @@ class PlacementIndex:
                 break
             if self._waiting[priority].accounts and len(turns) < most:
                 turns += self._serve(pools, priority, most - len(turns), served)
-        return Snapshot(turns, self.key_of) if turns else None
+        return Snapshot(turns, self.key_of, rank) if turns else None
 
     def _next_for(self, instance: Instance, now: Instant, above: Priority | None) -> Snapshot | None:
         """Return the task that comes next for the only free slot of all: the usual case on a busy fleet.
@@ -281,15 +283,17 @@ class PlacementIndex:
         self._runnable = dict.fromkeys(found)
         return {queue: self.pools.few(queue.demand, able) for queue, able in found.items()}
 
-    def _many(self) -> dict[Queue, Pool]:
-        pools: dict[Queue, Pool] = {}
-        for queue in [*self._runnable]:
-            pool = self.pool(queue.demand)
-            if pool is None:
-                del self._runnable[queue]
-            else:
-                pools[queue] = pool
-        return pools
+    def _many(self) -> tuple[dict[Queue, Pool], Callable[[], None]]:
+        """Return the pools of all queues that may be served, and what ranks them together."""
+        waves = [*waves_of(self.pools, self._runnable)]
+        pools = {queue: pool for wave in waves for queue, pool in wave.pools.items()}
+        self._runnable = dict.fromkeys(pools)
+
+        def rank() -> None:
+            for wave in waves:
+                wave.rank()
+
+        return pools, rank
 
     def pool(self, demand: Demand, *, spare_withheld: bool = False) -> Pool | None:
         """Return the free slots for a demand, None when there is none."""

@@ -83,6 +83,8 @@ class Snapshot(NamedTuple):
     turns: Sequence[tuple[Any, Pool, bool]]
     #: Instance by row.
     key_of: Callable[[int], InstanceKey]
+    #: Ranks what the turns want of all pools that can be ranked together; None when each ranks itself.
+    rank: Callable[[], None] | None = None
 
 
 class Placement(NamedTuple):
@@ -101,6 +103,8 @@ class Placement(NamedTuple):
 def plan(snapshot: Snapshot) -> list[Placement]:
     """Return a placement for every task of the snapshot that an agent is free for, in serving order."""
     turns = snapshot.turns
+    if snapshot.rank is not None:
+        snapshot.rank()
     taken: dict[int, int] = {}
     spent: dict[int, dict[str, int]] = {}
     placements: list[Placement] = []
@@ -108,8 +112,7 @@ def plan(snapshot: Snapshot) -> list[Placement]:
     number = 0
     while number < wave:
         task, pool, aged = turns[number]
-        pool.rank(pool.wanted)
-        if pool.demand.style.policy is SchedulingPolicy.BEST_MATCH and not aged:
+        if pool.matched and not aged:
             group = _matched_together(turns, number)
             if len(group) > 1:
                 placements += _match(group, taken)

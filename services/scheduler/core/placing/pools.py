@@ -69,24 +69,20 @@ class Pools:
                 return None
             fits = column[rows] >= amount
             rows, level = rows[fits], level[fits]
-        return self.of(demand, rows, level) if len(rows) else None
+        return self.of(demand, rows, level, fleet.free[rows]) if len(rows) else None
 
-    def of(self, demand: Demand, rows: Any, level: Any) -> Pool:
-        """Return the pool of several instances, all of them free."""
+    def of(self, demand: Demand, rows: Any, level: Any, free: Any, slots: int = -1) -> Pool:
+        """Return the pool of several instances, all of them free; `slots` if their sum is known."""
         fleet, share = self.fleet, self.ageing_share
-        free = fleet.free[rows]
-        pool = Pool(
+        return Pool(
             demand,
             rows,
             free,
-            lambda: self._columns(demand, rows, level, free),
-            lambda: fleet.fresh[rows] >= share - 1,
+            int(free.sum()) if slots < 0 else slots,
+            columns=lambda: self._columns(demand, rows, level, free),
+            owed=lambda: fleet.fresh[rows] >= share - 1,
+            left=self._left,
         )
-        if demand.needs:
-            numbers = rows.tolist()
-            left = [column for name, _ in demand.needs if (column := fleet.left(name)) is not None]
-            pool.left = tuple(dict(zip(numbers, column[rows].tolist(), strict=True)) for column in left)
-        return pool
 
     def alone(self, demand: Demand, instance: Instance) -> LonePool:
         """Return the pool of the only instance with a free slot: the usual case on a busy fleet."""
@@ -96,21 +92,21 @@ class Pools:
         """Return the pool of a handful of instances in order of rows, without any array."""
         rows = [instance.row for instance in instances]
         share = self.ageing_share
-        pool = Pool(
+        free = [instance.free for instance in instances]
+        return Pool(
             demand,
             rows,
-            [instance.free for instance in instances],
-            lambda: self._plain_columns(demand, instances),
-            lambda: [instance.fresh_starts >= share - 1 for instance in instances],
+            free,
+            sum(free),
+            columns=lambda: self._plain_columns(demand, instances),
+            owed=lambda: [instance.fresh_starts >= share - 1 for instance in instances],
+            left=self._left,
         )
-        pool.left = tuple(
-            {
-                row: instance.capacities.get(name, 0) - instance.used.get(name, 0)
-                for row, instance in zip(rows, instances, strict=True)
-            }
-            for name, _ in demand.needs
-        )
-        return pool
+
+    def _left(self, row: int, name: str) -> int:
+        """Return what an instance has left of a capacity."""
+        instance = self.fleet.instances[row]
+        return 0 if instance is None else instance.capacities.get(name, 0) - instance.used.get(name, 0)
 
     def _plain_columns(self, demand: Demand, instances: list[Instance]) -> list[Columns]:
         """Return columns of plain numbers, one for each instance: see `Columns`."""

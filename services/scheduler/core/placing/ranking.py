@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from services.scheduler.core.model import PolicyWeights
+from services.scheduler.core.model import PolicyWeights, SchedulingPolicy
 from services.scheduler.core.placing.placement import Demand
-from services.scheduler.core.policies.base import Columns, Part, Policy, total
+from services.scheduler.core.policies.base import Columns, Part, Policy, steps, total
 from services.scheduler.core.policies.registry import POLICIES
 
 #: Other agents that an explanation names.
@@ -22,8 +22,35 @@ Spent = dict[int, dict[str, int]]
 class Pool:
     """The free slots for one demand, best first as far as a plan asks for them."""
 
+    __slots__ = (
+        "_at",
+        "_columns",
+        "_j",
+        "_left",
+        "_order",
+        "_owed",
+        "_parts",
+        "_plain",
+        "_scores",
+        "count",
+        "demand",
+        "free",
+        "matched",
+        "rows",
+        "slots",
+        "wanted",
+    )
+
     def __init__(
-        self, demand: Demand, rows: Any, free: Any, columns: Callable[[], Any], owed: Callable[[], Any]
+        self,
+        demand: Demand,
+        rows: Any,
+        free: Any,
+        slots: int,
+        *,
+        columns: Callable[[], Any],
+        owed: Callable[[], Any],
+        left: Callable[[int, str], int],
     ) -> None:
         self.demand = demand
         #: Rows of the fleet in growing order, with their free slots: arrays, or lists for a handful.
@@ -31,14 +58,15 @@ class Pool:
         self.free = free
         self._columns = columns
         self._owed = owed
+        self._left = left
         self._plain = isinstance(rows, list)
         #: Free instances and free slots.
         self.count = len(rows)
-        self.slots = sum(free) if self._plain else int(free.sum())
+        self.slots = slots
+        #: What several tasks get is decided together.
+        self.matched = demand.style.policy is SchedulingPolicy.BEST_MATCH
         #: Tasks of a snapshot that may use it.
         self.wanted = 0
-        #: What each row has left of the capacities that the demand needs; none when it needs nothing.
-        self.left: tuple[dict[int, int], ...] = ()
         self._at = 0
         self._order: list[int] = []
         self._j: list[int] = []
@@ -71,7 +99,7 @@ class Pool:
             most = most if self.count == 1 else most + RUNNERS_UP_MAX
             self._rank_plain(policy, weights, columns, min(most, self.slots))
             return
-        scores = total(policy.parts(columns, weights))
+        scores = steps(total(policy.parts(columns, weights)))
         most = min(most + RUNNERS_UP_MAX, self.slots)
         best = _top(scores, columns.turn, most)
         rows = self.rows[best]
@@ -86,7 +114,7 @@ class Pool:
         parts = policy.parts(columns, weights)
         scores = total(parts)
         # The best of all are among these rows; beyond `most` a row that was left out might come in between.
-        order = np.lexsort((columns.j, columns.turn, -scores))[:most]
+        order = np.lexsort((columns.j, rows, columns.turn, -steps(scores)))[:most]
         # Lists: what is read one by one is read faster from them.
         self._parts = [(part.name, part.weight, part.values[order].tolist()) for part in parts]
         self._scores = scores[order].tolist()
@@ -103,26 +131,36 @@ class Pool:
         heap: list[tuple[float, int, int, int, tuple[Part, ...]]] = []
         for position, column in enumerate(columns):
             parts = policy.parts(column, weights)
-            heap.append((-float(total(parts)), int(column.turn), 0, position, parts))
+            heap.append((-steps(total(parts)), int(column.turn), position, 0, parts))
         heapq.heapify(heap)
         best: list[tuple[float, int, int, int, tuple[Part, ...]]] = []
         while len(best) < most:
             slot = heap[0]
             best.append(slot)
-            _, turn, j, position, _ = slot
+            _, turn, position, j, _ = slot
             j += 1
             if j < self.free[position]:
                 parts = policy.parts(columns[position]._replace(j=j), weights)  # type: ignore[arg-type]
-                heapq.heapreplace(heap, (-float(total(parts)), turn, j, position, parts))
+                heapq.heapreplace(heap, (-steps(total(parts)), turn, position, j, parts))
             else:
                 heapq.heappop(heap)
         self._parts = [
             (part.name, part.weight, [float(parts[number].values) for *_, parts in best])
             for number, part in enumerate(best[0][4])
         ]
-        self._scores = [-negative for negative, *_ in best]
-        self._order = [self.rows[position] for _, _, _, position, _ in best]
-        self._j = [j for _, _, j, _, _ in best]
+        self._scores = [float(total(parts)) for *_, parts in best]
+        self._order = [self.rows[position] for _, _, position, _, _ in best]
+        self._j = [j for _, _, _, j, _ in best]
+
+    def set(
+        self,
+        order: list[int],
+        j: list[int],
+        scores: list[float],
+        parts: list[tuple[str, float, list[float]]],
+    ) -> None:
+        """Take over its best slots, ranked together with those of other pools."""
+        self._order, self._j, self._scores, self._parts = order, j, scores, parts
 
     def take(self, taken: dict[int, int], spent: Spent, wish: int = -1) -> int:
         """Take the best slot that is left, or one of the row `wish`; return its position, -1 for none."""
@@ -131,13 +169,13 @@ class Pool:
         order, j, at = self._order, self._j, self._at
         while True:
             if at == len(order):
-                # Others took what was sorted: sort eight times as much.
-                self.rank(8 * at + 1)
+                # Nothing was sorted yet, or others took all of that: sort eight times as much.
+                self.rank(max(8 * at + 1, self.wanted))
                 order, j = self._order, self._j
                 if at == len(order):
                     break
             row = order[at]
-            if taken.get(row, 0) == j[at] and (not self.left or self._fits(row, spent)):
+            if taken.get(row, 0) == j[at] and (not self.demand.needs or self._fits(row, spent)):
                 taken[row] = j[at] + 1
                 self._at = at + 1
                 return at
@@ -149,7 +187,7 @@ class Pool:
         self.rank(self.slots)
         for at, row in enumerate(self._order):
             if row == wish and taken.get(row, 0) == self._j[at]:
-                if self.left and not self._fits(row, spent):
+                if self.demand.needs and not self._fits(row, spent):
                     return -1
                 taken[row] = self._j[at] + 1
                 return at
@@ -161,7 +199,7 @@ class Pool:
         self.rank(self.slots)
         for at, row in enumerate(self._order):
             if row in owing and not taken.get(row) and self._j[at] == 0:
-                if self.left and not self._fits(row, spent):
+                if self.demand.needs and not self._fits(row, spent):
                     continue
                 taken[row] = 1
                 return at
@@ -180,8 +218,8 @@ class Pool:
         """Take what the demand needs of a row's capacities; return whether it was there."""
         amounts = spent.setdefault(row, {})
         needs = self.demand.needs
-        for (name, amount), left in zip(needs, self.left, strict=True):
-            if amounts.get(name, 0) + amount > left[row]:
+        for name, amount in needs:
+            if amounts.get(name, 0) + amount > self._left(row, name):
                 return False
         for name, amount in needs:
             amounts[name] = amounts.get(name, 0) + amount
@@ -218,11 +256,14 @@ class Pool:
 class LonePool(Pool):
     """The slot of the only instance with a free one: nobody to compare it with, scored when asked."""
 
+    __slots__ = ("_lone",)
+
     def __init__(self, demand: Demand, row: int, columns: Callable[[], Columns]) -> None:
         # Nothing of what ranking needs is made.
         self.demand = demand
         self.rows = [row]
         self.count = self.slots = self.wanted = 1
+        self.matched = False
         self._lone = columns
 
     def rank(self, most: int) -> None:

@@ -69,10 +69,11 @@ class Part(NamedTuple):
 
 
 class Policy(Protocol):
-    """Larger scores win; equal ones go to the instance that waited longest.
+    """Larger scores win; equal ones go to the instance that waited longest, of those that never had work to
+    the one that came first. Scores are compared in `steps`.
 
     The score of an instance's slots must not rise with `j`: that makes serving slot by slot the same as
-    choosing anew for every task (see `core.placement`).
+    choosing anew for every task (see `core.placing.placement`).
     """
 
     #: Whether `Columns.duration_ms` is wanted.
@@ -92,6 +93,15 @@ def total(parts: tuple[Part, ...]) -> Floats:
     return score
 
 
+def steps(score: Any) -> Any:
+    """Return scores as what is compared: whole numbers of 2^-30.
+
+    Sums that differ by their rounding alone are equal, in whatever order and by whatever means they were
+    added up; and whole numbers of so many bits are sorted together with what decides between equal ones.
+    """
+    return round(score * _STEPS) if isinstance(score, float) else np.rint(score * _STEPS)
+
+
 def best_over(values: Floats, least: float) -> Floats:
     """Return the smallest value divided by each: 1 for the best, towards 0 for what is much larger."""
     # A little is added so that agents without a cost compare with those that have one.
@@ -100,3 +110,4 @@ def best_over(values: Floats, least: float) -> Floats:
 
 
 _LITTLE = 1e-9
+_STEPS = 2.0**30
