@@ -189,7 +189,10 @@ class PlacementIndex:
                 break
             if self._waiting[priority].accounts and len(turns) < most:
                 turns += self._serve(pools, priority, most - len(turns), served)
-        return Snapshot(turns, self.key_of, rank) if turns else None
+        if not turns:
+            return None
+        share = len(turns) / fleet.free_count
+        return Snapshot(turns, self.key_of, None if rank is None else lambda: rank(share))
 
     def _next_for(self, instance: Instance, now: Instant, above: Priority | None) -> Snapshot | None:
         """Return the task that comes next for the only free slot of all: the usual case on a busy fleet.
@@ -283,15 +286,15 @@ class PlacementIndex:
         self._runnable = dict.fromkeys(found)
         return {queue: self.pools.few(queue.demand, able) for queue, able in found.items()}
 
-    def _many(self) -> tuple[dict[Queue, Pool], Callable[[], None]]:
+    def _many(self) -> tuple[dict[Queue, Pool], Callable[[float], None]]:
         """Return the pools of all queues that may be served, and what ranks them together."""
         waves = [*waves_of(self.pools, self._runnable)]
         pools = {queue: pool for wave in waves for queue, pool in wave.pools.items()}
         self._runnable = dict.fromkeys(pools)
 
-        def rank() -> None:
+        def rank(share: float) -> None:
             for wave in waves:
-                wave.rank()
+                wave.rank(share)
 
         return pools, rank
 

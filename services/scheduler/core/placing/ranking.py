@@ -70,8 +70,9 @@ class Pool:
         self._at = 0
         self._order: list[int] = []
         self._j: list[int] = []
-        self._parts: list[tuple[str, float, list[float]]] = []
-        self._scores: list[float] = []
+        # Read by explanations and matchings alone: lists, or arrays that were ranked with other pools'.
+        self._parts: list[tuple[str, float, Any]] = []
+        self._scores: Any = ()
 
     def owed_rows(self) -> set[int]:
         """Return the rows that owe their next start to an aged task."""
@@ -156,8 +157,8 @@ class Pool:
         self,
         order: list[int],
         j: list[int],
-        scores: list[float],
-        parts: list[tuple[str, float, list[float]]],
+        scores: Any,
+        parts: list[tuple[str, float, Any]],
     ) -> None:
         """Take over its best slots, ranked together with those of other pools."""
         self._order, self._j, self._scores, self._parts = order, j, scores, parts
@@ -166,22 +167,20 @@ class Pool:
         """Take the best slot that is left, or one of the row `wish`; return its position, -1 for none."""
         if wish >= 0:
             return self._take_wished(taken, spent, wish)
-        order, j, at = self._order, self._j, self._at
+        get, needs = taken.get, self.demand.needs
         while True:
-            if at == len(order):
-                # Nothing was sorted yet, or others took all of that: sort eight times as much.
-                self.rank(max(8 * at + 1, self.wanted))
-                order, j = self._order, self._j
-                if at == len(order):
-                    break
-            row = order[at]
-            if taken.get(row, 0) == j[at] and (not self.demand.needs or self._fits(row, spent)):
-                taken[row] = j[at] + 1
-                self._at = at + 1
-                return at
-            at += 1
-        self._at = at
-        return -1
+            order, j = self._order, self._j
+            for at in range(self._at, len(order)):
+                row = order[at]
+                if get(row, 0) == j[at] and (not needs or self._fits(row, spent)):
+                    taken[row] = j[at] + 1
+                    self._at = at + 1
+                    return at
+            self._at = len(order)
+            # Nothing was sorted yet, or others took all of that: sort eight times as much.
+            self.rank(max(8 * len(order) + 1, self.wanted))
+            if len(self._order) == len(order):
+                return -1
 
     def _take_wished(self, taken: dict[int, int], spent: Spent, wish: int) -> int:
         self.rank(self.slots)
@@ -208,7 +207,9 @@ class Pool:
     def left_over(self, taken: dict[int, int]) -> list[tuple[int, int, int, float]]:
         """Return the slots that nobody took: (position, row, j, score), best first."""
         rows = zip(self._order, self._j, self._scores, strict=True)
-        return [(at, row, j, score) for at, (row, j, score) in enumerate(rows) if taken.get(row, 0) <= j]
+        return [
+            (at, row, j, float(score)) for at, (row, j, score) in enumerate(rows) if taken.get(row, 0) <= j
+        ]
 
     def row(self, at: int) -> int:
         """Return the fleet's row of a position."""
@@ -230,8 +231,8 @@ class Pool:
         return [
             (
                 row,
-                self._scores[at],
-                tuple((name, values[at], weight) for name, weight, values in self._parts),
+                float(self._scores[at]),
+                tuple((name, float(values[at]), weight) for name, weight, values in self._parts),
             )
             for at, row in enumerate(self._order)
         ]

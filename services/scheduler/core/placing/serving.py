@@ -73,7 +73,7 @@ def serve(
     waits is served.
     """
     turns: list[Turn] = []
-    slots = totals.slots or 1
+    slots = totals.slots
     # A requester's tasks are looked at when it is its turn: its first entry says only what its share is.
     line: list[tuple[float, int, int, Account, _HeapBid | _SortedBid | None]] = [
         (each.share(totals), -1, number, each, None) for number, each in enumerate(accounts)
@@ -83,7 +83,7 @@ def serve(
     while line and len(turns) < most:
         share, _, number, account, bid = line[0]
         if bid is None:
-            bid = make(account, lanes_of(account))
+            bid = make(account, lanes_of(account), totals)
         elif len(line) == 1:
             while bid.key is not None and len(turns) < most:
                 bid.take(turns, skip)
@@ -91,15 +91,13 @@ def serve(
         else:
             while bid.key is not None:
                 if bid.take(turns, skip):
-                    needs = turns[-1][0].spec.needs
                     bid.held += 1
-                    if needs:
-                        bid.add(needs)
-                    share = (
-                        dominant_share(bid.held, bid.needs, account.weight, totals)
-                        if bid.needs
-                        else bid.held / slots / account.weight
-                    )
+                    if turns[-1][0].spec.needs:
+                        bid.add(turns[-1][0].spec.needs)
+                    # As `fairness.dominant_share` has it.
+                    share = bid.held / slots if slots else 0.0
+                    share = max(share, bid.needs_share)
+                    share /= account.weight
                     break
         if bid.key is None:
             heapq.heappop(line)
@@ -111,19 +109,23 @@ def serve(
 class _Bid:
     """What one requester wants to have served in one class, with what it would hold then."""
 
-    __slots__ = ("held", "key", "needs")
+    __slots__ = ("_needs", "_totals", "held", "key", "needs_share")
 
-    def __init__(self, account: Account) -> None:
+    def __init__(self, account: Account, totals: Totals) -> None:
         self.held = account.held
-        self.needs = account.needs
         #: Of its first task; None when it has none (any more).
         self.key: int | None = None
+        self._needs = account.needs
+        self._totals = totals
+        #: Its largest share of any capacity.
+        self.needs_share = dominant_share(0, self._needs, 1.0, totals)
 
     def add(self, needs: Iterable[tuple[str, int]]) -> None:
         """Count what a task needs as held."""
-        self.needs = dict(self.needs)
+        self._needs = dict(self._needs)
         for name, amount in needs:
-            self.needs[name] = self.needs.get(name, 0) + amount
+            self._needs[name] = self._needs.get(name, 0) + amount
+        self.needs_share = dominant_share(0, self._needs, 1.0, self._totals)
 
 
 #: (order, number, task, the lane's others once they are asked for, lane, pool).
@@ -135,8 +137,8 @@ class _HeapBid(_Bid):
 
     __slots__ = ("heads",)
 
-    def __init__(self, account: Account, lanes: Iterable[tuple[Lane, Any]]) -> None:
-        super().__init__(account)
+    def __init__(self, account: Account, lanes: Iterable[tuple[Lane, Any]], totals: Totals) -> None:
+        super().__init__(account, totals)
         #: The first entry of each of its lanes, as a heap, with the lane's others once they are asked for.
         self.heads = heads = list[_Head]()
         for lane, pool in lanes:
@@ -174,8 +176,8 @@ class _SortedBid(_Bid):
 
     __slots__ = ("_at", "_entries", "_full")
 
-    def __init__(self, account: Account, lanes: Iterable[tuple[Lane, Any]]) -> None:
-        super().__init__(account)
+    def __init__(self, account: Account, lanes: Iterable[tuple[Lane, Any]], totals: Totals) -> None:
+        super().__init__(account, totals)
         self._entries = entries = [
             (key, number, task, pool)
             for lane, pool in lanes

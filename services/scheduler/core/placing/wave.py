@@ -18,13 +18,16 @@ from services.scheduler.core.model import SchedulingPolicy
 from services.scheduler.core.placing.fleet import Eligible, Fleet
 from services.scheduler.core.placing.pools import Pools
 from services.scheduler.core.placing.queues import Queue
-from services.scheduler.core.placing.ranking import RUNNERS_UP_MAX, Pool
+from services.scheduler.core.placing.ranking import Pool
 from services.scheduler.core.policies.base import Columns, Policy, steps, total
 from services.scheduler.core.policies.registry import POLICIES
 
 #: Instances of all demands together that are laid end to end at once: 8 MB an array.
 _ENTRIES_MAX = 1_000_000
 _BITS = 63
+#: Slots beyond those wanted that are ranked, and how many times the share that others are thought to take.
+_AHEAD = 8
+_BY_OTHERS = 1.25
 
 
 def waves_of(pools: Pools, queues: Iterable[Queue]) -> Iterator[Wave]:
@@ -83,17 +86,20 @@ class Wave:
                 self.pools[queue] = pool = pools.of(queue.demand, *columns, free)
                 self._begins[pool] = begin
 
-    def rank(self) -> None:
-        """Rank what is wanted of all pools whose policy allows it; the others rank themselves."""
+    def rank(self, share: float) -> None:
+        """Rank what is wanted of all pools whose policy allows it; the others rank themselves.
+
+        `share` is how much of all free slots is given away: others take about as much of each pool before.
+        """
         wanted: dict[SchedulingPolicy, list[Pool]] = {}
         for pool in self._begins:
             policy = pool.demand.style.policy
             if pool.wanted and not POLICIES[policy].predicts:
                 wanted.setdefault(policy, []).append(pool)
         for policy, chosen in wanted.items():
-            self._rank(POLICIES[policy], chosen)
+            self._rank(POLICIES[policy], chosen, share)
 
-    def _rank(self, policy: Policy, pools: list[Pool]) -> None:
+    def _rank(self, policy: Policy, pools: list[Pool], share: float) -> None:
         fleet = self._fleet
         # Rows in order of what decides between equal scores; where each row is in it.
         by_turn = np.argsort(fleet.turn[: len(fleet.instances)], kind="stable")
@@ -101,7 +107,9 @@ class Wave:
         place[by_turn] = np.arange(len(by_turn))
         begins = np.array([self._begins[pool] for pool in pools])
         lengths = np.array([pool.count for pool in pools])
-        most = np.array([min(2 * pool.wanted + RUNNERS_UP_MAX, pool.slots) for pool in pools])
+        slots = np.array([pool.slots for pool in pools])
+        wanted = np.array([pool.wanted for pool in pools])
+        most = np.minimum(wanted + _AHEAD + (_BY_OTHERS * share * slots).astype(np.int64), slots)
         # First the best instances by their first slots, then the slots of these.
         at, numbers = _spread(begins, lengths)
         columns = self._columns(at, np.zeros(len(at), np.int64))
@@ -128,14 +136,14 @@ class Wave:
             return
         kept, _ = _first(order, lengths, most)
         ends = np.cumsum(np.minimum(lengths, most)).tolist()
-        rows, slot, score = self._rows[at[kept]].tolist(), j[kept].tolist(), scores[kept].tolist()
-        values = [(part.name, part.weight, part.values[kept].tolist()) for part in parts]
+        rows, slot, scores = self._rows[at[kept]].tolist(), j[kept].tolist(), scores[kept]
+        values = [(part.name, part.weight, part.values[kept]) for part in parts]
         begin = 0
         for pool, end in zip(pools, ends, strict=True):
             pool.set(
                 rows[begin:end],
                 slot[begin:end],
-                score[begin:end],
+                scores[begin:end],
                 [(name, weight, each[begin:end]) for name, weight, each in values],
             )
             begin = end
