@@ -85,6 +85,13 @@ class Election(Protocol):
         """
         ...
 
+    async def depose(self, leader: Leader) -> None:
+        """Take the leadership of `leader` away if it still stands, as the end of its lease would.
+
+        For those who know that its process is gone. Raises STORE_UNAVAILABLE: it may or may not stand then.
+        """
+        ...
+
     async def resign(self) -> None:
         """Give up leadership, so that the next candidate leads at once; nothing happens without one."""
         ...

@@ -10,7 +10,12 @@ from services.common import logs
 from services.common.clock import Clock, SystemClock
 from services.common.etcd.channel import EtcdTls
 from services.common.etcd.client import EtcdClient
-from services.common.etcd.directory import COORDINATOR_ELECTION, ServiceDirectory, coordinator_value
+from services.common.etcd.directory import (
+    COORDINATOR_ELECTION,
+    ServiceDirectory,
+    coordinator_address,
+    coordinator_value,
+)
 from services.common.etcd.election import EtcdElection
 from services.common.etcd.registration import announce
 from services.common.lifecycle import TaskSupervisor
@@ -18,6 +23,7 @@ from services.common.metrics import Exposition, Metrics, start_exposition
 from services.common.outbox import SpooledOutbox, open_outbox
 from services.common.rpc.channel import connector
 from services.common.rpc.server import GrpcServer
+from services.common.rpc.vigil import Vigil
 from services.common.tls import TlsIdentity
 from services.scheduler.config import SchedulerConfig
 from services.scheduler.driver import DriverLimits, DriverParts
@@ -63,6 +69,13 @@ class SchedulerApp:
         election = EtcdElection(
             etcd, clock, f"{config.key_prefix}/{COORDINATOR_ELECTION}", ttl_s=config.election_ttl_s
         )
+        self._vigil = Vigil(
+            election,
+            self._tls,
+            SERVICE,
+            address_of=coordinator_address,
+            own=lambda: self.replica.address,
+        )
         feed = RegistryFeed(connector(lambda: self._directory.addresses("registry"), self._tls, "registry"))
         self.replica = Replica(election, feed, parts, self._coordinator)
         servicer = SchedulerServicer(
@@ -99,6 +112,7 @@ class SchedulerApp:
         self.supervisor.spawn("scheduler-outbox", self._outbox.ship(audit))
         self.supervisor.spawn("scheduler-registry-feed", self.replica.hear())
         value = coordinator_value(config.replica_id, address)
+        self.supervisor.spawn("scheduler-vigil", self._vigil.run())
         self.supervisor.spawn("scheduler-lead", self.replica.lead(value, config.registry_wait_ms))
         self.supervisor.spawn(
             "scheduler-registration",

@@ -20,7 +20,10 @@ class SchedulerConfig(ServiceConfig):
     """Settings of the scheduler service."""
 
     election_ttl_s: int = knob(
-        3, "Lease of the leadership: a dead leader is followed after this plus etcd's tick.", unit="s"
+        3,
+        "Lease of the leadership: a leader that falls silent is followed after this plus etcd's tick; one "
+        "whose process dies, sooner.",
+        unit="s",
     )
     reconnect_grace_ms: int = knob(
         _CORE.reconnect_grace_ms,

@@ -227,6 +227,20 @@ async def test_a_candidate_that_loses_its_place_queues_again(
     assert await rig.passes(new.guard)
 
 
+async def test_a_leader_whose_process_is_gone_is_deposed_and_followed(rig: Rig, queue: Queue) -> None:
+    first, second = rig.candidate(), rig.candidate()
+    old = await first.campaign(b"a")
+    waiting = await queue(second, b"b", 2)
+    await second.depose(Leader(b"a", old.epoch))
+    new = await soon(waiting)
+    await asyncio.wait_for(old.wait_lost(), PATIENCE_S)
+    assert not await rig.passes(old.guard)
+    # Whoever is late deposes nobody else: it is that one leadership that ends.
+    await first.depose(Leader(b"a", old.epoch))
+    assert await rig.passes(new.guard)
+    assert new.held
+
+
 async def test_observers_see_who_leads(rig: Rig, queue: Queue) -> None:
     first, second = rig.candidate(), rig.candidate()
     seen: asyncio.Queue[Leader | None] = asyncio.Queue()

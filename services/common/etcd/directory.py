@@ -25,6 +25,14 @@ def coordinator_value(replica_id: str, address: str) -> bytes:
     return json.dumps({"replica_id": replica_id, "address": address}).encode()
 
 
+def coordinator_address(value: bytes) -> str:
+    """Return the address that a replica campaigned with; empty when it cannot be read."""
+    try:
+        return str(json.loads(value)["address"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
 class ServiceDirectory:
     """The replicas of every service that are alive, and the coordinator. While etcd is away: as last seen.
 

@@ -19,7 +19,7 @@ from services.common.election import Leader, Leadership
 from services.common.etcd.client import EtcdClient
 from services.common.etcd.errors import CompactedError
 from services.common.etcd.follow import Mirror, follow
-from services.common.etcd.ops import Compare, Get, Put
+from services.common.etcd.ops import Compare, Delete, Get, Put
 from services.common.etcd.session import SESSION_TTL_S, EtcdSession
 
 # Pause between tries while etcd is away, in milliseconds.
@@ -79,6 +79,14 @@ class EtcdElection:
                 if first or leader != told:
                     first, told = False, leader
                     yield leader
+
+    async def depose(self, leader: Leader) -> None:
+        """Take the leadership of `leader` away; see `Election.depose`."""
+        rows = await self._client.get_prefix(self._prefix)
+        for kv in rows.kvs:
+            if kv.create_revision == leader.epoch:
+                # Guarded: nothing but this very candidacy ends, however long we took.
+                await self._client.txn([Compare.created_at(kv.key, leader.epoch)], [Delete(kv.key)])
 
     async def resign(self) -> None:
         """Give up leadership."""

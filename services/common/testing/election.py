@@ -122,6 +122,10 @@ class MemoryElection:
             yield leader
             leader = await self._ballot._wait_other(leader)
 
+    async def depose(self, leader: Leader) -> None:
+        """Take the leadership of `leader` away."""
+        await self._ballot.remove(leader.epoch)
+
     async def resign(self) -> None:
         """Give up leadership."""
         candidacy, self._candidacy = self._candidacy, None
