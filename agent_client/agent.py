@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from agent_client.context import load_context
-from agent_client.core.addresses import TOPIC, address_of
+from agent_client.core.addresses import address_of
 from agent_client.core.vocabulary import MessageType, Priority
 from agent_client.delivery import Delivery, Reply
 from agent_client.driver import AgentLink
@@ -190,8 +190,8 @@ class Agent:
         With none it is accepted all the same, unless `requires_receiver`: then NotFoundError. All copies are
         stored, or none: LimitError when one of the mailboxes is full. Otherwise as `send`.
         """
-        return self._running.mailbox.send(
-            f"{TOPIC}{topic}",
+        return self._running.mailbox.publish(
+            topic,
             payload,
             type=type,
             priority=priority,

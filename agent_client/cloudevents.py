@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from agent_client.core.records import Payload
 from agent_client.core.vocabulary import MessageType, Priority
-from agent_client.errors import InvalidRequestError, Violation
+from agent_client.errors import bad_field
 from agent_client.link import Envelope
 
 Word = TypeVar("Word", MessageType, Priority)
@@ -64,7 +64,7 @@ def from_cloudevent(event: Mapping[str, Any]) -> Envelope:
     Attributes that are not Muster's are left out; one without a `musterpriority` is NORMAL and wants an ack.
     """
     if event.get("specversion") != SPEC_VERSION:
-        raise _bad("specversion", f"must be {SPEC_VERSION!r}")
+        raise bad_field("specversion", f"must be {SPEC_VERSION!r}")
     kind = _text(event, "type", required=True).removeprefix(TYPE_PREFIX)
     return Envelope(
         message_id=_text(event, "id", required=True),
@@ -107,7 +107,7 @@ def _payload(event: Mapping[str, Any]) -> Payload:
         try:
             return Payload(content_type, base64.b64decode(_text(event, "data_base64"), validate=True))
         except ValueError:
-            raise _bad("data_base64", "must be base64") from None
+            raise bad_field("data_base64", "must be base64") from None
     if "data" not in event:
         return Payload(content_type, b"")
     text = json.dumps(event["data"], ensure_ascii=False, separators=(",", ":"))
@@ -118,7 +118,7 @@ def _word(words: type[Word], value: str, name: str) -> Word:
     try:
         return words(value)
     except ValueError:
-        raise _bad(name, f"{value!r} is none of {', '.join(words.__members__)}") from None
+        raise bad_field(name, f"{value!r} is none of {', '.join(words.__members__)}") from None
 
 
 def _sequence(event: Mapping[str, Any]) -> int:
@@ -127,28 +127,28 @@ def _sequence(event: Mapping[str, Any]) -> int:
     if not text:
         return 0
     if not text.isascii() or not text.isdecimal():
-        raise _bad("mustersequence", "must be a whole number, as a text")
+        raise bad_field("mustersequence", "must be a whole number, as a text")
     return int(text)
 
 
 def _text(event: Mapping[str, Any], name: str, *, required: bool = False) -> str:
     value = event.get(name, "")
     if not isinstance(value, str) or (required and not value):
-        raise _bad(name, "must be a text that is not empty" if required else "must be a text")
+        raise bad_field(name, "must be a text that is not empty" if required else "must be a text")
     return value
 
 
 def _number(event: Mapping[str, Any], name: str) -> int:
     value = event[name]
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise _bad(name, "must be a whole number from 0 on")
+        raise bad_field(name, "must be a whole number from 0 on")
     return value
 
 
 def _flag(event: Mapping[str, Any], name: str, *, default: bool) -> bool:
     value = event.get(name, default)
     if not isinstance(value, bool):
-        raise _bad(name, "must be true or false")
+        raise bad_field(name, "must be true or false")
     return value
 
 
@@ -161,9 +161,5 @@ def _time(event: Mapping[str, Any]) -> datetime | None:
     except ValueError:
         moment = None
     if moment is None or moment.tzinfo is None:
-        raise _bad("time", "must be an RFC 3339 time")
+        raise bad_field("time", "must be an RFC 3339 time")
     return moment
-
-
-def _bad(name: str, description: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{name}: {description}", violations=[Violation(name, description)])

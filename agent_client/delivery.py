@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from agent_client.core.addresses import address_of, topic_of
 from agent_client.core.delivery_queue import DeliveryQueue
+from agent_client.core.fields import (
+    DELAY_S_MAX,
+    EXTENSION_S_MAX,
+    EXTENSION_S_MIN,
+    TTL_S_MIN,
+    is_seconds,
+    is_text,
+)
 from agent_client.core.inbox import Verdict
 from agent_client.core.vocabulary import REPLY_TYPES, MessageType, Priority
-from agent_client.errors import CallTimeoutError
+from agent_client.errors import CallTimeoutError, bad_field
 from agent_client.link import Delivered, Envelope, Receipt
 from agent_client.payload import decode
 from agent_client.pending import Pending
@@ -20,9 +28,8 @@ from agent_client.pending import Pending
 if TYPE_CHECKING:
     from agent_client.mailbox import Mailbox
 
-# Longest reason of a rejection in bytes, and shortest ttl in seconds (broker_service.proto, envelope.proto).
+# Longest reason of a rejection in bytes (broker_service.proto).
 REASON_BYTES_MAX = 1_024
-TTL_S_MIN = 1.0
 
 
 class Delivery:
@@ -128,16 +135,22 @@ class Delivery:
         self._settle(Verdict.ACK)
 
     def nack(self, delay: float | None = None) -> None:
-        """Give it again, not before `delay` seconds; None leaves the delay to the broker."""
+        """Give it again, not before `delay` seconds, at most 3,600; None leaves the delay to the broker."""
+        if delay is not None and not is_seconds(delay, 0, DELAY_S_MAX):
+            raise bad_field("delay", f"must be 0 to {DELAY_S_MAX:,.0f} seconds, or None")
         self._settle(Verdict.NACK, delay=delay)
 
     def reject(self, reason: str) -> None:
         """Never give it again; it becomes a dead letter with this reason."""
+        if not is_text(reason):
+            raise bad_field("reason", "must be a text that says why")
         raw = reason.encode()[:REASON_BYTES_MAX]
         self._settle(Verdict.REJECT, reason=raw.decode(errors="ignore"))
 
     def extend(self, seconds: float) -> None:
         """Still working: the ack deadline becomes now plus `seconds`, 1 to 3,600."""
+        if not is_seconds(seconds, EXTENSION_S_MIN, EXTENSION_S_MAX):
+            raise bad_field("seconds", f"must be {EXTENSION_S_MIN:g} to {EXTENSION_S_MAX:,.0f}")
         self._mailbox.link.extend(self._delivered.envelope.key, seconds)
 
     @property

@@ -72,6 +72,11 @@ class InvalidRequestError(MusterError):
     default_reason = "INVALID_FIELD"
 
 
+def bad_field(field: str, description: str) -> InvalidRequestError:
+    """Return the error for one field that is not allowed as it is."""
+    return InvalidRequestError(f"{field}: {description}", violations=[Violation(field, description)])
+
+
 class PreconditionError(MusterError):
     """The state of things does not allow it."""
 

@@ -10,13 +10,22 @@ from collections.abc import AsyncGenerator, Sequence
 from threading import Lock
 from typing import Any, TypeVar
 
-from agent_client.core.addresses import has_copies, is_routed, matches, split_instance, topic_of
+from agent_client.core.addresses import TOPIC, has_copies, is_routed, matches, split_instance, topic_of
 from agent_client.core.delivery_queue import DeliveryQueue, Waiting
+from agent_client.core.fields import (
+    MAY_BE_NONE,
+    NO_TEXT,
+    TTL_S_MAX,
+    TTL_S_MIN,
+    fault,
+    is_seconds,
+    is_text,
+)
 from agent_client.core.inbox import EMERGENCY_WINDOW, WINDOW, Domain, Key, Verdict
 from agent_client.core.requests import Answered, RequestBook
 from agent_client.core.vocabulary import MessageType, Priority
-from agent_client.delivery import TTL_S_MIN, Delivery, Reply, SentRequest
-from agent_client.errors import InvalidRequestError, MusterError, PermanentFailure, Violation
+from agent_client.delivery import Delivery, Reply, SentRequest
+from agent_client.errors import MusterError, PermanentFailure, bad_field
 from agent_client.handlers import Handler, Threads, end_tasks
 from agent_client.link import Delivered, Envelope, Link, Receipt
 from agent_client.payload import decode, encode
@@ -96,8 +105,13 @@ class Mailbox:
         **fields: Any,
     ) -> Pending[Receipt]:
         """Send an envelope with these further fields of `Envelope`; see `Agent.send`."""
-        if not to:
-            raise _bad_field("receiver_id", "name the agent that is to get it")
+        if not to or not isinstance(to, str):
+            raise bad_field("receiver_id", "name the agent that is to get it")
+        for name, value in fields.items():
+            if value is NO_TEXT or (value is None and name in MAY_BE_NONE):
+                continue
+            if (wrong := fault(name, value)) is not None:
+                raise bad_field(name, wrong)
         routed = is_routed(to)
         envelope = Envelope(
             message_id=f"{self._prefix}-{next(self._numbers)}"
@@ -113,10 +127,20 @@ class Mailbox:
         self.link.send(envelope, accepted)
         return accepted
 
+    def publish(self, topic: str, payload: Any, **how: Any) -> Pending[Receipt]:
+        """Send an envelope to a topic's subscribers; see `Agent.publish`."""
+        if not topic or not isinstance(topic, str):
+            raise bad_field("topic", "name the topic, for example roads.closed")
+        return self.send(f"{TOPIC}{topic}", payload, **how)
+
     def request(self, to: str, payload: Any, *, timeout: float, **how: Any) -> Reply:
         """Send an envelope and return its reply; see `Agent.request`."""
+        if not isinstance(to, str):
+            raise bad_field("receiver_id", "name the agent that is asked")
+        if not is_seconds(timeout, 0, TTL_S_MAX) or not timeout:
+            raise bad_field("timeout", f"must be more than 0 and at most {TTL_S_MAX:,.0f} seconds")
         if has_copies(to):
-            raise _bad_field("receiver_id", "a request goes to one: an agent, or skill/<skill>")
+            raise bad_field("receiver_id", "a request goes to one: an agent, or skill/<skill>")
         correlation_id = f"{self._prefix}-q{next(self._numbers)}"
         reply = Reply(self, correlation_id, timeout)
         with self._lock:
@@ -169,6 +193,8 @@ class Mailbox:
         return found
 
     def _change(self, pattern: str, *, wanted: bool) -> Pending[None]:
+        if not is_text(pattern):
+            raise bad_field("pattern", "must be a text: a topic, or a pattern such as roads.*")
         done: Pending[None] = Pending()
         self.link.subscribe(pattern, done, wanted=wanted)
         return done
@@ -327,14 +353,10 @@ _SPELLINGS: dict[Any, dict[str, Any]] = {
 
 
 def _parse(words: type[Word], value: str, field: str) -> Word:
-    known: Word | None = _SPELLINGS[words].get(value)
-    if known is not None:
-        return known
     try:
+        known: Word | None = _SPELLINGS[words].get(value)
+        if known is not None:
+            return known
         return words(value)
-    except ValueError:
-        raise _bad_field(field, f"{value!r} is none of {', '.join(words.__members__)}") from None
-
-
-def _bad_field(field: str, description: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{field}: {description}", violations=[Violation(field, description)])
+    except (ValueError, TypeError):
+        raise bad_field(field, f"{value!r} is none of {', '.join(words.__members__)}") from None

@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from agent_client.core.records import PAYLOAD_BYTES_MAX, Payload
-from agent_client.errors import InvalidRequestError, Violation
+from agent_client.errors import InvalidRequestError, Violation, bad_field
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
@@ -33,7 +33,10 @@ def encode(value: Any, field: str = "payload") -> Payload:
     elif isinstance(value, (bytes, bytearray, memoryview)):  # a union is made at each call
         payload = Payload(OCTETS, bytes(value))
     elif isinstance(value, str):
-        payload = Payload(TEXT, value.encode())
+        try:
+            payload = Payload(TEXT, value.encode())
+        except UnicodeEncodeError as error:
+            raise bad_field(field, f"can not be written as UTF-8: {error}") from error
     else:
         payload = Payload(JSON, _json(value, field))
     if len(payload.data) > PAYLOAD_BYTES_MAX:
@@ -71,7 +74,4 @@ def _json(value: Any, field: str) -> bytes:
     try:
         return _ENCODER.encode(value).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        description = f"can not be written as JSON: {error}"
-        raise InvalidRequestError(
-            f"{field} {description}", violations=[Violation(field, description)]
-        ) from error
+        raise bad_field(field, f"can not be written as JSON: {error}") from error

@@ -68,8 +68,11 @@ def group(commands: Commands, common: argparse.ArgumentParser, name: str, text: 
 
 def natural(text: str) -> int:
     """Return a whole number from 0 on."""
-    if not (text.isascii() and text.isdecimal()) or int(text) > _NUMBER_MAX:
+    if not (text.isascii() and text.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    # By its length first: a very long one takes long to read.
+    if len(text) > len(str(_NUMBER_MAX)) or int(text) > _NUMBER_MAX:
+        raise argparse.ArgumentTypeError(f"{text:.40} is too large: at most {_NUMBER_MAX}")
     return int(text)
 
 
@@ -96,7 +99,7 @@ def seconds(text: str) -> float:
     except ValueError:
         number = 0.0
     if not 0 < number < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds greater than 0")
     return number
 
 

@@ -13,7 +13,14 @@ from agent_client.core.inbox import Handing, InboxCore, Key, Settlement, Verdict
 from agent_client.core.outbox import Answer, OutboxCore, SendOutcome
 from agent_client.core.retry import BackoffPolicy, Reconnect
 from agent_client.core.vocabulary import Priority
-from agent_client.errors import AgentLeftError, LimitError, UnavailableError, from_status, to_fault
+from agent_client.errors import (
+    AgentLeftError,
+    InvalidRequestError,
+    LimitError,
+    UnavailableError,
+    from_status,
+    to_fault,
+)
 from agent_client.link import Delivered, Envelope, Profile, Receipt, Sink
 from agent_client.pending import Pending
 from agent_client.streams.discovery import Discovery
@@ -85,7 +92,13 @@ class MailboxStream:
                 )
             )
             return
-        self._sends[envelope.message_id] = envelope_to_proto(envelope), accepted
+        try:
+            written = envelope_to_proto(envelope)
+        except (TypeError, ValueError, OverflowError) as error:
+            # Without an answer its sender would wait for ever.
+            accepted.fail(InvalidRequestError(f"the message can not be written: {error}"))
+            return
+        self._sends[envelope.message_id] = written, accepted
         self._outbox.add(envelope.message_id, len(envelope.payload.data))
         self._changed()
 

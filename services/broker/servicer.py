@@ -111,8 +111,11 @@ class BrokerServicer(BrokerServiceServicer):
         self, request: pb.ListSubscriptionsRequest, context: Any
     ) -> pb.ListSubscriptionsResponse:
         """Return the patterns of a mailbox."""
-        owner = _owner(request.agent_id, caller(context))
-        return pb.ListSubscriptionsResponse(patterns=self._driver.machine.state.topics.patterns(owner))
+        principal = caller(context)
+        owner, state = _owner(request.agent_id, principal), self._driver.machine.state
+        if owner not in state.known and owner != address_of(principal):
+            raise _unknown(owner)
+        return pb.ListSubscriptionsResponse(patterns=state.topics.patterns(owner))
 
     async def _subscribe(
         self, request: pb.SubscribeRequest | pb.UnsubscribeRequest, context: Any, *, wanted: bool

@@ -305,7 +305,10 @@ def test_an_address_of_many_is_kept_beside_the_receiver(address: str, route: Rou
 def test_what_names_nothing_is_refused(address: str) -> None:
     refused = read(good(receiver_id=address))
     assert isinstance(refused, RefusedDraft)
-    assert refused.error.violations[0].field == "sends[0].receiver_id"
+    (violation,) = refused.error.violations
+    assert violation.field == "sends[0].receiver_id"
+    # It says what such an address is like.
+    assert f"{address.partition('/')[0]}/<" in violation.description or address.startswith("team")
 
 
 def test_routes_are_for_streams_that_agreed_on_them() -> None:

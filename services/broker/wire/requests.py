@@ -11,7 +11,7 @@ from muster.common.v1 import envelope_pb2
 
 from services.broker.core.addresses import is_instance, is_mailbox, read_route
 from services.broker.core.events import Extend, FrameReceived, Nack, Reject
-from services.broker.core.model import Draft, Lane, RefusedDraft, Route, RoutedDraft
+from services.broker.core.model import Draft, Lane, RefusedDraft, Route, RoutedDraft, RouteKind
 from services.broker.wire.handshake import INSTANCES, ROUTES, Terms
 from services.common.core.errors import Reason, ServiceError, invalid
 from services.common.core.ids import NAME_64
@@ -166,11 +166,20 @@ def _receiver_rule(receiver: str, terms: Terms) -> tuple[bool, str]:
         return True, ""
     feature = INSTANCES if is_instance(receiver) else ROUTES
     if feature is ROUTES and read_route(receiver) is None:
-        return False, (
-            "an agent's name or operator/<name>, of either one instance as <name>#<instance>; skill/<skill>,"
-            " collaboration/<id> or topic/<topic>"
-        )
+        return False, _ROUTE_RULES.get(receiver.partition("/")[0], _ADDRESS_RULE)
     return feature in terms.features, f"name the feature {feature!r} in the hello to use such addresses"
+
+
+_ROUTE_RULES: dict[str, str] = {
+    RouteKind.SKILL: "skill/<skill>, where a skill is 1 to 64 bytes of [a-z0-9._-]",
+    RouteKind.COLLABORATION: "collaboration/<id>, as the scheduler gave it: 1 to 64 bytes of [A-Za-z0-9._-]",
+    RouteKind.TOPIC: "topic/<topic>: segments of [A-Za-z0-9_-] with dots between, at most 8 and 128 bytes;"
+    " wildcards are for subscriptions only",
+}
+_ADDRESS_RULE = (
+    "an agent's name (a-z, 0-9 and '-') or operator/<name>, of either one instance as <name>#<instance>;"
+    " skill/<skill>, collaboration/<id> or topic/<topic>"
+)
 
 
 def _is_trace(traceparent: str, tracestate: str) -> bool:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -130,7 +133,54 @@ async def test_bad_messages_are_refused_before_they_leave(plane: FakePlane, agen
             agent.send("", 1)
         with pytest.raises(InvalidRequestError, match="65,536"):
             agent.send("other", b"x" * 65_537)
+        # As code without types calls it.
+        anything: Any = agent
+        calls: list[tuple[str, Callable[[], Any]]] = [
+            ("receiver_id", lambda: anything.send(5, 1)),
+            ("priority", lambda: anything.send("other", 1, priority=[1])),
+            ("ttl", lambda: agent.send("other", 1, ttl=math.nan)),
+            ("retry_max", lambda: agent.send("other", 1, retry_max="x")),
+            ("correlation_id", lambda: anything.send("other", 1, correlation_id=5)),
+            ("nonsense", lambda: agent.send("other", 1, nonsense=1)),
+            ("timeout", lambda: agent.request("other", 1, timeout=0)),
+            ("timeout", lambda: agent.request("other", 1, timeout=math.inf)),
+            ("timeout", lambda: anything.request("other", 1, timeout=None)),
+            ("topic", lambda: agent.publish("", 1)),
+            ("topic", lambda: anything.publish(None, 1)),
+            ("pattern", lambda: anything.subscribe(4)),
+        ]
+        for field, call in calls:
+            with pytest.raises(InvalidRequestError) as refused:
+                call()
+            assert refused.value.violations[0].field == field
+        # What no rule foresees is told as well, and keeps nobody waiting.
+        with pytest.raises(InvalidRequestError, match="can not be written"):
+            await asyncio.wait_for(agent.send("\ud800", 1), 10)
     assert not plane.broker.stored
+
+
+async def test_bad_decisions_are_refused_and_may_be_made_again(
+    plane: FakePlane, agent: Agent, eventually: Eventually
+) -> None:
+    async with agent:
+        await agent.wait_ready()
+        messages = agent.messages()
+        taken = asyncio.create_task(anext(messages))
+        await eventually(lambda: plane.mailbox.frames)
+        plane.deliver(1, "m1")
+        delivery: Any = await taken
+        calls: list[tuple[str, Callable[[], Any]]] = [
+            *(("seconds", partial(delivery.extend, bad)) for bad in (0, -1, 4_000, math.nan, "x")),
+            *(("delay", partial(delivery.nack, bad)) for bad in (-1, 4_000, math.inf, "x")),
+            ("reason", partial(delivery.reject, None)),
+        ]
+        for field, call in calls:
+            with pytest.raises(InvalidRequestError) as refused:
+                call()
+            assert refused.value.violations[0].field == field
+        assert not delivery.settled
+        delivery.ack()
+        await eventually(lambda: [ack.ack_token for frame in plane.mailbox.frames for ack in frame.acks])
 
 
 async def test_messages_are_iterated_and_decided(

@@ -96,6 +96,9 @@ async def test_subscriptions_are_listed_and_belong_to_their_owner(opened: House)
     assert "mailbox.unsubscribe" in opened.outbox.operations()
     with pytest.raises(Exception, match="INVALID_FIELD"):
         await subscribe(opened, "agent/beta", "a..b")
+    with pytest.raises(Exception, match="AGENT_NOT_FOUND"):
+        await ask(opened, "operator/admin", "ListSubscriptions", request(agent_id="nobody"))
+    assert not (await ask(opened, "operator/admin", "ListSubscriptions", request())).patterns
 
 
 async def test_subscriptions_are_bounded(house: House) -> None:

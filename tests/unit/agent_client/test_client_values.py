@@ -57,7 +57,7 @@ def test_a_false_media_type_gives_the_bytes(payload: Payload) -> None:
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, float("nan"), {"a": b"x"}])
 def test_what_json_can_not_hold_is_refused_by_field(value: object) -> None:
-    with pytest.raises(InvalidRequestError, match="result can not be written as JSON") as caught:
+    with pytest.raises(InvalidRequestError, match="result: can not be written as JSON") as caught:
         encode(value, "result")
     assert caught.value.violations[0].field == "result"
 
