@@ -28,7 +28,8 @@ from muster.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
 
 from agent_client.connection import Connection, Method
 from agent_client.context import load_context
-from agent_client.errors import CallTimeoutError, InvalidRequestError, Violation
+from agent_client.core.fields import is_count
+from agent_client.errors import CallTimeoutError, InvalidRequestError, Violation, bad_field
 from agent_client.insight import Insight
 from agent_client.loop import link_thread
 from agent_client.spec import Spec, build_spec
@@ -310,7 +311,7 @@ class Client:
         answer = await self._call(
             "broker",
             lambda channel: BrokerServiceStub(channel).ReplayDeadLetters,
-            broker.ReplayDeadLettersRequest(agent_id=agent, dead_letter_ids=ids),
+            broker.ReplayDeadLettersRequest(agent_id=agent, dead_letter_ids=_letter_ids(ids)),
         )
         return list(answer.outcomes)
 
@@ -319,7 +320,7 @@ class Client:
         answer = await self._call(
             "broker",
             lambda channel: BrokerServiceStub(channel).DropDeadLetters,
-            broker.DropDeadLettersRequest(agent_id=agent, dead_letter_ids=ids),
+            broker.DropDeadLettersRequest(agent_id=agent, dead_letter_ids=_letter_ids(ids)),
         )
         return list(answer.outcomes)
 
@@ -331,6 +332,8 @@ class Client:
     async def _pages(
         self, service: str, method: Method, request: Any, limit: int | None
     ) -> AsyncIterator[Any]:
+        if limit is not None and not is_count(limit):
+            raise bad_field("limit", "must be a whole number from 0 on, or None for all")
         asked, token = 0, ""
         while True:
             size = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit - asked)
@@ -340,6 +343,12 @@ class Client:
             asked, token = asked + size, answer.page.next_page_token
             if not token or (limit is not None and asked >= limit):
                 return
+
+
+def _letter_ids(ids: Sequence[int]) -> Sequence[int]:
+    if not all(is_count(one) for one in ids):
+        raise bad_field("dead_letter_ids", "must be whole numbers, as `dead_letters` has them")
+    return ids
 
 
 class Collaboration:

@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         # `muster ... | head` has seen enough; nothing more can be written, not even at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except (MusterError, VerificationError, OSError) as error:
+    except (MusterError, VerificationError, OSError, UnicodeEncodeError) as error:
         return tell(error)
 
 

@@ -53,6 +53,10 @@ def tell(error: Exception) -> int:
         case MusterError():
             complain(_with_next_step(error))
             return FAILED
+        case UnicodeEncodeError():
+            # Bytes of the command line that are no UTF-8, or half a character in a file of JSON.
+            complain(f"{error.object:.80} can not be written as UTF-8, which names and texts must be")
+            return USAGE
         case OSError():
             where = f"{error.filename}: " if error.filename else ""
             complain(f"{where}{error.strerror or error}")

@@ -32,6 +32,11 @@ def is_seconds(value: Any, low: float, high: float) -> bool:
     return isinstance(value, int | float) and value is not True and isfinite(value) and low <= value <= high
 
 
+def is_count(value: Any) -> bool:
+    """Return whether `value` is a whole number that the protos can hold."""
+    return type(value) is int and 0 <= value < 2**63
+
+
 def is_text(value: Any) -> bool:
     """Return whether `value` is a text that can be written as UTF-8."""
     return isinstance(value, str) and (

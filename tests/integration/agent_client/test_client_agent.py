@@ -183,7 +183,7 @@ async def test_results_that_can_not_travel_fail_the_task_for_good(
         await eventually(lambda: len(plane.results) == 3)
     failures = {result.attempt.task_id: result.failure for result in plane.results}
     assert failures["odd"].reason == "INVALID_FIELD"
-    assert "result can not be written as JSON" in failures["odd"].message
+    assert "result: can not be written as JSON" in failures["odd"].message
     assert failures["large"].reason == "PAYLOAD_TOO_LARGE"
     assert failures["large"].kind == task_pb2.FAILURE_KIND_PERMANENT
     assert failures["unknown"].reason == "NO_HANDLER"

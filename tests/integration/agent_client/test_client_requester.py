@@ -40,6 +40,19 @@ async def client(plane: FakePlane) -> AsyncIterator[Client]:
         yield made
 
 
+async def test_what_can_not_be_asked_of_dead_letters_is_refused_by_field(client: Client) -> None:
+    anything: Any = client
+    for field, asked in (
+        ("limit", client.dead_letters("field-1", limit=-1)),
+        ("limit", anything.dead_letters("field-1", limit="all")),
+        ("dead_letter_ids", client.replay_dead_letters("field-1", [1, -1])),
+        ("dead_letter_ids", anything.drop_dead_letters("field-1", ["x"])),
+    ):
+        with pytest.raises(InvalidRequestError) as refused:
+            await asked
+        assert refused.value.violations[0].field == field
+
+
 def collaboration(
     generation: int, state: collaboration_pb2.CollaborationState.ValueType = ACTIVE, **fields: Any
 ) -> collaboration_pb2.CollaborationEvent:

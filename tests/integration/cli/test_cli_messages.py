@@ -67,7 +67,10 @@ def test_payloads_are_json_or_text(plane: PlaneWithAgent) -> None:
         (("Bad Name", "hi"), 2, "receiver_id"),
         ((OWN, "x" * 70_000), 2, "70,000 bytes, at most 65,536"),
         ((OWN, "hi", "--type", "gossip"), 2, "invalid choice: 'GOSSIP' (choose from 'TASK_REQUEST'"),
-        ((OWN, "hi", "--ttl", "0"), 2, "'0' is no number of seconds"),
+        ((OWN, "hi", "--ttl", "0"), 2, "'0' is no number of seconds greater than 0"),
+        (("\udcff", "hi"), 2, "can not be written as UTF-8"),
+        ((OWN, "hi", "--correlation-id", "\udcff"), 2, "can not be written as UTF-8"),
+        (("topic/roads.*", "hi"), 2, "wildcards are for subscriptions only"),
     ],
 )
 def test_what_can_not_be_sent_is_said(
@@ -161,6 +164,9 @@ def test_boxes_and_dead_letters(plane: PlaneWithAgent) -> None:
     assert succeed("message", "deadletters", plane.agent, home=plane.home).startswith("no dead letters for")
     unknown = muster("message", "box", "nobody", home=plane.home)
     assert unknown.returncode == 1
+    assert "AGENT_NOT_FOUND" in unknown.stderr
+    unknown = muster("message", "subscriptions", "nobody", home=plane.home)
+    assert (unknown.returncode, unknown.stdout) == (1, "")
     assert "AGENT_NOT_FOUND" in unknown.stderr
 
 
