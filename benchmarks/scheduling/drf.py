@@ -24,7 +24,7 @@ from services.common.core.instants import NEVER
 from services.scheduler.core.model import Priority
 from services.scheduler.core.placing.fairness import Account, Totals, dominant_share
 from services.scheduler.core.placing.lanes import Lane
-from services.scheduler.core.placing.serving import serve
+from services.scheduler.core.placing.serving import Asking, serve
 
 SLOTS = "slots"
 
@@ -57,9 +57,9 @@ def divide(case: Case, declared: tuple[dict[str, int], ...] | None = None) -> li
     totals.capacities = {name: amount for name, amount in case.pot.items() if name != SLOTS}
     left = dict(case.pot)
     accounts = [Account(f"agent/{number}") for number in range(len(shapes))]
-    offers: dict[Account, tuple[int, Lane, Any]] = {}
+    offers: dict[Account, Lane] = {}
     for number, (account, shape) in enumerate(zip(accounts, shapes, strict=True)):
-        lane = Lane(Priority.NORMAL, account)
+        lane = Lane(Priority.NORMAL, account, SimpleNamespace(wanted=0, slots=1))
         needs = tuple((name, amount) for name, amount in sorted(shape.items()) if name != SLOTS and amount)
         task: Any = SimpleNamespace(
             due=NEVER,
@@ -70,13 +70,15 @@ def divide(case: Case, declared: tuple[dict[str, int], ...] | None = None) -> li
             spec=SimpleNamespace(needs=needs),
         )
         task.owner = number
+        task.lane = lane
         lane.add(task, 1)
-        offers[account] = number, lane, SimpleNamespace(wanted=0, slots=1)
+        offers[account] = lane
     counts = [0] * len(shapes)
     while offers:
-        for _, _, pool in offers.values():
-            pool.wanted = 0
-        [(task, _, _)] = serve(offers, lambda account: [offers[account][1:]], totals, 1)
+        for lane in offers.values():
+            lane.queue.wanted = 0
+        asking = Asking(offers, lambda account: [offers[account]], lambda pool: pool)
+        [(task, _, _)] = serve(asking, totals, 1)
         number = task.owner
         shape = shapes[number]
         if any(left[name] < amount for name, amount in shape.items()):

@@ -9,7 +9,7 @@ or when an instance that could serve it may have a free slot; it leaves when a p
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from services.common.core.instants import Instant
 from services.scheduler.core.course import Task
@@ -19,10 +19,10 @@ from services.scheduler.core.placing.fairness import Account
 from services.scheduler.core.placing.fleet import Fleet
 from services.scheduler.core.placing.lanes import Lane, is_live, order_of
 from services.scheduler.core.placing.placement import Demand, Snapshot
-from services.scheduler.core.placing.pools import Pools, has_left
+from services.scheduler.core.placing.pools import FewPools, Pools, has_left
 from services.scheduler.core.placing.queues import Queue, Queues, Waiting
 from services.scheduler.core.placing.ranking import Pool
-from services.scheduler.core.placing.serving import Offer, Turn, first, first_aged, serve, serve_aged
+from services.scheduler.core.placing.serving import Asking, Offer, Turn, first, first_aged, serve, serve_aged
 from services.scheduler.core.placing.wave import waves_of
 
 #: A class is sorted as a whole when no more than so many times what can be served waits.
@@ -32,7 +32,10 @@ _CLASSES = (*Priority,)
 _LINE_MIN = 1_024
 _AGEING = (Priority.HIGH, Priority.NORMAL, Priority.LOW)
 #: Up to this many rows with a free slot are looked at one by one; beyond it array operations are cheaper.
-_FEW_ROWS = 8
+_FEW_ROWS = 256
+
+#: The pools that a snapshot may use.
+Open = dict[Queue, Pool]
 
 
 class PlacementIndex:
@@ -173,26 +176,43 @@ class PlacementIndex:
         self._wake()
         if not self._runnable:
             return None
-        few = len(fleet.live) <= _FEW_ROWS
-        pools, rank = (self._few(), None) if few else self._many()
-        if not pools:
-            return None
-        turns: list[Turn] = []
-        served: frozenset[int] = frozenset()
-        for priority in Priority:
-            if priority is Priority.HIGH and above is not Priority.EMERGENCY and self._any_aged(now):
-                # After every emergency and before the rest, gangs too: what is owed to age.
-                less = [each for other in _AGEING for each in self._offers(pools, other)]
-                turns += serve_aged(less, now, self._ageing_ms, most - len(turns), self._next)
-                served = frozenset(task.queue_number for task, _, aged in turns if aged)
-            if above is not None and priority >= above:
-                break
-            if self._waiting[priority].accounts and len(turns) < most:
-                turns += self._serve(pools, priority, most - len(turns), served)
+        owed = above is not Priority.EMERGENCY and self._any_aged(now)
+        rank: Callable[[float], None] | None = None
+        aged: Collection[Queue] = ()
+        if len(fleet.live) <= _FEW_ROWS:
+            instances = [each for row in sorted(fleet.live) if (each := fleet.instances[row]) is not None]
+            able = self._able(instances)
+            pools: Open = FewPools(self.pools, able)
+            self._runnable = dict.fromkeys(able)
+            if owed:
+                aged = self._able([each for each in instances if self.pools.owes(each)])
+        else:
+            pools, rank = self._many()
+            if owed and self.pools.any_owes():
+                aged = pools
+        turns = self._turns(pools, aged, most, now, above) if self._runnable else []
         if not turns:
             return None
         share = len(turns) / fleet.free_count
         return Snapshot(turns, self.key_of, None if rank is None else lambda: rank(share))
+
+    def _turns(
+        self, pools: Open, aged: Collection[Queue], most: int, now: Instant, above: Priority | None
+    ) -> list[Turn]:
+        """Return whose turn it is; in the queues of `aged` a slot may be owed to one that has aged."""
+        turns: list[Turn] = []
+        served: frozenset[int] = frozenset()
+        for priority in _CLASSES:
+            if priority is Priority.HIGH and aged:
+                # After every emergency and before the rest, gangs too: what is owed to age.
+                less = [each for other in _AGEING for each in self._offers(aged, pools, other)]
+                turns += serve_aged(less, now, self._ageing_ms, most - len(turns), self._next)
+                served = frozenset(task.queue_number for task, _, is_aged in turns if is_aged)
+            if above is not None and priority >= above:
+                break
+            if self._waiting[priority].accounts and len(turns) < most:
+                turns += self._serve(pools, priority, most - len(turns), served)
+        return turns
 
     def _next_for(self, instance: Instance, now: Instant, above: Priority | None) -> Snapshot | None:
         """Return the task that comes next for the only free slot of all: the usual case on a busy fleet.
@@ -234,7 +254,7 @@ class PlacementIndex:
 
     def _owes(self, instance: Instance, now: Instant) -> bool:
         """Return whether an instance's next start may belong to an aged task."""
-        return instance.fresh_starts >= self.pools.ageing_share - 1 and self._any_aged(now)
+        return self.pools.owes(instance) and self._any_aged(now)
 
     def _any_aged(self, now: Instant) -> bool:
         line = self._line
@@ -242,49 +262,48 @@ class PlacementIndex:
             heapq.heappop(line)
         return bool(line) and line[0][0] + self._ageing_ms <= now
 
-    def _serve(
-        self, pools: dict[Queue, Pool], priority: Priority, most: int, served: frozenset[int]
-    ) -> list[Turn]:
+    def _serve(self, pools: Open, priority: Priority, most: int, served: frozenset[int]) -> list[Turn]:
         """Return the tasks of one class that come next, each with its pool."""
-        mine = self._open_to(pools, priority)
-        waiting = self._waiting[priority].among(mine, priority)
+        queues: Mapping[Queue, object] = pools.able if isinstance(pools, FewPools) else pools
+        if self.withheld and priority is not Priority.EMERGENCY:
+            queues = pools = self._spared(queues)
+        waiting = self._waiting[priority].among(queues, priority)
 
-        def lanes_of(account: Account) -> Iterator[tuple[Lane, Pool]]:
+        def lanes_of(account: Account) -> Iterable[Lane]:
             lanes = waiting[account]
-            if len(lanes) <= len(mine):
-                return (
-                    (lane, pool) for queue, lane in lanes.items() if (pool := mine.get(queue)) is not None
-                )
-            return ((lane, pool) for queue, pool in mine.items() if (lane := lanes.get(queue)) is not None)
+            if len(lanes) <= len(queues):
+                return [lane for queue, lane in lanes.items() if queue in queues]
+            return filter(None, map(lanes.get, queues))
 
         whole = self.waiting_count <= _WHOLE_MAX * most
-        return serve(waiting, lanes_of, self.fleet.totals, most, served, whole=whole)
+        return serve(
+            Asking(waiting, lanes_of, pools.__getitem__), self.fleet.totals, most, served, whole=whole
+        )
 
-    def _open_to(self, pools: dict[Queue, Pool], priority: Priority) -> dict[Queue, Pool]:
-        """Return the pools that one class may use."""
-        if not self.withheld or priority is Priority.EMERGENCY:
-            return pools
-        found = {queue: self.pool(queue.demand, spare_withheld=True) for queue in pools if queue.live}
+    def _spared(self, queues: Iterable[Queue]) -> dict[Queue, Pool]:
+        """Return the pools of what classes below EMERGENCY may have while a gang keeps instances."""
+        found = {queue: self.pool(queue.demand, spare_withheld=True) for queue in queues if queue.live}
         return {queue: pool for queue, pool in found.items() if pool is not None}
 
-    def _offers(self, pools: dict[Queue, Pool], priority: Priority) -> list[Offer]:
-        """Return the lanes of one class with the slots that they may have."""
-        mine = {queue: pool for queue, pool in pools.items() if priority in queue.classes}
-        return [Offer(queue.classes[priority], pool) for queue, pool in self._open_to(mine, priority).items()]
+    def _offers(self, queues: Collection[Queue], pools: Open, priority: Priority) -> list[Offer]:
+        """Return the lanes of one class below EMERGENCY with the slots that they may have."""
+        mine = [queue for queue in queues if priority in queue.classes]
+        if self.withheld:
+            return [Offer(queue.classes[priority], pool) for queue, pool in self._spared(mine).items()]
+        return [Offer(queue.classes[priority], pools[queue]) for queue in mine]
 
-    def _few(self) -> dict[Queue, Pool]:
-        """Return the pools of the queues that a handful of instances with free slots can serve."""
-        fleet = self.fleet
+    def _able(self, instances: list[Instance]) -> dict[Queue, list[Instance]]:
+        """Return the queues with a task that one of a few instances can serve, each with these."""
         found: dict[Queue, list[Instance]] = {}
-        for row in sorted(fleet.live):
-            instance = fleet.instances[row]
-            if instance is None:
-                continue
+        for instance in instances:
             for queue in self._queues.served(instance):
-                if queue.live and has_left(instance, queue.demand):
-                    found.setdefault(queue, []).append(instance)
-        self._runnable = dict.fromkeys(found)
-        return {queue: self.pools.few(queue.demand, able) for queue, able in found.items()}
+                if queue.live and (not queue.demand.needs or has_left(instance, queue.demand)):
+                    able = found.get(queue)
+                    if able is None:
+                        found[queue] = [instance]
+                    else:
+                        able.append(instance)
+        return found
 
     def _many(self) -> tuple[dict[Queue, Pool], Callable[[float], None]]:
         """Return the pools of all queues that may be served, and what ranks them together."""

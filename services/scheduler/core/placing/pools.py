@@ -11,6 +11,7 @@ from services.scheduler.core.instances import Instance, Levels
 from services.scheduler.core.placing.fleet import Fleet
 from services.scheduler.core.placing.placement import Demand
 from services.scheduler.core.placing.prospects import Estimate, durations
+from services.scheduler.core.placing.queues import Queue
 from services.scheduler.core.placing.ranking import LonePool, Pool
 from services.scheduler.core.policies.base import Columns
 from services.scheduler.core.policies.registry import POLICIES
@@ -54,6 +55,14 @@ class Pools:
         #: What predicts durations; None takes what the task declares.
         self.estimate: Estimate | None = None
 
+    def owes(self, instance: Instance) -> bool:
+        """Return whether an instance owes its next start to an aged task, if there is any."""
+        return instance.fresh_starts >= self.ageing_share - 1
+
+    def any_owes(self) -> bool:
+        """Return whether any instance with a free slot does."""
+        return bool(np.any((self.fleet.fresh >= self.ageing_share - 1) & (self.fleet.free > 0)))
+
     def among_all(self, demand: Demand, withheld: Set[int] = frozenset()) -> Pool | None:
         """Return the free slots for a demand, those of `withheld` rows left out; None when there is none."""
         fleet = self.fleet
@@ -91,7 +100,6 @@ class Pools:
     def few(self, demand: Demand, instances: list[Instance]) -> Pool:
         """Return the pool of a handful of instances in order of rows, without any array."""
         rows = [instance.row for instance in instances]
-        share = self.ageing_share
         free = [instance.free for instance in instances]
         return Pool(
             demand,
@@ -99,7 +107,7 @@ class Pools:
             free,
             sum(free),
             columns=lambda: self._plain_columns(demand, instances),
-            owed=lambda: [instance.fresh_starts >= share - 1 for instance in instances],
+            owed=lambda: [self.owes(instance) for instance in instances],
             left=self._left,
         )
 
@@ -162,3 +170,18 @@ class Pools:
             least_cost,
             least,
         )
+
+
+class FewPools(dict[Queue, Pool]):
+    """The pools of what a few instances can serve, each made when it is first asked for."""
+
+    def __init__(self, pools: Pools, able: dict[Queue, list[Instance]]) -> None:
+        super().__init__()
+        self._pools = pools
+        #: The queues, each with those that can serve it.
+        self.able = able
+
+    def __missing__(self, queue: Queue) -> Pool:
+        """Make the pool of a queue."""
+        pool = self[queue] = self._pools.few(queue.demand, self.able[queue])
+        return pool

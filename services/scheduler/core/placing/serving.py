@@ -21,6 +21,8 @@ class Offer(NamedTuple):
     pool: Any
 
 
+#: Up to so many tasks a requester's lanes are looked through for each of them.
+_SCANNED_MAX = 64
 _LAST_SHARE = attrgetter("last_share")
 _FIRST = attrgetter("first")
 
@@ -55,9 +57,19 @@ def first(
     return None if found is None else found[2]
 
 
+class Asking(NamedTuple):
+    """Who may have tasks in one class."""
+
+    #: At least those with a lane, each once.
+    accounts: Iterable[Account]
+    #: Each one's lanes, none of them empty.
+    lanes_of: Callable[[Account], Iterable[Lane]]
+    #: A queue's pool.
+    pool_of: Callable[[Any], Any]
+
+
 def serve(
-    accounts: Iterable[Account],
-    lanes_of: Callable[[Account], Iterable[tuple[Lane, Any]]],
+    asking: Asking,
     totals: Totals,
     most: int,
     skip: frozenset[int] = frozenset(),
@@ -66,24 +78,22 @@ def serve(
 ) -> list[Turn]:
     """Return up to `most` tasks of one class in serving order, from each pool no more than it has slots.
 
-    `accounts` are at least those with a lane, each once, and `lanes_of` gives each one's lanes, none of them
-    empty, with their pools; `skip` are numbers of tasks that are served already. Next is always the requester
-    with the smallest dominant share, counting what it has got in this call; of equals the one whose first
-    task comes first. With `whole`, a requester's tasks are sorted all at once: cheaper when much of what
-    waits is served.
+    `skip` are numbers of tasks that are served already. Next is always the requester with the smallest
+    dominant share, counting what it has got in this call; of equals the one whose first task comes first.
+    With `whole`, a requester's tasks are sorted all at once: cheaper when much of what waits is served.
     """
     turns: list[Turn] = []
     slots = totals.slots
     # A requester's tasks are looked at when it is its turn: its first entry says only what its share is.
-    line: list[tuple[float, int, int, Account, _HeapBid | _SortedBid | None]] = [
-        (each.share(totals), -1, number, each, None) for number, each in enumerate(accounts)
+    line: list[tuple[float, int, int, Account, _HeapBid | _ScanBid | _SortedBid | None]] = [
+        (each.share(totals), -1, number, each, None) for number, each in enumerate(asking.accounts)
     ]
     heapq.heapify(line)
-    make = _SortedBid if whole else _HeapBid
+    make = _SortedBid if whole else _ScanBid if most <= _SCANNED_MAX else _HeapBid
     while line and len(turns) < most:
         share, _, number, account, bid = line[0]
         if bid is None:
-            bid = make(account, lanes_of(account), totals)
+            bid = make(account, totals, asking.lanes_of(account), asking.pool_of)
         elif len(line) == 1:
             while bid.key is not None and len(turns) < most:
                 bid.take(turns, skip)
@@ -137,13 +147,19 @@ class _HeapBid(_Bid):
 
     __slots__ = ("heads",)
 
-    def __init__(self, account: Account, lanes: Iterable[tuple[Lane, Any]], totals: Totals) -> None:
+    def __init__(
+        self,
+        account: Account,
+        totals: Totals,
+        lanes: Iterable[Lane],
+        pool_of: Callable[[Any], Any],
+    ) -> None:
         super().__init__(account, totals)
         #: The first entry of each of its lanes, as a heap, with the lane's others once they are asked for.
         self.heads = heads = list[_Head]()
-        for lane, pool in lanes:
+        for lane in lanes:
             key, number, task = lane.heap[0]
-            heads.append((key, number, task, None, lane, pool))
+            heads.append((key, number, task, None, lane, pool_of(lane.queue)))
         heapq.heapify(heads)
         self.key = heads[0][0] if heads else None
 
@@ -171,16 +187,74 @@ class _HeapBid(_Bid):
         return served
 
 
+class _ScanBid(_Bid):
+    """Looks through the first entries of all lanes each time: cheapest for a few tasks."""
+
+    __slots__ = ("_entry", "_heads", "_pool_of", "_rest")
+
+    def __init__(
+        self,
+        account: Account,
+        totals: Totals,
+        lanes: Iterable[Lane],
+        pool_of: Callable[[Any], Any],
+    ) -> None:
+        super().__init__(account, totals)
+        self._heads: list[Entry] = [*map(_FIRST, lanes)]
+        self._pool_of = pool_of
+        #: What follows in the lanes that were served from.
+        self._rest: dict[Lane, Iterator[Entry]] = {}
+        self._look()
+
+    def _look(self) -> None:
+        # Numbers differ: tasks are never compared.
+        self._entry = min(self._heads, default=None)
+        self.key = None if self._entry is None else self._entry[0]
+
+    def take(self, turns: list[Turn], skip: frozenset[int]) -> bool:
+        """Serve the first task, and return whether there was one to serve."""
+        entry = self._entry
+        lane = None if entry is None else entry[2].lane
+        if entry is None or lane is None:
+            raise AssertionError("a requester without a waiting task was served")
+        pool, task = self._pool_of(lane.queue), entry[2]
+        full = pool.wanted >= pool.slots
+        following: Entry | None = None
+        if not full and lane.live > 1:
+            rest = self._rest.get(lane)
+            if rest is None:
+                rest = self._rest[lane] = smallest(lane.heap, lane.live, is_live)
+                next(rest)
+            following = next(rest, None)
+        at = self._heads.index(entry)
+        if following is None:
+            del self._heads[at]
+        else:
+            self._heads[at] = following
+        self._look()
+        if full or entry[1] in skip:
+            return False
+        pool.wanted += 1
+        turns.append((task, pool, False))
+        return True
+
+
 class _SortedBid(_Bid):
     """Sorts all that waits; what is passed over is what the heap would have passed over."""
 
     __slots__ = ("_at", "_entries", "_full")
 
-    def __init__(self, account: Account, lanes: Iterable[tuple[Lane, Any]], totals: Totals) -> None:
+    def __init__(
+        self,
+        account: Account,
+        totals: Totals,
+        lanes: Iterable[Lane],
+        pool_of: Callable[[Any], Any],
+    ) -> None:
         super().__init__(account, totals)
         self._entries = entries = [
             (key, number, task, pool)
-            for lane, pool in lanes
+            for lane, pool in [(lane, pool_of(lane.queue)) for lane in lanes]
             for key, number, task in lane.heap
             if number == task.queue_number
         ]
