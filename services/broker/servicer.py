@@ -53,19 +53,15 @@ class BrokerServicer(BrokerServiceServicer):
 
     async def GetMailbox(self, request: pb.GetMailboxRequest, context: Any) -> pb.GetMailboxResponse:
         """Return what a mailbox holds."""
-        owner = _owner(request.agent_id, caller(context))
+        owner = self._known_owner(request.agent_id, caller(context))
         view = view_mailbox(self._driver.machine.state, owner)
-        if view is None:
-            raise _unknown(owner)
         return responses.mailbox(view, await self._driver.count_dead_letters(owner))
 
     async def ListDeadLetters(
         self, request: pb.ListDeadLettersRequest, context: Any
     ) -> pb.ListDeadLettersResponse:
         """Return one page of a mailbox's dead letters, oldest first."""
-        owner = _owner(request.agent_id, caller(context))
-        if owner not in self._driver.machine.state.known:
-            raise _unknown(owner)
+        owner = self._known_owner(request.agent_id, caller(context))
         size, after = _page(request)
         # One more than wanted tells whether there is a next page.
         found = await self._driver.list_dead_letters(owner, after, size + 1)
@@ -111,11 +107,8 @@ class BrokerServicer(BrokerServiceServicer):
         self, request: pb.ListSubscriptionsRequest, context: Any
     ) -> pb.ListSubscriptionsResponse:
         """Return the patterns of a mailbox."""
-        principal = caller(context)
-        owner, state = _owner(request.agent_id, principal), self._driver.machine.state
-        if owner not in state.known and owner != address_of(principal):
-            raise _unknown(owner)
-        return pb.ListSubscriptionsResponse(patterns=state.topics.patterns(owner))
+        owner = self._known_owner(request.agent_id, caller(context))
+        return pb.ListSubscriptionsResponse(patterns=self._driver.machine.state.topics.patterns(owner))
 
     async def _subscribe(
         self, request: pb.SubscribeRequest | pb.UnsubscribeRequest, context: Any, *, wanted: bool
@@ -146,14 +139,19 @@ class BrokerServicer(BrokerServiceServicer):
     ) -> tuple[str, list[int]]:
         """Return whose and which dead letters are meant, once the request is recorded."""
         principal = caller(context)
-        owner = _owner(request.agent_id, principal)
+        owner = self._known_owner(request.agent_id, principal)
         numbers = list(dict.fromkeys(request.dead_letter_ids))
         if not 1 <= len(request.dead_letter_ids) <= PAGE_SIZE_MAX or max(numbers) >= 2**63:
             raise invalid("dead_letter_ids", f"1 to {PAGE_SIZE_MAX} ids of dead letters")
-        if owner not in self._driver.machine.state.known:
-            raise _unknown(owner)
         await self._host.recorder.record_letters(str(principal), operation, owner, numbers)
         return owner, numbers
+
+    def _known_owner(self, agent_id: str, principal: Principal) -> str:
+        """Return whose mailbox is asked about; one's own is there, and empty, before it was ever used."""
+        owner = _owner(agent_id, principal)
+        if owner not in self._driver.machine.state.known and owner != address_of(principal):
+            raise _unknown(owner)
+        return owner
 
 
 def add_to_server(servicer: Any, server: grpc.aio.Server) -> None:

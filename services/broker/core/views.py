@@ -27,10 +27,8 @@ class MailboxView(NamedTuple):
     stream_count: int
 
 
-def view_mailbox(state: State, owner: str) -> MailboxView | None:
-    """Return what the mailbox of `owner` holds; None when nobody of that name is known."""
-    if owner not in state.known:
-        return None
+def view_mailbox(state: State, owner: str) -> MailboxView:
+    """Return what the mailbox of `owner` holds: nothing, when nobody of that name is known."""
     mailbox = state.mailboxes.get(owner)
     lanes = {lane: LaneDepth(0, 0, None) for lane in Lane}
     if mailbox is None:

@@ -101,6 +101,24 @@ async def test_subscriptions_are_listed_and_belong_to_their_owner(opened: House)
     assert not (await ask(opened, "operator/admin", "ListSubscriptions", request())).patterns
 
 
+async def test_ones_own_mailbox_is_there_before_it_was_ever_used(opened: House) -> None:
+    """An operator's first look is no error; a name that nobody has is one."""
+    box = await ask(opened, "operator/fresh", "GetMailbox", pb.GetMailboxRequest())
+    assert (box.agent_id, len(box.lanes), box.dead_letter_count) == ("operator/fresh", 4, 0)
+    listed = await ask(opened, "operator/fresh", "ListDeadLetters", pb.ListDeadLettersRequest())
+    assert not listed.dead_letters
+    request = pb.DropDeadLettersRequest(dead_letter_ids=[1])
+    (outcome,) = (await ask(opened, "operator/fresh", "DropDeadLetters", request)).outcomes
+    assert error_of(outcome).reason is Reason.MESSAGE_NOT_FOUND
+    for method, asked in (
+        ("GetMailbox", pb.GetMailboxRequest(agent_id="operator/none")),
+        ("ListDeadLetters", pb.ListDeadLettersRequest(agent_id="nobody")),
+        ("DropDeadLetters", pb.DropDeadLettersRequest(agent_id="nobody", dead_letter_ids=[1])),
+    ):
+        with pytest.raises(Exception, match="AGENT_NOT_FOUND"):
+            await ask(opened, "operator/fresh", method, asked)
+
+
 async def test_subscriptions_are_bounded(house: House) -> None:
     await house.start(subscriptions_max_per_agent=1)
     await subscribe(house, "agent/beta", "a")
