@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -44,7 +43,7 @@ class Delivery:
     ) -> None:
         self._delivered, self._mailbox, self._line = delivered, mailbox, line
         self._late = late
-        self._lock = threading.Lock()
+        # Written by the mailbox, under its lock.
         self._settled = False
 
     def __repr__(self) -> str:
@@ -151,7 +150,7 @@ class Delivery:
         """Still working: the ack deadline becomes now plus `seconds`, 1 to 3,600."""
         if not is_seconds(seconds, EXTENSION_S_MIN, EXTENSION_S_MAX):
             raise bad_field("seconds", f"must be {EXTENSION_S_MIN:g} to {EXTENSION_S_MAX:,.0f}")
-        self._mailbox.link.extend(self._delivered.envelope.key, seconds)
+        self._mailbox.link.extend(self._delivered.place.key, seconds)
 
     @property
     def envelope(self) -> Envelope:
@@ -179,11 +178,7 @@ class Delivery:
         )
 
     def _settle(self, verdict: Verdict, *, delay: float | None = None, reason: str = "") -> None:
-        with self._lock:
-            if self._settled:
-                return
-            self._settled = True
-        self._mailbox.settle(self._delivered, self._line, verdict, delay=delay, reason=reason)
+        self._mailbox.settle(self, verdict, delay=delay, reason=reason)
 
 
 class Reply(Pending[Any]):

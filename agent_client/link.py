@@ -11,13 +11,17 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from agent_client.core.addresses import address_of, split_instance
+from agent_client.core.addresses import INSTANCE_MARK, address_of, split_instance
+from agent_client.core.delivery_queue import Waiting
 from agent_client.core.inbox import Domain, Key, Verdict
 from agent_client.core.records import AttemptRef, Claim, HeldLock, Outcome, Payload
 from agent_client.core.vocabulary import MessageType, Priority
 from agent_client.errors import MusterError
 from agent_client.payload import EMPTY
 from agent_client.pending import Pending
+
+# Asked of every message; an Enum takes longer to find its members than a module does.
+_EMERGENCY = Priority.EMERGENCY
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,8 @@ class Envelope(NamedTuple):
     @property
     def domain(self) -> Domain:
         """The order domain at its receiver; what is for one instance of it only has one of its own."""
+        if INSTANCE_MARK not in self.receiver:
+            return self.sender, self.priority
         _, instance = split_instance(self.receiver)
         return self.sender, address_of(self.priority, instance)
 
@@ -113,8 +119,18 @@ class Delivered(NamedTuple):
     """One handing-over of an envelope to this agent; 1 is the first."""
 
     envelope: Envelope
+    # Its key, its order domain and whether it is an emergency, found out once: everybody asks for them.
+    place: Waiting
     delivery_number: int = 1
     ack_deadline: datetime | None = None
+
+    @classmethod
+    def of(
+        cls, envelope: Envelope, delivery_number: int = 1, ack_deadline: datetime | None = None
+    ) -> Delivered:
+        """Return a handing-over of `envelope`."""
+        place = Waiting(envelope.key, envelope.domain, envelope.priority is _EMERGENCY)
+        return cls(envelope, place, delivery_number, ack_deadline)
 
 
 @dataclass(frozen=True, slots=True)

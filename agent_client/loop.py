@@ -31,7 +31,7 @@ class LinkThread:
     """A daemon thread that runs an event loop until the process ends."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop = _new_loop()
         self._thread = threading.Thread(target=self._run, name="muster-link", daemon=True)
         self._thread.start()
         atexit.register(self._stop)
@@ -71,6 +71,16 @@ class LinkThread:
                 yield item
         finally:
             await self.run(end())
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """Return the fastest loop that there is: each message passes it two to four times."""
+    try:
+        import uvloop  # noqa: PLC0415  # not there on Windows
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
 
 
 _lock = threading.Lock()

@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from agent_client.core.addresses import TOPIC, has_copies, is_routed, matches, split_instance, topic_of
-from agent_client.core.delivery_queue import DeliveryQueue, Waiting
+from agent_client.core.delivery_queue import DeliveryQueue
 from agent_client.core.fields import (
     MAY_BE_NONE,
     NO_TEXT,
@@ -212,15 +212,45 @@ class Mailbox:
                     self._arrived.clear()
                     await self._arrived.wait()
                     continue
-                self.link.taken(delivery._delivered.envelope.key, kept=False)
+                self.link.taken(delivery._delivered.place.key, kept=False)
                 yield delivery
         finally:
             self._readers -= 1
 
     def deliver(self, deliveries: Sequence[Delivered]) -> None:
         """Deliveries arrived; called on the loop."""
-        for delivered in deliveries:
-            self._route(delivered)
+        replies: list[tuple[Reply, Delivered]] = []
+        late: list[Delivered] = []
+        unwanted: list[Delivered] = []
+        with self._lock:
+            for delivered in deliveries:
+                envelope = delivered.envelope
+                answered = self._requests.arrived(envelope.correlation_id, envelope.sender)
+                reply = self._replies.get(envelope.correlation_id) if answered is Answered.IN_TIME else None
+                if reply is not None:
+                    replies.append((reply, delivered))
+                    continue
+                wanted = self._handler_of(envelope) is not None
+                if not wanted and not self._readers:
+                    if answered is Answered.LATE:
+                        late.append(delivered)
+                        continue
+                    if self._handlers or self._topic_handlers:
+                        unwanted.append(delivered)
+                        continue
+                place = delivered.place
+                if answered is Answered.LATE:
+                    self._late.add(place.key)
+                self._waiting[place.key] = delivered
+                (self._handled if wanted else self._offered).put(place)
+        for reply, delivered in replies:
+            reply.resolve(decode(delivered.envelope.payload))
+            self._keep(delivered)
+        for delivered in late:
+            log.info("the reply of %s came after its request had timed out", delivered.envelope.sender)
+            self._keep(delivered)
+        for delivered in unwanted:
+            self._reject(delivered)
         self._turn()
 
     def recall(self, key: Key) -> None:
@@ -229,7 +259,7 @@ class Mailbox:
             delivered = self._waiting.pop(key, None)
             self._late.discard(key)
             if delivered is not None:
-                domain = delivered.envelope.domain
+                domain = delivered.place.domain
                 if not self._handled.recalled(key, domain):
                     self._offered.recalled(key, domain)
         self.link.recall_answered(key, dropped=delivered is not None)
@@ -241,50 +271,30 @@ class Mailbox:
             self._offered.nack_confirmed(domain)
         self._turn()
 
-    def settle(
-        self, delivered: Delivered, line: DeliveryQueue, verdict: Verdict, *, delay: float | None, reason: str
-    ) -> None:
-        """The code decided about a delivery that it took from `line`; called from any thread."""
+    def settle(self, delivery: Delivery, verdict: Verdict, *, delay: float | None, reason: str) -> None:
+        """The code decided about a delivery; only its first word counts. Called from any thread."""
+        delivered = delivery._delivered
+        domain = delivered.place.domain
         with self._lock:
-            line.settled(delivered.envelope.domain)
+            if delivery._settled:
+                return
+            delivery._settled = True
+            delivery._line.settled(domain)
             if verdict is Verdict.NACK:
-                self._handled.nacked(delivered.envelope.domain)
-                self._offered.nacked(delivered.envelope.domain)
+                self._handled.nacked(domain)
+                self._offered.nacked(domain)
         self.link.settle(delivered, verdict, delay=delay, reason=reason)
 
-    def _route(self, delivered: Delivered) -> None:
+    def _reject(self, delivered: Delivered) -> None:
+        """Refuse what no handler takes: kept, it would fill the window and keep out what there are for."""
         envelope = delivered.envelope
-        with self._lock:
-            answered = self._requests.arrived(envelope.correlation_id, envelope.sender)
-            reply = self._replies.get(envelope.correlation_id)
-        if answered is Answered.IN_TIME and reply is not None:
-            reply.resolve(decode(envelope.payload))
-            self._keep(delivered)
-            return
-        wanted = self._handler_of(envelope) is not None
-        if answered is Answered.LATE and not wanted and not self._readers:
-            log.info("the reply of %s came after its request had timed out", envelope.sender)
-            self._keep(delivered)
-            return
-        if (self._handlers or self._topic_handlers) and not wanted and not self._readers:
-            # Kept here it would fill the window and keep out what there are handlers for.
-            log.warning("rejected %s from %s: no handler for it", envelope.message_type, envelope.sender)
-            self.link.settle(
-                delivered,
-                Verdict.REJECT,
-                delay=None,
-                reason=f"the receiver has no handler for {envelope.message_type}",
-            )
-            return
-        with self._lock:
-            if answered is Answered.LATE:
-                self._late.add(envelope.key)
-            self._waiting[envelope.key] = delivered
-            (self._handled if wanted else self._offered).put(_waiting(delivered))
+        log.warning("rejected %s from %s: no handler for it", envelope.message_type, envelope.sender)
+        reason = f"the receiver has no handler for {envelope.message_type}"
+        self.link.settle(delivered, Verdict.REJECT, delay=None, reason=reason)
 
     def _keep(self, delivered: Delivered) -> None:
         """Ack what needs nobody to look at it."""
-        self.link.taken(delivered.envelope.key, kept=True)
+        self.link.taken(delivered.place.key, kept=True)
         self.link.settle(delivered, Verdict.ACK, delay=None, reason="")
 
     def _handler_of(self, envelope: Envelope) -> Handler | None:
@@ -300,8 +310,9 @@ class Mailbox:
             waiting = line.take()
             if waiting is None:
                 return None
-            late = waiting.key in self._late
-            self._late.discard(waiting.key)
+            late = bool(self._late) and waiting.key in self._late
+            if late:
+                self._late.discard(waiting.key)
             return Delivery(self._waiting.pop(waiting.key), self, line, late=late)
 
     def _turn(self) -> None:
@@ -321,7 +332,7 @@ class Mailbox:
 
     async def _handle_one(self, delivery: Delivery) -> None:
         if not delivery._delivered.envelope.requires_ack:
-            self.link.taken(delivery._delivered.envelope.key, kept=True)
+            self.link.taken(delivery._delivered.place.key, kept=True)
         handler = self._handler_of(delivery.envelope)
         assert handler is not None  # noqa: S101  # only what has one was put in this line
         try:
@@ -338,11 +349,6 @@ class Mailbox:
         except Exception:  # what a handler raises is its own affair; the message comes again
             log.exception("the handler of %r failed; it comes again", delivery)
             delivery.nack()
-
-
-def _waiting(delivered: Delivered) -> Waiting:
-    envelope = delivered.envelope
-    return Waiting(envelope.key, envelope.domain, envelope.priority is Priority.EMERGENCY)
 
 
 # The usual spellings of a word, which an Enum takes longer to find than all else that is done for a message.

@@ -306,10 +306,10 @@ def receipt_from_proto(outcome: broker.SendOutcome, address: str) -> Receipt:
 
 def delivered_from_proto(message: broker.Delivery) -> Delivered:
     """Return a delivery without its ack token, which stays with the link."""
-    return Delivered(
-        envelope=envelope_from_proto(message.envelope),
-        delivery_number=message.delivery_number,
-        ack_deadline=moment(message.ack_deadline_time),
+    return Delivered.of(
+        envelope_from_proto(message.envelope),
+        message.delivery_number,
+        moment(message.ack_deadline_time),
     )
 
 

@@ -35,7 +35,7 @@ T = TypeVar("T")
 # The machine may be busy: how long a condition may take before a test calls it missed.
 PATIENCE_SECONDS = 20.0
 # Threads that live as long as the process, or its event loop, by design; the last one is gRPC's poller.
-KEPT_THREADS = re.compile(r"MainThread|asyncio_|pytest_timeout|muster-link|.*\(_poll_wrapper\)")
+KEPT_THREADS = re.compile(r"MainThread|asyncio_|uvloop_|pytest_timeout|muster-link|.*\(_poll_wrapper\)")
 
 settings.register_profile(
     "default", deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow], print_blob=True

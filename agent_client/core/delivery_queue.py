@@ -58,17 +58,28 @@ class DeliveryQueue:
 
     def take(self) -> Waiting | None:
         """Return the next delivery that may be handled now."""
-        while self._heads:
-            _, arrival, domain = heapq.heappop(self._heads)
+        heads = self._heads
+        while heads:
+            _, arrival, domain = heads[0]
             line = self._lines.get(domain)
             if line is None or domain in self._paused or domain in self._busy:
+                heapq.heappop(heads)
                 continue
             key, (number, waiting) = next(iter(line.items()))
             if number != arrival:
+                heapq.heappop(heads)
                 continue
+            del line[key]
             if self._serial:
                 self._busy.add(domain)
-            self._remove(domain, key)
+            if not line:
+                del self._lines[domain]
+                heapq.heappop(heads)
+            elif self._serial:
+                heapq.heappop(heads)
+            else:
+                number, following = next(iter(line.values()))
+                heapq.heapreplace(heads, (not following.emergency, number, domain))
             return waiting
         return None
 

@@ -12,7 +12,6 @@ from muster.common.v1 import envelope_pb2
 from agent_client.core.inbox import Handing, InboxCore, Key, Settlement, Verdict
 from agent_client.core.outbox import Answer, OutboxCore, SendOutcome
 from agent_client.core.retry import BackoffPolicy, Reconnect
-from agent_client.core.vocabulary import Priority
 from agent_client.errors import (
     AgentLeftError,
     InvalidRequestError,
@@ -125,12 +124,10 @@ class MailboxStream:
         """The code decided about a delivery."""
         self._settled_count += 1
         delay_ms = None if delay is None else max(0, int(delay * 1000))
-        envelope = delivered.envelope
-        told = self._inbox.settled(
-            envelope.key, verdict, domain=envelope.domain, delay_ms=delay_ms, reason=reason
-        )
+        key, domain, _ = delivered.place
+        told = self._inbox.settled(key, verdict, domain=domain, delay_ms=delay_ms, reason=reason)
         if verdict is Verdict.NACK and not told:
-            self._sink.nack_confirmed(envelope.domain)
+            self._sink.nack_confirmed(domain)
         self._changed()
 
     def extend(self, key: Key, seconds: float) -> None:
@@ -237,15 +234,15 @@ class MailboxStream:
 
     def _deliver(self, frame: broker.MailboxResponse) -> None:
         fresh: list[Delivered] = []
+        take, now = self._inbox.delivered, Handing.NOW
         for delivery in frame.deliveries:
             delivered = delivered_from_proto(delivery)
-            envelope = delivered.envelope
-            emergency = envelope.priority is Priority.EMERGENCY
-            handing = self._inbox.delivered(envelope.key, delivery.ack_token, emergency=emergency)
-            if handing is Handing.NOW:
+            key, _, emergency = delivered.place
+            handing = take(key, delivery.ack_token, emergency=emergency)
+            if handing is now:
                 fresh.append(delivered)
             elif handing is Handing.LATER:
-                self._later[envelope.key] = delivered
+                self._later[key] = delivered
         if fresh:
             self._sink.delivered(fresh)
 

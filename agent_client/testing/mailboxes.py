@@ -202,7 +202,7 @@ class Mailboxes:
             if mail.delivery_count > 1:
                 break
         if due:
-            self._open[name].delivered([Delivered(mail.envelope, mail.delivery_count) for mail in due])
+            self._open[name].delivered([Delivered.of(mail.envelope, mail.delivery_count) for mail in due])
 
     def _domain(self, name: str, domain: Domain) -> list[_Mail]:
         # A mailbox keeps its messages in the order of acceptance, which is that of each domain too.

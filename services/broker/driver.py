@@ -2,35 +2,34 @@
 
 The order that makes it safe is the core's: effects that promise something come only in answer to
 `Persisted`. While a commit is on its way to the disk the next batch gathers, so that a busy broker does few
-large commits and an idle one answers at once.
+large commits and an idle one answers at once: a frame that finds nothing under way is stepped, and its commit
+begun, in the call that brought it, and what the disk has answered goes out in the callback that says so.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from services.broker import letters
+from services.broker.alarm import Alarm
 from services.broker.core import effects as fx
 from services.broker.core import events as ev
 from services.broker.core.machine import Machine
-from services.broker.core.model import (
-    Batch,
-    LetterOutcome,
-    Limits,
-    StoredDeadLetter,
-    Subscription,
-)
+from services.broker.core.model import Batch, Limits, Subscription
 from services.broker.entries import DeadLettersDropped
 from services.broker.inquiries import Inquiries
+from services.broker.intake import Intake
+from services.broker.letters import DeadLetters
 from services.broker.metrics import BrokerMetrics
 from services.broker.outlet import Outlet
 from services.broker.recorder import AuditRecorder
 from services.broker.roster import Roster
-from services.broker.store import MailboxStore, Retention, taken_over
+from services.broker.store import MailboxStore, Retention, Work, taken_over
 from services.common import logs
 from services.common.clock import Clock
 from services.common.core.backoff import backoff_ms
@@ -84,24 +83,24 @@ class Driver:
         self._outlets: dict[int, Outlet] = {}
         self._stream_count = 0
         # Requests about dead letters and subscriptions that wait for their answer.
-        self._letters_lock = asyncio.Lock()
         self._inquiries = Inquiries()
+        self.letters = DeadLetters(store, lambda: self.machine.state, self._ask)
         self._events: deque[ev.Event] = deque()
-        self._wake: asyncio.Future[None] | None = None
-        # Set when the loop has found nothing to do.
+        self._intake = Intake(settings.uncommitted_bytes_max)
+        # Ends `run`; None while it does not run.
+        self._over: asyncio.Future[None] | None = None
+        # The turn that is due, and whether one is being taken.
+        self._due: asyncio.Handle | None = None
+        self._turning = False
+        # Set when a turn has left nothing to do.
         self._quiet = asyncio.Event()
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._ring)
         # The store does one thing at a time: a commit, a compaction, a load.
-        self._working: asyncio.Task[None] | None = None
+        self._working: asyncio.Future[None] | None = None
         # The core's memory and the disk may differ: nothing is stepped until it is read again.
         self._lost_touch = False
         self._commit_at_ms = 0
         self._compact_at_ms = 0
-        # Bytes that came; those of them that the last commit decides about; those that are decided.
-        self._bytes_in = 0
-        self._bytes_cut = 0
-        self._bytes_decided = 0
-        self._room: list[asyncio.Future[None]] = []
 
     async def open(self) -> None:
         """Read the store; raises STORE_UNAVAILABLE."""
@@ -143,8 +142,15 @@ class Driver:
         if self._retired is not None:
             return
         self._events.append(event)
-        self._bytes_in += size_bytes
+        self._intake.came(size_bytes)
         self._ring()
+
+    def hurry(self, event: ev.Event, size_bytes: int) -> None:
+        """As `submit`, for what a peer waits for: when nothing is under way its commit begins at once."""
+        first = not self._events and self._working is None and self._due is None
+        self.submit(event, size_bytes)
+        if first and self._due is not None and not self._turning:
+            self._take_turn()
 
     def see_agents(self, seen: ev.AgentsSeen) -> None:
         """Take the registry's news; they outlast the core's memory."""
@@ -153,34 +159,7 @@ class Driver:
 
     async def wait_room(self) -> None:
         """Return when more may be read: what waits for the disk is bounded."""
-        while self._bytes_in - self._bytes_decided > self._settings.uncommitted_bytes_max:
-            room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._room.append(room)
-            await room
-
-    async def list_dead_letters(self, receiver: str, after: int, limit: int) -> list[StoredDeadLetter]:
-        """See `MailboxStore.list_dead_letters`; those of the mailbox's instances are among them."""
-        return await letters.list_after(self._store, self.machine.state.addresses(receiver), after, limit)
-
-    async def count_dead_letters(self, receiver: str) -> int:
-        """See `MailboxStore.count_dead_letters`; those of the mailbox's instances are among them."""
-        return await letters.count(self._store, self.machine.state.addresses(receiver))
-
-    async def replay(self, receiver: str, numbers: Sequence[int]) -> list[LetterOutcome]:
-        """Send dead letters of a mailbox once more; returns when that is durable."""
-        # One request after the other: what is read here is still there when the core decides.
-        async with self._letters_lock:
-            found = await letters.find(self._store, self.machine.state.addresses(receiver), numbers)
-            told: list[LetterOutcome] = await self._ask(lambda number: ev.ReplayAsked(number, found))
-            return told
-
-    async def drop(self, receiver: str, numbers: Sequence[int]) -> list[LetterOutcome]:
-        """Forget dead letters of a mailbox; returns when that is durable."""
-        async with self._letters_lock:
-            found = await letters.find(self._store, self.machine.state.addresses(receiver), numbers)
-            mine = [stored.number for stored in found]
-            told: list[LetterOutcome] = await self._ask(lambda number: ev.DropAsked(number, mine))
-            return told
+        await self._intake.wait_room()
 
     async def subscribe(self, subscription: Subscription, *, wanted: bool, own: bool) -> None:
         """Add or end a subscription; returns when that is durable."""
@@ -193,40 +172,26 @@ class Driver:
 
     async def run(self) -> None:
         """Drive until cancelled or retired; a defect comes out."""
-        loop = asyncio.get_running_loop()
+        self._over = asyncio.get_running_loop().create_future()
         try:
-            while self._retired is None:
-                # Before each turn, not only when its ring woke this loop: work that ends while the streams
-                # have their turn rings for nobody.
-                if self._working is not None and self._working.done():
-                    # Only a defect ends the store's work with an error.
-                    self._working.result()
-                    self._working = None
-                if not self._lost_touch:
-                    self._turn()
-                    if self._events:
-                        # The streams have their turn; what they bring shares the next batch.
-                        await asyncio.sleep(0)
-                        continue
-                if self.idle:
-                    self._quiet.set()
-                self._wake = loop.create_future()
-                self._set_alarm(loop)
-                await self._wake
-                self._wake = None
+            if self._retired is None:
+                self._ring()
+                await self._over
         finally:
-            self._wake = None
-            if self._alarm is not None:
-                self._alarm.cancel()
+            self._over = None
+            if self._due is not None:
+                self._due.cancel()
+            self._alarm.stop()
 
     def retire(self, error: ServiceError) -> None:
         """End every stream and request with `error` and say nothing more: others keep these mailboxes."""
         if self._retired is None:
             self._retired = error
             self._let_everybody_go(error)
-            self._decide(self._bytes_in)
+            self._intake.decide_all()
             self._quiet.set()
-            self._ring()
+            if self._over is not None and not self._over.done():
+                self._over.set_result(None)
 
     def begin_drain(self) -> None:
         """Refuse new envelopes from now on."""
@@ -244,6 +209,33 @@ class Driver:
             await asyncio.wait([self._working])
         await self._store.close()
 
+    def _ring(self) -> None:
+        """Take a turn soon: the streams have theirs first, and what they bring shares the next batch."""
+        if self._due is None and self._over is not None:
+            self._due = self._over.get_loop().call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        if self._due is not None:
+            # The one that is due is this one, also when something could not wait for it.
+            self._due.cancel()
+            self._due = None
+        if self._over is None or self._over.done() or self._retired is not None:
+            return
+        self._turning = True
+        try:
+            if not self._lost_touch:
+                self._turn()
+            if self._events and not self._lost_touch:
+                self._ring()
+                return
+            if self.idle:
+                self._quiet.set()
+            self._set_alarm()
+        except BaseException as error:  # noqa: BLE001  # a defect, which comes out of `run`
+            self._fail(error)
+        finally:
+            self._turning = False
+
     def _turn(self) -> None:
         if not self._held():
             # Another core may be at work on the same mailboxes: not even a delivery goes out from here.
@@ -258,9 +250,9 @@ class Driver:
             now_ms = self._clock.monotonic_ms()
             if now_ms >= self._compact_at_ms:
                 # Before the next commit: a busy broker always has one, and most space to free.
-                self._give_store(self._compact())
+                self._give_store(self._compact(), self._worked)
             elif self.machine.has_work and now_ms >= self._commit_at_ms:
-                self._bytes_cut = self._bytes_in
+                self._intake.cut()
                 self._step(ev.StoreReady())
 
     def _step(self, event: ev.Event) -> None:
@@ -268,7 +260,8 @@ class Driver:
         for effect in self.machine.step(event, self._clock.now()):
             match effect:
                 case fx.Commit(batch=batch):
-                    self._give_store(self._commit(batch))
+                    then = partial(self._committed, batch, time.perf_counter())
+                    self._give_store(self._store.commit(batch), then)
                 case fx.End(stream_id=stream_id, error=error):
                     self._end(stream_id, error)
                 case fx.Finish(stream_id=stream_id):
@@ -296,54 +289,58 @@ class Driver:
         if outlet is not None:
             outlet.end(error)
 
-    def _ring(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
-
-    def _set_alarm(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _set_alarm(self) -> None:
         """Be woken when time itself gives cause; everything else rings."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
         if self._lost_touch:
             return
-        waits_ms: list[int] = []
         if (due := self.machine.next_due()) is not None:
-            waits_ms.append(due - self._clock.now())
+            self._alarm.ring_within(due - self._clock.now())
         if self._working is None:
             at_ms = self._compact_at_ms
             if self.machine.has_work:
                 at_ms = min(at_ms, self._commit_at_ms)
-            waits_ms.append(at_ms - self._clock.monotonic_ms())
-        if waits_ms:
-            # Clocks count whole milliseconds: waking a little early would turn the loop for nothing.
-            self._alarm = loop.call_later(max(1, min(waits_ms)) / 1000, self._ring)
+            self._alarm.ring_within(at_ms - self._clock.monotonic_ms())
 
-    def _give_store(self, work: Coroutine[Any, Any, None]) -> None:
-        self._working = asyncio.create_task(work, name="broker-store")
-        self._working.add_done_callback(lambda _: self._ring())
+    def _give_store(self, work: Work, then: Callable[[asyncio.Future[None]], None]) -> None:
+        if not isinstance(work, asyncio.Future):
+            work = asyncio.create_task(work, name="broker-store")
+        self._working = work
+        work.add_done_callback(then)
 
-    async def _commit(self, batch: Batch) -> None:
-        try:
-            with self._metrics.commit_seconds.time():
-                await self._store.commit(batch)
-        except ServiceError as error:
+    def _committed(self, batch: Batch, began_s: float, done: asyncio.Future[None]) -> None:
+        """The store is done with `batch`; what that makes true is told before anything else is looked at."""
+        took_s = time.perf_counter() - began_s
+        error = None if done.cancelled() else done.exception()
+        if isinstance(error, ServiceError):
             self._metrics.commit_failures.labels(error.reason).inc()
-            if self._is_over(error):
-                return
-            if error.reason is not Reason.DISK_FULL:
-                await self._read_again(error)
+            if not self._is_over(error) and error.reason is not Reason.DISK_FULL and self._over is not None:
+                self._give_store(self._read_again(error), self._worked)
                 return
             self._commit_at_ms = self._clock.monotonic_ms() + COMMIT_RETRY_MS
-            outcome: ev.Event = ev.PersistFailed(batch.number, error)
-        else:
+            # Before what came meanwhile: it frees what others wait for.
+            self._events.appendleft(ev.PersistFailed(batch.number, error))
+        elif error is None:
             # Commit point. From here a crash loses nothing of this batch; its senders and receivers are told
             # next, and who is not told asks again and gets the same answer.
+            self._events.appendleft(ev.Persisted(batch.number))
+        self._intake.decide()
+        self._worked(done)
+        self._metrics.commit_seconds.observe(took_s)
+        if error is None:
             self._metrics.commit_envelopes.observe(len(batch.envelopes))
-            outcome = ev.Persisted(batch.number)
-        # Before what came meanwhile: it frees what others wait for.
-        self._events.appendleft(outcome)
-        self._decide(self._bytes_cut)
+
+    def _worked(self, done: asyncio.Future[None]) -> None:
+        """The store has ended a piece of work; any error but a service's is a defect."""
+        self._working = None
+        error = None if done.cancelled() else done.exception()
+        if error is not None and not isinstance(error, ServiceError):
+            self._fail(error)
+        else:
+            self._take_turn()
+
+    def _fail(self, defect: BaseException) -> None:
+        if self._over is not None and not self._over.done():
+            self._over.set_exception(defect)
 
     async def _compact(self) -> None:
         pause_ms = self._settings.compaction_interval_ms
@@ -384,7 +381,7 @@ class Driver:
                 _log.warning("the store still does not answer", why=str(again))
                 await asyncio.sleep(backoff_ms(failures, base_ms=RELOAD_BASE_MS, max_ms=RELOAD_MAX_MS) / 1000)
         self._lost_touch = False
-        self._decide(self._bytes_in)
+        self._intake.decide_all()
 
     async def _load(self) -> None:
         now = self._clock.now()
@@ -409,10 +406,3 @@ class Driver:
     def _check_office(self) -> None:
         if self._retired is not None:
             raise self._retired
-
-    def _decide(self, bytes_decided: int) -> None:
-        self._bytes_decided = bytes_decided
-        room, self._room = self._room, []
-        for one in room:
-            if not one.done():
-                one.set_result(None)

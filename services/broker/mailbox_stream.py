@@ -108,10 +108,11 @@ class MailboxStream:
         """See `outlet.Outlet`."""
         match effect:
             case fx.Deliver(deliveries=deliveries, weight=weight):
-                for content in responses.deliveries(deliveries):
+                *before, last = responses.deliveries(deliveries)
+                for content in before:
                     self._say(_Piece(content))
                 # The core counts by effects: this one is flushed with the last of its pieces.
-                self._say(_Piece(b"", weight))
+                self._say(_Piece(last, weight))
             case fx.Answer(outcomes=outcomes):
                 self._note_refused(outcomes)
                 self._say(_Piece(responses.outcomes(outcomes), credits=len(outcomes)))
@@ -147,7 +148,7 @@ class MailboxStream:
         if meant := collaborations_of(frame.drafts):
             # Frames come one after the other: what follows keeps its place behind this one.
             await self._memberships.learn(meant)
-        self._driver.submit(frame, size)
+        self._driver.hurry(frame, size)
         await self._driver.wait_room()
 
     async def _leave(self) -> None:

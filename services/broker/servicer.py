@@ -55,7 +55,7 @@ class BrokerServicer(BrokerServiceServicer):
         """Return what a mailbox holds."""
         owner = self._known_owner(request.agent_id, caller(context))
         view = view_mailbox(self._driver.machine.state, owner)
-        return responses.mailbox(view, await self._driver.count_dead_letters(owner))
+        return responses.mailbox(view, await self._driver.letters.count(owner))
 
     async def ListDeadLetters(
         self, request: pb.ListDeadLettersRequest, context: Any
@@ -64,7 +64,7 @@ class BrokerServicer(BrokerServiceServicer):
         owner = self._known_owner(request.agent_id, caller(context))
         size, after = _page(request)
         # One more than wanted tells whether there is a next page.
-        found = await self._driver.list_dead_letters(owner, after, size + 1)
+        found = await self._driver.letters.list_after(owner, after, size + 1)
         response = pb.ListDeadLettersResponse()
         total = 0
         for stored in found[:size]:
@@ -82,7 +82,7 @@ class BrokerServicer(BrokerServiceServicer):
     ) -> pb.ReplayDeadLettersResponse:
         """Send dead letters to their receiver once more."""
         owner, numbers = await self._letters_asked(request, context, "dead_letter.replay")
-        outcomes = await self._driver.replay(owner, numbers)
+        outcomes = await self._driver.letters.replay(owner, numbers)
         return pb.ReplayDeadLettersResponse(outcomes=responses.letter_outcomes(numbers, outcomes))
 
     async def DropDeadLetters(
@@ -90,7 +90,7 @@ class BrokerServicer(BrokerServiceServicer):
     ) -> pb.DropDeadLettersResponse:
         """Forget dead letters."""
         owner, numbers = await self._letters_asked(request, context, "dead_letter.drop")
-        outcomes = await self._driver.drop(owner, numbers)
+        outcomes = await self._driver.letters.drop(owner, numbers)
         return pb.DropDeadLettersResponse(outcomes=responses.letter_outcomes(numbers, outcomes))
 
     async def Subscribe(self, request: pb.SubscribeRequest, context: Any) -> pb.SubscribeResponse:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from services.broker.core.model import Batch, Recovered, StoredDeadLetter
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.instants import Instant
+
+# What is awaited; a store that has a future in hand spares its caller the task around a coroutine.
+Work = asyncio.Future[None] | Coroutine[Any, Any, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +61,8 @@ class MailboxStore(Protocol):
         """Begin a new life of the broker and return what is durable."""
         ...
 
-    async def commit(self, batch: Batch) -> None:
-        """Make `batch` durable."""
+    def commit(self, batch: Batch) -> Work:
+        """Make `batch` durable; called on the loop."""
         ...
 
     async def compact(self, now: Instant, retention: Retention) -> Compaction:

@@ -6,12 +6,15 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from services.common.core.errors import Reason, ServiceError
+from services.common.worker import Worker
 
 T = TypeVar("T")
+Told = TypeVar("Told")
 
 # How long a lock of another process (a backup, a shell) is waited for.
 BUSY_MS_MAX = 5_000
@@ -45,24 +48,28 @@ class Database:
                  itself rolls the transaction back and comes out unchanged.
     """
 
-    def __init__(
-        self, path: Path, connection: sqlite3.Connection, writer: ThreadPoolExecutor, pragmas: Sequence[str]
-    ) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection, pragmas: Sequence[str]) -> None:
         self.path = path
         self._pragmas = pragmas
         # Owned by the writer thread.
         self._connection: sqlite3.Connection | None = connection
-        self._writer = writer
+        self._writer = Worker(f"sqlite-write-{path.name}")
         # Owned by the reader thread; opened by the first `read`.
         self._reader_connection: sqlite3.Connection | None = None
         self._reader = ThreadPoolExecutor(1, f"sqlite-read-{path.name}")
 
-    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` on the writer thread inside one transaction; returns when it is durable.
+    def write(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        """Run `work` on the writer thread inside one transaction; the future ends when it is durable.
 
         A cancelled caller does not stop the work: whether it is committed is then unknown to it.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._writer, self._write, work)
+        return self._writer.run(partial(self._write, work))
+
+    def write_then(
+        self, work: Callable[[sqlite3.Connection], T], then: Callable[[T], Told]
+    ) -> asyncio.Future[Told]:
+        """As `write`; once it is durable, and before anybody hears of it, `then` runs on the loop."""
+        return self._writer.run_then(partial(self._write, work), then)
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` on the reader thread in one read transaction, that is on a snapshot."""
@@ -137,8 +144,8 @@ class Database:
         return mapped
 
     def _close(self) -> None:
-        for executor, name in ((self._reader, "_reader_connection"), (self._writer, "_connection")):
-            executor.shutdown(wait=True)
+        for end, name in ((self._reader.shutdown, "_reader_connection"), (self._writer.close, "_connection")):
+            end()
             # The thread has ended, so that nobody else uses its connection any more.
             connection: sqlite3.Connection | None = getattr(self, name)
             setattr(self, name, None)
@@ -172,14 +179,7 @@ def open_database(
         f"PRAGMA cache_size = -{cache_bytes // 1024}",
     )
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    writer = ThreadPoolExecutor(1, f"sqlite-write-{path.name}")
-    try:
-        connection = writer.submit(_open, path, migrations, pragmas).result()
-    except BaseException:
-        # Whatever it was, also a cancellation: the thread must not outlive the attempt to open.
-        writer.shutdown()
-        raise
-    return Database(path, connection, writer, pragmas)
+    return Database(path, _open(path, migrations, pragmas), pragmas)
 
 
 def _open(path: Path, migrations: Sequence[str], pragmas: Sequence[str]) -> sqlite3.Connection:

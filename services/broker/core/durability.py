@@ -66,18 +66,19 @@ def persisted(desk: Desk, now: Instant) -> None:
     for burial in done.burials:
         _buried(desk, burial, mailboxes)
     domains = _accepted(desk, done.accepted, mailboxes)
+    desk.effects += [TellSubscription(work.event.request_id, None) for work in done.subscriptions]
+    desk.effects += [TellLetters(work.request_id, work.outcomes) for work in done.letters]
+    # Receivers first: an agent waits for the work, its sender only for the receipt.
+    for mailbox in mailboxes:
+        drain(desk, mailbox, now)
+    for answers in done.answers:
+        answer(desk, answers)
     fresh = [item.envelope for item in done.accepted if item not in done.replayed]
     if fresh:
         desk.effects.append(NoteAccepted(fresh))
     unheard = [one for one in done.routed if not one.receiver_count]
     if unheard:
         desk.effects.append(NoteUnheard(unheard))
-    desk.effects += [TellSubscription(work.event.request_id, None) for work in done.subscriptions]
-    desk.effects += [TellLetters(work.request_id, work.outcomes) for work in done.letters]
-    for answers in done.answers:
-        answer(desk, answers)
-    for mailbox in mailboxes:
-        drain(desk, mailbox, now)
     for domain in domains:
         watch_expiry(desk, domain, now)
 

@@ -15,14 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from services.broker.core.model import (
-    Batch,
-    Recovered,
-    StoredDeadLetter,
-)
+from services.broker.core.model import Batch, DomainKey, Recovered, StoredDeadLetter
 from services.broker.store import Compaction, Retention
 from services.broker.stores import rows
 from services.broker.stores.ledger import DROP_BLOCKS_MAX, Ledger
@@ -100,10 +97,14 @@ MIGRATIONS = (
 # Work of one compaction, so that no commit waits long behind it; `ledger` bounds the rest.
 DROP_DEAD_LETTERS_MAX = 2_000
 DROP_ROUTED_MAX = 10_000
-# The WAL is moved into the file beside the commits whenever it has grown by this much; inside a commit only
-# when it is larger than the second number, in pages of 4 KiB.
-CHECKPOINT_BYTES = 4 * 1024 * 1024
+# The WAL is moved into the file beside the commits whenever it has grown by this much, and whenever space is
+# freed if it has grown by the second number: then it begins anew, over what it had, and a sync need not make
+# the file longer as well. Inside a commit only when it is larger than the third, in pages.
+CHECKPOINT_BYTES = 8 * 1024 * 1024
+CHECKPOINT_BYTES_LEAST = 1024 * 1024
 CHECKPOINT_PAGES = 16_384
+# What the smallest commit adds to the WAL: the last pages of three tables and an index, of 4 KiB each.
+COMMIT_BYTES_LEAST = 16 * 1024
 
 _log = logs.get("broker.sqlite")
 
@@ -117,7 +118,7 @@ class SqliteStore:
         self._next_block_id = 1
         # Whether dead letters came since the last compaction counted them.
         self._dead_letters_came = True
-        # Bytes of blocks since the last checkpoint began, and that checkpoint.
+        # About what the WAL has grown by since the last checkpoint began, and that checkpoint.
         self._written_bytes = 0
         self._checkpointing: asyncio.Task[None] | None = None
 
@@ -134,13 +135,18 @@ class SqliteStore:
         self._next_block_id = await self._database.read(rows.next_block_id)
         return recovered
 
-    async def commit(self, batch: Batch) -> None:
+    def commit(self, batch: Batch) -> asyncio.Future[None]:
         """Make `batch` durable."""
-        ledger = self._ledger
-        ids = ledger.ids_of(batch.domains)
+        ids = self._ledger.ids_of(batch.domains)
         block_id = self._next_block_id
-        size = await self._database.write(lambda connection: rows.write(connection, batch, ids, block_id))
+        return self._database.write_then(
+            lambda connection: rows.write(connection, batch, ids, block_id),
+            partial(self._committed, batch, ids, block_id),
+        )
+
+    def _committed(self, batch: Batch, ids: Mapping[DomainKey, int], block_id: int, size: int) -> None:
         # Commit point: the batch is on disk. The ledger follows, so that a failed commit leaves it as it was.
+        ledger = self._ledger
         ledger.add_domains(ids)
         if batch.envelopes:
             self._next_block_id += 1
@@ -148,10 +154,8 @@ class SqliteStore:
         for record in batch.domains:
             ledger.settle(record)
         self._dead_letters_came |= bool(batch.dead_letters)
-        self._written_bytes += size
-        if self._written_bytes > CHECKPOINT_BYTES and self._checkpointing is None:
-            self._written_bytes = 0
-            self._checkpointing = asyncio.create_task(self._checkpoint(), name="broker-checkpoint")
+        self._written_bytes += size + COMMIT_BYTES_LEAST
+        self._begin_checkpoint(CHECKPOINT_BYTES)
 
     async def compact(self, now: Instant, retention: Retention) -> Compaction:
         """Free what is not needed any longer."""
@@ -179,6 +183,7 @@ class SqliteStore:
             self._next_block_id += 1
             ledger.forget_extents(set(sparse))
             ledger.add_block(moved_id, moved.places, moved.bytes_stored)
+        self._begin_checkpoint(CHECKPOINT_BYTES_LEAST)
         stored = sum(block.bytes_stored for block in ledger.blocks.values())
         return Compaction(dropped, len(spent), len(sparse), stored, is_done=not ledger.spent)
 
@@ -203,6 +208,11 @@ class SqliteStore:
         if self._checkpointing is not None:
             await asyncio.wait([self._checkpointing])
         await self._database.close()
+
+    def _begin_checkpoint(self, least_bytes: int) -> None:
+        if self._written_bytes > least_bytes and self._checkpointing is None:
+            self._written_bytes = 0
+            self._checkpointing = asyncio.create_task(self._checkpoint(), name="broker-checkpoint")
 
     async def _checkpoint(self) -> None:
         try:

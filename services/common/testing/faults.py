@@ -97,5 +97,12 @@ class _Faulty:
         attribute = getattr(self._target, name)
         if not callable(attribute):
             return attribute
-        call = self._faults._call_async if inspect.iscoroutinefunction(attribute) else self._faults._call
+        call = self._faults._call_async if _is_awaited(attribute) else self._faults._call
         return lambda *args, **named: call(name, attribute, *args, **named)
+
+
+def _is_awaited(method: Callable[..., Any]) -> bool:
+    """Return whether what `method` returns is awaited: a coroutine, or a future by its annotation."""
+    # Annotations are texts here, and a store may have the loop's future in hand already.
+    returned = str(getattr(method, "__annotations__", {}).get("return", ""))
+    return inspect.iscoroutinefunction(method) or returned.startswith(("asyncio.Future", "Awaitable"))

@@ -20,7 +20,7 @@ from unittest.mock import patch
 from redis.asyncio import Redis
 
 from services.broker.core.model import Batch, Recovered
-from services.broker.store import Retention
+from services.broker.store import MailboxStore, Retention
 from services.broker.stores import ledger
 from services.broker.stores.redis import RedisStore
 from services.broker.stores.sqlite import SqliteStore
@@ -32,6 +32,11 @@ T = TypeVar("T")
 # The unit in which a disk writes.
 SECTOR = 512
 MEMORY_FOLDER = Path("/dev/shm")
+
+
+async def _commit(store: MailboxStore, batch: Batch) -> None:
+    """Commit on the loop, which is where a store makes its future."""
+    await store.commit(batch)
 
 
 class SqliteDisk:
@@ -52,7 +57,7 @@ class SqliteDisk:
         return self._run(self._store.load(now))
 
     def commit_now(self, batch: Batch, now: Instant) -> None:
-        self._run(self._store.commit(batch))
+        self._run(_commit(self._store, batch))
         dice = self._random.random()
         if dice < 0.15:
             self._run(self._store.compact(now, Retention()))
@@ -69,7 +74,7 @@ class SqliteDisk:
 
         self._run(bound(1))
         try:
-            self._run(self._store.commit(batch))
+            self._run(_commit(self._store, batch))
         except ServiceError as error:
             return error
         finally:
@@ -80,7 +85,7 @@ class SqliteDisk:
         store = self._store
         before, content = self._files(), self._content()
         if committing is not None:
-            self._run(store.commit(committing))
+            self._run(_commit(store, committing))
         elif self._random.random() < 0.3:
             self._run(store.compact(now, Retention()))
         elif self._random.random() < 0.3:
@@ -164,7 +169,7 @@ class RedisDisk:
         return recovered
 
     def commit_now(self, batch: Batch, now: Instant) -> None:
-        self._run(self._store.commit(batch))
+        self._run(_commit(self._store, batch))
         if self._random.random() < 0.15:
             self._run(self._store.compact(now, Retention()))
 
@@ -182,7 +187,7 @@ class RedisDisk:
         if self._server_dies and self._random.random() < 0.5:
             arrived = self._lose_server(store, committing)
         elif committing is not None and self._random.random() < 0.5:
-            self._run(store.commit(committing))
+            self._run(_commit(store, committing))
             arrived = True
         elif committing is not None:
             self._late = store, committing
@@ -199,7 +204,7 @@ class RedisDisk:
         """The server dies with the broker; the last commit is in its file wholly, in part or not at all."""
         size = self._file().stat().st_size
         if committing is not None:
-            self._run(store.commit(committing))
+            self._run(_commit(store, committing))
         self._server.kill()
         file = self._file()
         content = file.read_bytes()
@@ -215,7 +220,7 @@ class RedisDisk:
 
     def _refusal(self, store: RedisStore, batch: Batch) -> ServiceError | None:
         try:
-            self._run(store.commit(batch))
+            self._run(_commit(store, batch))
         except ServiceError as error:
             return error
         return None

@@ -57,6 +57,8 @@ async def _kill_under_load(
         return process.log_path.read_text()[-4_000:]
 
     await break_under_load(process.address, certificates, eventually, kills, harm, story)
+    # All may have been answered before the last kill, and only who has started can be stopped well.
+    await eventually(lambda: _serves(process, certificates), timeout=60)
     assert process.stop() == 0
 
 
