@@ -238,9 +238,10 @@ class Task:
 
     def at(self, instance: InstanceKey) -> Attempt | None:
         """Return the open attempt that an instance holds, None when it holds none."""
-        return next(
-            (each for each in reversed(self.attempts) if each.open and each.instance == instance), None
-        )
+        for each in reversed(self.attempts):
+            if each.open and each.instance == instance:
+                return each
+        return None
 
     def find(self, token: FencingToken) -> Attempt | None:
         """Return the attempt under `token`, None when it is not kept."""

@@ -6,6 +6,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from services.common.core.instants import Instant
+from services.scheduler.core.instances import Instance
 from services.scheduler.core.model import InstanceKey
 from services.scheduler.core.monitoring.alerts import Alerts
 from services.scheduler.core.monitoring.detectors import QUEUE_SAMPLES, DriftCounter, LinkCounter
@@ -24,6 +26,18 @@ class Miss(NamedTuple):
 
 
 @dataclass(slots=True)
+class Round:
+    """One look at all that runs, some instances at a time."""
+
+    #: When the next one begins.
+    next_time: Instant
+    #: Instances that are still to be looked at.
+    left: list[Instance]
+    #: What was found stuck, as alerts name it.
+    stuck: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
 class Observed:
     """See the module. Owned by the scheduler's book."""
 
@@ -38,3 +52,5 @@ class Observed:
     queue: deque[int] = field(default_factory=lambda: deque(maxlen=QUEUE_SAMPLES))
     #: OBSERVE, while anything is open or linked.
     timer: Timer | None = None
+    #: None between two looks.
+    round: Round | None = None

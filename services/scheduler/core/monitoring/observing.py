@@ -1,7 +1,8 @@
 """What the scheduler watches itself by: stages of every task, misses of every prediction, and alerts.
 
-It looks at what runs every `LOOK_INTERVAL_MS` while anything is open or linked; the rest is noted as it
-happens. Nothing here decides about work: an alert is recorded, counted and shown.
+It looks at what runs every `LOOK_INTERVAL_MS` while anything is open or linked, a few instances at a time, so
+that nobody waits for a look at ten thousand; the rest is noted as it happens. Nothing here decides about work:
+an alert is recorded, counted and shown.
 """
 
 from __future__ import annotations
@@ -15,18 +16,22 @@ from services.scheduler.core.monitoring.detectors import (
     FLAP_CLEAR_COUNT,
     FLAP_COUNT,
     FLAP_WINDOW_MS,
+    STUCK_MS_MIN,
     UNBEGUN_MS_MAX,
     DriftCounter,
     LinkCounter,
     queue_grows,
     stuck_after_ms,
 )
-from services.scheduler.core.monitoring.observed import Miss
+from services.scheduler.core.monitoring.observed import Miss, Round
 from services.scheduler.core.prediction.estimate import Estimate
 from services.scheduler.core.timers import TimerKind
 
 #: How often what runs is looked at, and over how many looks a growing queue must have grown: two minutes.
 LOOK_INTERVAL_MS = 5_000
+#: Instances that are looked at at once, and the pause before the next ones.
+LOOKED_AT_MAX = 128
+LOOK_PAUSE_MS = 10
 #: Instances whose links are counted, and types whose predictions are; the oldest go first.
 LINKS_MAX = 20_000
 DRIFTS_MAX = 2_048
@@ -94,31 +99,44 @@ def look(step: Step, _: None = None) -> None:
     book = step.book
     observed = book.observed
     observed.timer = None
-    _look_at_attempts(step)
-    _look_at_queue(step)
+    if observed.round is None:
+        observed.round = Round(after(step.now, LOOK_INTERVAL_MS), [*book.instances.values()])
+        _look_at_queue(step)
+        _look_at_links(step)
+    now = observed.round
+    for instance in now.left[-LOOKED_AT_MAX:]:
+        _look_at_attempts(step, instance, now.stuck)
+    del now.left[-LOOKED_AT_MAX:]
+    if now.left:
+        due = after(step.now, LOOK_PAUSE_MS)
+        observed.timer = book.timers.set(due, TimerKind.OBSERVE, None)
+        return
+    observed.round = None
+    for subject in observed.alerts.of(AlertKind.STUCK_TASK):
+        if subject not in now.stuck:
+            _clear(step, AlertKind.STUCK_TASK, subject)
+    if book.open_task_count or book.streams or observed.alerts.standing:
+        due = max(now.next_time, after(step.now, LOOK_PAUSE_MS))
+        observed.timer = book.timers.set(due, TimerKind.OBSERVE, None)
+
+
+def _look_at_links(step: Step) -> None:
+    observed = step.book.observed
     for subject in observed.alerts.of(AlertKind.FLAPPING_AGENT):
         key = next((key for key in observed.links if f"agent/{key}" == subject), None)
         if key is None or observed.links[key].count(step.now) <= FLAP_CLEAR_COUNT:
             _clear(step, AlertKind.FLAPPING_AGENT, subject)
-    if book.open_task_count or book.streams or observed.alerts.standing:
-        keep_looking(step)
 
 
-def _look_at_attempts(step: Step) -> None:
-    stuck: dict[str, str] = {}
-    for instance in step.book.instances.values():
-        for task in instance.held.values():
-            # Of several attempts of one task (one may be speculative) this instance's own counts.
-            for attempt in task.attempts:
-                if attempt.open and attempt.instance == instance.key:
-                    story = _stuck(step, task, attempt, instance)
-                    if story:
-                        stuck[f"task/{task.key}"] = story
-    for subject in step.book.observed.alerts.of(AlertKind.STUCK_TASK):
-        if subject not in stuck:
-            _clear(step, AlertKind.STUCK_TASK, subject)
-    for subject, story in stuck.items():
-        _raise(step, AlertKind.STUCK_TASK, subject, story)
+def _look_at_attempts(step: Step, instance: Instance, stuck: set[str]) -> None:
+    for task in instance.held.values():
+        # Of several attempts of one task (one may be speculative) this instance's own counts.
+        attempt = task.at(instance.key)
+        story = "" if attempt is None else _stuck(step, task, attempt, instance)
+        if story:
+            subject = f"task/{task.key}"
+            stuck.add(subject)
+            _raise(step, AlertKind.STUCK_TASK, subject, story)
 
 
 def _stuck(step: Step, task: Task, attempt: Attempt, instance: Instance) -> str:
@@ -129,6 +147,8 @@ def _stuck(step: Step, task: Task, attempt: Attempt, instance: Instance) -> str:
             return f"{instance.key} holds it for {waited_ms} ms and has not begun: look at that agent"
         return ""
     spec, ran_ms = task.spec, step.now - attempt.start_time
+    if ran_ms <= STUCK_MS_MIN:
+        return ""
     task_type = task.task_type or spec.required_skills[0]
     estimate = step.book.predictor.estimate(
         instance.key.agent_id, task_type, spec.estimated_duration_ms, spec.required_skills[0]

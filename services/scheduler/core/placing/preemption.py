@@ -84,12 +84,15 @@ def _choose(step: Step, task: Task) -> tuple[Victim, Attempt] | None:
     spare: tuple[Victim, Attempt] | None = None
     for victim in step.book.victims.candidates(task.demand, task.priority, step.now):
         attempt = victim.task.at(victim.instance.key)
-        if attempt is None or not _may_go(step, task, victim):
+        if attempt is None:
             continue
-        if _ends_soon(step, victim.task, attempt):
-            spare = spare or (victim, attempt)
+        # Cheapest first: of those that end soon one is enough, and there may be many.
+        soon = _ends_soon(step, victim.task, attempt)
+        if (soon and spare is not None) or not _may_go(step, task, victim):
             continue
-        return victim, attempt
+        if not soon:
+            return victim, attempt
+        spare = victim, attempt
     return spare
 
 
@@ -106,6 +109,8 @@ def _may_go(step: Step, task: Task, victim: Victim) -> bool:
 
 def _would_fit(task: Task, victim: Victim) -> bool:
     """Return whether an instance's capacities are enough for `task` once the victim has gone."""
+    if not task.demand.needs:
+        return True
     instance, back = victim.instance, dict(victim.task.demand.needs)
     return all(
         instance.used.get(name, 0) - back.get(name, 0) + amount <= instance.capacities.get(name, 0)

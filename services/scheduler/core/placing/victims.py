@@ -45,13 +45,26 @@ class Victim(NamedTuple):
     lost_ms: int
 
 
+class _Held:
+    """An attempt in the heaps."""
+
+    __slots__ = ("instance", "live", "name", "skills", "task")
+
+    def __init__(self, name: _Name, task: Task, instance: Instance) -> None:
+        self.name = name
+        self.task = task
+        self.instance = instance
+        #: Under which it is found.
+        self.skills = tuple(instance.levels)
+        #: Whether its entries count: they leave the heaps when they come up.
+        self.live = True
+
+
 class _Entry(NamedTuple):
     #: Smaller is cheaper: the later the work began that would be lost, the better.
     negative_since: int
     number: int
-    name: _Name
-    task: Task
-    instance: Instance
+    held: _Held
 
 
 class _Line:
@@ -71,8 +84,8 @@ class Victims:
         #: None of them is empty.
         self._lines: dict[Skill, dict[Priority, _Line]] = {}
         self._by_agent: dict[AgentId, dict[_Name, _Entry]] = {}
-        #: The valid entry of each attempt, and the skills under which it is found.
-        self._entries: dict[_Name, tuple[_Entry, tuple[Skill, ...]]] = {}
+        #: The valid entry of each attempt.
+        self._entries: dict[_Name, _Entry] = {}
         self._number = 0
 
     def __len__(self) -> int:
@@ -95,8 +108,8 @@ class Victims:
         saved = task.savepoint
         since = attempt.assign_time if saved is None else max(attempt.assign_time, saved.save_time)
         self._number += 1
-        entry = _Entry(repeats_ms(task) - since, self._number, name, task, instance)
-        self._entries[name] = entry, tuple(instance.levels)
+        entry = _Entry(repeats_ms(task) - since, self._number, _Held(name, task, instance))
+        self._entries[name] = entry
         self._by_agent.setdefault(instance.key.agent_id, {})[name] = entry
         for skill in instance.levels:
             lines = self._lines.setdefault(skill, {})
@@ -106,7 +119,7 @@ class Victims:
             heapq.heappush(line.heap, entry)
             line.live += 1
             if len(line.heap) > max(_REBUILD_SIZE_MIN, 2 * line.live):
-                line.heap = [each for each in line.heap if self._is_live(each)]
+                line.heap = [each for each in line.heap if each.held.live]
                 heapq.heapify(line.heap)
 
     def drop(self, task: Task, attempt: Attempt) -> None:
@@ -133,59 +146,65 @@ class Victims:
                 entry
                 for agent_id in demand.agents
                 for entry in self._by_agent.get(agent_id, {}).values()
-                if entry.task.priority > above and level_for(entry.instance.levels, demand) is not None
+                if entry.held.task.priority > above
+                and level_for(entry.held.instance.levels, demand) is not None
             ]
             return iter(sorted((_victim(entry, now) for entry in found), key=_place))
-        having = [self._lines.get(skill, {}) for skill in demand.skills]
-        if not all(having):
+        having = [(skill, self._lines.get(skill, {})) for skill in demand.skills]
+        if not all(lines for _, lines in having):
             return iter(())
-        rarest = min(having, key=lambda lines: sum(line.live for line in lines.values()))
-        streams = [self._of(line, demand, now) for priority, line in rarest.items() if priority > above]
-        return heapq.merge(*streams, key=_place)
+        rarest, lines = min(having, key=lambda each: sum(line.live for line in each[1].values()))
+        others = demand.skills - {rarest}
+        streams = [self._of(line, others, now) for priority, line in lines.items() if priority > above]
+        return streams[0] if len(streams) == 1 else heapq.merge(*streams, key=_place)
 
-    def _of(self, line: _Line, demand: Demand, now: Instant) -> Iterator[Victim]:
+    @staticmethod
+    def _of(line: _Line, others: frozenset[Skill], now: Instant) -> Iterator[Victim]:
+        """Yield the attempts of a line at instances that have the other skills, too."""
         heap = line.heap
-        while heap and not self._is_live(heap[0]):
+        while heap and not heap[0].held.live:
             heapq.heappop(heap)
         # Best-first search of the heap's tree, as in the placement index.
         frontier = [(heap[0], 0)] if heap else []
-        told = 0
+        told, size = 0, len(heap)
         while frontier and told < _LOOK_MAX:
-            entry, position = heapq.heappop(frontier)
-            for child in (2 * position + 1, 2 * position + 2):
-                if child < len(heap):
-                    heapq.heappush(frontier, (heap[child], child))
-            if self._is_live(entry) and level_for(entry.instance.levels, demand) is not None:
+            entry, position = frontier[0]
+            child = 2 * position + 1
+            if child < size:
+                heapq.heapreplace(frontier, (heap[child], child))
+                if child + 1 < size:
+                    heapq.heappush(frontier, (heap[child + 1], child + 1))
+            else:
+                heapq.heappop(frontier)
+            held = entry.held
+            if held.live and (not others or others <= held.instance.levels.keys()):
                 told += 1
                 yield _victim(entry, now)
 
     def _drop(self, name: _Name) -> None:
-        found = self._entries.pop(name, None)
-        if found is None:
+        entry = self._entries.pop(name, None)
+        if entry is None:
             return
-        entry, skills = found
-        agent_id = entry.instance.key.agent_id
+        held = entry.held
+        held.live = False
+        agent_id = held.instance.key.agent_id
         del self._by_agent[agent_id][name]
         if not self._by_agent[agent_id]:
             del self._by_agent[agent_id]
-        for skill in skills:
+        for skill in held.skills:
             lines = self._lines[skill]
-            line = lines[entry.task.priority]
+            line = lines[held.task.priority]
             line.live -= 1
             if not line.live:
-                del lines[entry.task.priority]
+                del lines[held.task.priority]
                 if not lines:
                     del self._lines[skill]
-
-    def _is_live(self, entry: _Entry) -> bool:
-        found = self._entries.get(entry.name)
-        return found is not None and found[0] is entry
 
 
 def _victim(entry: _Entry, now: Instant) -> Victim:
     price = now + entry.negative_since
-    weight = WEIGHTS[entry.task.priority]
-    return Victim(entry.task, entry.instance, price * weight, price - repeats_ms(entry.task))
+    task = entry.held.task
+    return Victim(task, entry.held.instance, price * WEIGHTS[task.priority], price - repeats_ms(task))
 
 
 def _place(victim: Victim) -> tuple[int, int]:
