@@ -1,7 +1,7 @@
 """What the scheduler watches itself by: stages of every task, misses of every prediction, and alerts.
 
-It looks at what runs every `LOOK_INTERVAL_MS` while anything is open or linked, a few instances at a time, so
-that nobody waits for a look at ten thousand; the rest is noted as it happens. Nothing here decides about work:
+It looks at what runs every `LOOK_INTERVAL_MS` while anything is open or linked, a few instances at a time
+(nobody waits for a look at ten thousand); the rest is noted as it happens. Nothing here decides about work:
 an alert is recorded, counted and shown.
 """
 

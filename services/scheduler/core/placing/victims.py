@@ -2,15 +2,16 @@
 
 What an attempt costs if it stops now is the work since its newest savepoint, or since its assignment, plus
 `REPEAT_MS` for each time that its task made room before, times a weight of its class. The order inside one
-class never changes while time passes, so that one heap for each class and each skill is enough: an attempt is
-in the heaps of all the skills of its instance, and a demand is answered from those of its rarest skill.
+class never changes while time passes, so that one sorted line for each class and each skill is enough: an
+attempt is in the lines of all the skills of its instance, and a demand is answered from those of its rarest.
 
-Heaps delete lazily, as those of the placement index do.
+Lines delete lazily, as the heaps of the placement index do.
 """
 
 from __future__ import annotations
 
 import heapq
+from bisect import insort
 from collections.abc import Iterator
 from types import MappingProxyType
 from typing import NamedTuple
@@ -46,7 +47,7 @@ class Victim(NamedTuple):
 
 
 class _Held:
-    """An attempt in the heaps."""
+    """An attempt in the lines."""
 
     __slots__ = ("instance", "live", "name", "skills", "task")
 
@@ -56,24 +57,25 @@ class _Held:
         self.instance = instance
         #: Under which it is found.
         self.skills = tuple(instance.levels)
-        #: Whether its entries count: they leave the heaps when they come up.
+        #: Whether its entries count: they leave the lines when they come up.
         self.live = True
 
 
 class _Entry(NamedTuple):
-    #: Smaller is cheaper: the later the work began that would be lost, the better.
-    negative_since: int
-    number: int
+    #: Since when work would be lost; larger is cheaper. Of equals the one that was noted first.
+    since: int
+    negative_number: int
     held: _Held
 
 
 class _Line:
     """The attempts of one class at instances with one skill."""
 
-    __slots__ = ("heap", "live")
+    __slots__ = ("entries", "live")
 
     def __init__(self) -> None:
-        self.heap: list[_Entry] = []
+        #: In growing order, the cheapest last: most new ones are the cheapest.
+        self.entries: list[_Entry] = []
         self.live = 0
 
 
@@ -108,7 +110,7 @@ class Victims:
         saved = task.savepoint
         since = attempt.assign_time if saved is None else max(attempt.assign_time, saved.save_time)
         self._number += 1
-        entry = _Entry(repeats_ms(task) - since, self._number, _Held(name, task, instance))
+        entry = _Entry(since - repeats_ms(task), -self._number, _Held(name, task, instance))
         self._entries[name] = entry
         self._by_agent.setdefault(instance.key.agent_id, {})[name] = entry
         for skill in instance.levels:
@@ -116,11 +118,10 @@ class Victims:
             line = lines.get(task.priority)
             if line is None:
                 line = lines[task.priority] = _Line()
-            heapq.heappush(line.heap, entry)
+            insort(line.entries, entry)
             line.live += 1
-            if len(line.heap) > max(_REBUILD_SIZE_MIN, 2 * line.live):
-                line.heap = [each for each in line.heap if each.held.live]
-                heapq.heapify(line.heap)
+            if len(line.entries) > max(_REBUILD_SIZE_MIN, 2 * line.live):
+                line.entries = [each for each in line.entries if each.held.live]
 
     def drop(self, task: Task, attempt: Attempt) -> None:
         """Take out an attempt; one that is not here is passed over."""
@@ -161,25 +162,16 @@ class Victims:
     @staticmethod
     def _of(line: _Line, others: frozenset[Skill], now: Instant) -> Iterator[Victim]:
         """Yield the attempts of a line at instances that have the other skills, too."""
-        heap = line.heap
-        while heap and not heap[0].held.live:
-            heapq.heappop(heap)
-        # Best-first search of the heap's tree, as in the placement index.
-        frontier = [(heap[0], 0)] if heap else []
-        told, size = 0, len(heap)
-        while frontier and told < _LOOK_MAX:
-            entry, position = frontier[0]
-            child = 2 * position + 1
-            if child < size:
-                heapq.heapreplace(frontier, (heap[child], child))
-                if child + 1 < size:
-                    heapq.heappush(frontier, (heap[child + 1], child + 1))
-            else:
-                heapq.heappop(frontier)
+        entries, told = line.entries, 0
+        while entries and not entries[-1].held.live:
+            entries.pop()
+        for entry in reversed(entries):
             held = entry.held
             if held.live and (not others or others <= held.instance.levels.keys()):
-                told += 1
                 yield _victim(entry, now)
+                told += 1
+                if told == _LOOK_MAX:
+                    return
 
     def _drop(self, name: _Name) -> None:
         entry = self._entries.pop(name, None)
@@ -202,7 +194,7 @@ class Victims:
 
 
 def _victim(entry: _Entry, now: Instant) -> Victim:
-    price = now + entry.negative_since
+    price = now - entry.since
     task = entry.held.task
     return Victim(task, entry.held.instance, price * WEIGHTS[task.priority], price - repeats_ms(task))
 
