@@ -71,6 +71,7 @@ def run(options: Options) -> Iterator[Figure]:
         "planner": code,
     }
     ours = mean(cell.ours for cell in cells)
+    params["four_digits"] = round(ours, 4)
     rows = {
         "HEFT": 1.0,
         "CPOP": mean(cell.cpop for cell in cells),

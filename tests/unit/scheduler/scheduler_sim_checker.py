@@ -1,4 +1,4 @@
-"""Checks the history of one simulated plane against guarantees T1 to T6, T9, T11, L1 and L3.
+"""Checks the history of one simulated plane against guarantees T1 to T6, T9, T11, T12, L1 and L3.
 
 A history is what is outside of the scheduler: what requesters asked for and were answered, what agents were
 told and said, what the store took, in order. The checker keeps its own small model of what that entitles
@@ -9,9 +9,7 @@ it uses the words of the protocol alone (specifications, records, events), none 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 
-from services.common.core.fencing import FencingToken
 from services.common.core.ids import CollaborationId, TaskId
 from services.common.core.instants import Instant
 from services.scheduler.core.course import Attempt, Change, Savepoint
@@ -36,75 +34,7 @@ from services.scheduler.core.model import (
 )
 from services.scheduler.core.records import CollaborationRecord, StoredLock, TaskRecord
 from services.scheduler.store import Batch
-
-
-class BrokenPromise(Exception):
-    """A guarantee that the history contradicts."""
-
-    def __init__(self, promise: str, story: str) -> None:
-        super().__init__(f"{promise}: {story}")
-        self.promise = promise
-
-
-@dataclass(slots=True)
-class Seen:
-    """One task as the outside may know it."""
-
-    key: TaskKey
-    spec: TaskSpec
-    priority: Priority
-    deadline: Instant | None
-    requester: str
-    #: As the store has it; None when it never changed.
-    record: TaskRecord | None = None
-    #: Since when it waits, None when it does not.
-    waiting_since: Instant | None = None
-    #: The same of its last wait that is over.
-    waited_since: Instant | None = None
-    #: The largest token that was ever committed, and how many attempts failed or timed out.
-    newest: FencingToken = field(default_factory=lambda: FencingToken(0, 0))
-    #: Tokens that were handed over.
-    told: set[FencingToken] = field(default_factory=set)
-    #: When the newest savepoint was taken of which an agent was told that it is durable.
-    saved: Instant | None = None
-    #: Starts that other tasks got while it waited beyond its age, by agent that could have done it; and the
-    #: most requesters with aged tasks, and aged tasks of its own requester, that there were meanwhile.
-    passed_over: dict[StreamId, int] = field(default_factory=dict)
-    rivals: tuple[int, int] = (0, 0)
-
-    @property
-    def state(self) -> TaskState:
-        return TaskState.PENDING if self.record is None else self.record.state
-
-    @property
-    def simple(self) -> bool:
-        """Whether nothing but a free agent with the skills is needed to start it."""
-        return not (self.spec.resources or self.spec.needs or self.spec.gang)
-
-
-@dataclass(slots=True)
-class Link:
-    """One Work stream as the scheduler knows it from what was delivered to it."""
-
-    instance: InstanceKey
-    skills: frozenset[str]
-    capacities: Mapping[str, int]
-    credits: int = 0
-    draining: bool = False
-
-
-@dataclass(slots=True)
-class Case:
-    """One collaboration."""
-
-    submission: Submission
-    tasks: dict[TaskId, Seen]
-    record: CollaborationRecord | None = None
-    #: The newest generation that watchers saw under the present leader.
-    published: int | None = None
-    answered: bool = False
-    cancelled: bool = False
-    gangs: dict[TaskId, list[Seen]] = field(default_factory=dict)
+from tests.unit.scheduler.scheduler_sim_seen import BrokenPromise, Case, Link, Seen
 
 
 class Checker:
@@ -155,6 +85,21 @@ class Checker:
         case.cancelled = True
         state = None if case.record is None else case.record.state
         self._must(state is CollaborationState.CANCELLED, "T1", f"{collaboration_id} was cancelled: {state}")
+
+    def ordered(self, collaboration_id: CollaborationId, *, goes_on: bool) -> None:
+        """The scheduler gets an order to pause, or to let go on."""
+        case = self.cases.get(collaboration_id)
+        if case is not None:
+            case.goes_on = goes_on
+
+    def halted(self, collaboration_id: CollaborationId, *, goes_on: bool) -> None:
+        """Somebody was told that a collaboration is paused, or that it goes on."""
+        case = self.cases[collaboration_id]
+        if case.goes_on is not goes_on or case.record is None or case.record.state in COLLABORATION_ENDED:
+            # Somebody else wanted the opposite meanwhile, or it is over.
+            return
+        paused = case.record.state is CollaborationState.SUSPENDED
+        self._must(paused is not goes_on, "T12", f"{collaboration_id} is {case.record.state.name}")
 
     # The store.
 
@@ -271,6 +216,7 @@ class Checker:
 
     def _check_new_attempt(self, seen: Seen, attempt: Attempt, before: TaskRecord | None) -> None:
         key = seen.key
+        self._must(not self._paused(seen), "T12", f"{key} begins {attempt.token} and is paused")
         self._must(attempt.token > seen.newest, "T2", f"{key}: {attempt.token} after {seen.newest}")
         seen.newest = attempt.token
         self._must(attempt.token.epoch == self.epoch, "T2", f"{key}: {attempt.token} in epoch {self.epoch}")
@@ -489,6 +435,7 @@ class Checker:
             if seen.waiting_since is not None
             and seen.waiting_since + self.ageing_ms < self.now
             and seen.priority is not Priority.EMERGENCY
+            and not self._paused(seen)
         ]
         # Those that have just been started were aged beside it.
         rivals = aged + [
@@ -533,6 +480,7 @@ class Checker:
             seen.spec.gang is not None
             and seen.waiting_since is not None
             and seen.waiting_since + self.ageing_ms <= self.now
+            and not self._paused(seen)
             for seen in self.waiting.values()
         ):
             return
@@ -551,7 +499,12 @@ class Checker:
         return until is not None and until >= self.now
 
     def _ready(self, seen: Seen) -> bool:
-        return seen.waiting_since is not None and seen.waiting_since <= self.now
+        since = seen.waiting_since
+        return since is not None and since <= self.now and not self._paused(seen)
+
+    def _paused(self, seen: Seen) -> bool:
+        record = self.cases[seen.key.collaboration_id].record
+        return record is not None and record.state is CollaborationState.SUSPENDED
 
     def _can(self, link: Link, seen: Seen) -> bool:
         spec = seen.spec

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-from services.common.core.ids import AgentId, RequestId, ResourceName, Skill, TaskId
+from services.common.core.ids import AgentId, CollaborationId, RequestId, ResourceName, Skill, TaskId
 from services.common.core.instants import Instant
+from services.scheduler.core.events import PauseRequested, ReplyId, ResumeRequested
 from services.scheduler.core.model import (
     CollaborationSpec,
     GangPlace,
@@ -74,6 +75,22 @@ class Flavour:
             unmeetable=not flood and rng.random() < 0.1,
             flood=flood,
         )
+
+
+@dataclass(frozen=True)
+class Halt:
+    """A collaboration is to be paused, or to go on."""
+
+    collaboration_id: CollaborationId
+    goes_on: bool
+    suspends: bool = False
+
+    def event(self, reply: ReplyId) -> PauseRequested | ResumeRequested:
+        """Return it as the scheduler gets it."""
+        actor, why = "operator/admin", "for the seed"
+        if self.goes_on:
+            return ResumeRequested("resume", self.collaboration_id, actor, why, reply)
+        return PauseRequested("pause", self.collaboration_id, actor, why, self.suspends, reply)
 
 
 def draw_order(rng: Random, flavour: Flavour, number: int, now: Instant) -> Submission:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop
+from random import Random
 
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.ids import CollaborationId, InstanceId, ResourceName, Skill
@@ -36,8 +37,10 @@ from services.scheduler.core.events import (
     CancelRequested,
     Event,
     LockKeysChanged,
+    PauseRequested,
     ReplyId,
     ResultReport,
+    ResumeRequested,
     StreamId,
     Submitted,
     WorkClosed,
@@ -56,10 +59,11 @@ from services.scheduler.core.state import SchedulerState
 from services.scheduler.inbox import Reply
 from services.scheduler.store import LeadershipLostError
 from services.scheduler.stores.memory import MemoryPlane, MemoryStore
-from tests.unit.scheduler.scheduler_sim_checker import BrokenPromise, Checker, Seen
+from tests.unit.scheduler.scheduler_sim_checker import Checker
 from tests.unit.scheduler.scheduler_sim_fleet import Agent, Fleet
 from tests.unit.scheduler.scheduler_sim_leader import Death, Leader, LeaderDied, MakeState
-from tests.unit.scheduler.scheduler_sim_orders import RESOURCES, SKILLS, Flavour, draw_order
+from tests.unit.scheduler.scheduler_sim_orders import RESOURCES, SKILLS, Flavour, Halt, draw_order
+from tests.unit.scheduler.scheduler_sim_seen import BrokenPromise, Seen
 
 SETTINGS = Settings(
     reconnect_grace_ms=1_500,
@@ -109,8 +113,12 @@ class World(Fleet):
         self.leader: Leader | None = None
         self.inbox: list[Event] = []
         self.streams: dict[StreamId, Agent] = {}
-        #: Submissions and cancellations that wait for an answer, by reply.
-        self.open: dict[int, Submission | CollaborationId] = {}
+        #: What is asked for and waits for an answer, by reply: submissions, cancellations, pauses.
+        self.open: dict[int, Submission | CollaborationId | Halt] = {}
+        #: Draws of its own, so that planes without pauses are what they were before there were any.
+        self.halts = Random(seed + 1_000_003)
+        paused = self.halts.random() < 0.3 and not self.flavour.flood
+        self.pauses = self.halts.randint(1, 6) if paused else 0
         self.replies = 0
         self.orders: list[Submission] = []
         self.views: dict[str, AgentView] = {}
@@ -144,6 +152,8 @@ class World(Fleet):
             self.later(self.random.random() * CHAOS_MS * 0.7, self._submit)
         for _ in range(self.flavour.troubles):
             self.later(self.random.random() * CHAOS_MS, self._trouble)
+        for _ in range(self.pauses):
+            self.later(self.halts.random() * CHAOS_MS, self._halt)
         self._run_until(Instant(self.now + CHAOS_MS))
         self._become_calm()
         end = Instant(self.now + CALM_MS)
@@ -219,6 +229,8 @@ class World(Fleet):
                 for view in views:
                     name = InstanceKey(view.agent_id, InstanceId("0"))
                     checker.declared(name, frozenset(str(each) for each in view.skills))
+            case PauseRequested(_, name) | ResumeRequested(_, name):
+                checker.ordered(name, goes_on=isinstance(event, ResumeRequested))
             case _:
                 pass
 
@@ -325,6 +337,9 @@ class World(Fleet):
             elif isinstance(value, ServiceError) and value.reason is Reason.REQUEST_ID_REUSED:
                 known = self.checker.cases[name].submission.content_hash
                 self.checker.refused_reuse(name, same_content=known == asked.content_hash)
+        elif isinstance(asked, Halt):
+            if isinstance(value, Collaboration):
+                self.checker.halted(asked.collaboration_id, goes_on=asked.goes_on)
         elif asked is not None and isinstance(value, Collaboration):
             self.checker.cancelled(asked)
 
@@ -342,7 +357,7 @@ class World(Fleet):
         self.orders.append(order)
         self._ask(0, order)
 
-    def _ask(self, number: int, asked: Submission | CollaborationId) -> None:
+    def _ask(self, number: int, asked: Submission | CollaborationId | Halt) -> None:
         if number and self.open.pop(number, None) is None:
             return
         self.replies += 1
@@ -351,8 +366,23 @@ class World(Fleet):
         if isinstance(asked, Submission):
             name = CollaborationId(f"c-{asked.request_id}")
             self.put(Submitted(str(asked.request_id), asked, name, reply))
+        elif isinstance(asked, Halt):
+            self.put(asked.event(reply))
         else:
             self.put(CancelRequested("cancel", asked, "operator/admin", "enough", reply))
+
+    def _halt(self) -> None:
+        """Pause a collaboration, or let one go on, whatever it does just now."""
+        rng, known = self.halts, [*self.checker.cases]
+        if known and not self.calm:
+            self._ask(0, Halt(rng.choice(known), rng.random() < 0.4, rng.random() < 0.5))
+
+    def _resume_all(self) -> None:
+        """Whoever paused something lets it go on, and does not ask again for a pause."""
+        for number in [number for number, asked in self.open.items() if isinstance(asked, Halt)]:
+            del self.open[number]
+        for name in self.checker.open_cases():
+            self._ask(0, Halt(name, goes_on=True))
 
     # Trouble.
 
@@ -432,6 +462,8 @@ class World(Fleet):
         self._free_foreign()
         if self.leader is None:
             self._run_until(Instant(self.now + 3_000))
+        if self.pauses:
+            self._resume_all()
         for agent in self.agents:
             self._restart(agent)
             agent.skills = SKILLS if self.flavour.heals else agent.skills

@@ -26,7 +26,7 @@ from services.scheduler.core.instances import Instance
 from services.scheduler.core.locking import claims
 from services.scheduler.core.model import AttemptRef, Payload, TaskState
 from services.scheduler.core.placing import gangs, index, places
-from services.scheduler.core.running import attempts, outcomes, reports
+from services.scheduler.core.running import attempts, outcomes, pausing, reports
 from services.scheduler.core.state import _ON_TIMER, SchedulerState
 from services.scheduler.core.timers import TimerKind
 from services.scheduler.store import Batch
@@ -144,8 +144,8 @@ def _starts_one_by_one(step: Step, open_members: list[Task]) -> bool:
     return False
 
 
-def _never_owed(*_: Any) -> list[Any]:
-    return []
+def _never_aged(*_: Any) -> bool:
+    return False
 
 
 def _delay_of_nothing(step: Step, task: Task, until: Instant) -> None:
@@ -188,6 +188,10 @@ def _ready_too_early(step: Step, task: Task, attempt: Attempt, *args: Any, **mor
 _REAL_START = attempts.start
 
 
+def _pause_in_name_only(step: Step, collaboration: Collaboration) -> None:
+    """What is ready stays in the queue."""
+
+
 def _no_deadline(step: Step, task: Task) -> None:
     """Time passes and nobody cares."""
 
@@ -220,9 +224,10 @@ BUGS = {
     "a submission is answered and not kept": _bug("T1", tamper=_forget_a_submission),
     "cancelling does nothing": _bug("T1", patch=(outcomes, "cancel", _cancel_nothing)),
     "deadlines pass": _bug("T4", patch=(_ON_TIMER, TimerKind.DEADLINE, _no_deadline), first=70),
+    "a pause stops nothing": _bug("T12", patch=(pausing, "_let_wait", _pause_in_name_only)),
     "a retry does not wait": _bug("T5", patch=(places, "enter_delay", _delay_of_nothing)),
     "a change is not published": _bug("T6", tamper=_skip_a_change),
-    "age counts for nothing": _bug("T9", patch=(index, "serve_aged", _never_owed)),
+    "age counts for nothing": _bug("T9", patch=(index.PlacementIndex, "_any_aged", _never_aged)),
     "a gang starts one by one": _bug("T11", patch=(gangs, "_start", _starts_one_by_one)),
     "dependents do not wait": _bug("DAG", patch=(attempts, "start", _ready_too_early)),
     "agents have more than they have": _bug("NEEDS", event=_richer),

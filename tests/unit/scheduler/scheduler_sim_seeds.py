@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
-from tests.unit.scheduler.scheduler_sim_checker import BrokenPromise
 from tests.unit.scheduler.scheduler_sim_plane import World
+from tests.unit.scheduler.scheduler_sim_seen import BrokenPromise
 
 # Seeds of one piece of work: some seconds.
 BLOCK = 250

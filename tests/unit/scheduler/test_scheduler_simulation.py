@@ -8,10 +8,10 @@ from functools import partial
 
 import pytest
 
-from tests.unit.scheduler.scheduler_sim_checker import BrokenPromise
 from tests.unit.scheduler.scheduler_sim_plane import World
 from tests.unit.scheduler.scheduler_sim_sabotage import BUGS, BrokenState, BrokenStore
 from tests.unit.scheduler.scheduler_sim_seeds import play, play_all
+from tests.unit.scheduler.scheduler_sim_seen import BrokenPromise
 
 SEEDS = 120
 NIGHTLY_SEEDS = int(os.environ.get("MUSTER_SCHEDULER_SEEDS", "100000"))
