@@ -27,8 +27,8 @@ FRAME_BYTES_MAX = 1024 * 1024 - 4_096
 UNCONFIRMED_MAX = 8 * FRAME_ENTRIES_MAX
 # Least time between two frames of which the first took all there was. Nobody waits for them: the entries are
 # durable where they are, and published by audit ten times a second. What a frame costs audit beside its
-# entries (a sync, half a millisecond of its processor) would be taken from whoever shares the machine.
-PACE_S = 0.025
+# entries (a sync, milliseconds of its processor) would be taken from whoever shares the machine.
+PACE_S = 0.1
 BACKOFF_MS_MIN = 100
 BACKOFF_MS_MAX = 5_000
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from services.common.core.entries import EntryDraft
 from services.scheduler.core.course import Collaboration
@@ -43,74 +44,96 @@ class Sorted:
 def sort(effects: Iterable[Effect]) -> Sorted:
     """Return effects in groups; values are taken as they are now, once for each subject."""
     found = Sorted()
+    batch, sends, entries, answers = found.batch, found.sends, found.entries, found.answers
     for effect in effects:
+        kind = type(effect)
         # The most frequent kinds first.
-        if isinstance(effect, Publish):
-            found.sends.append(effect)
-        elif isinstance(effect, EntryDraft):
-            found.entries.append(effect)
-        elif isinstance(effect, Answer):
-            found.answers.append(effect)
+        if kind is Publish:
+            sends.append(effect)  # type: ignore[arg-type]  # as `kind` says, here and below
+        elif kind is EntryDraft:
+            entries.append(effect)  # type: ignore[arg-type]
+        elif kind is Answer:
+            answers.append(effect)  # type: ignore[arg-type]
+        elif (write := _WRITES.get(kind)) is not None:
+            write(batch, effect)
+            if isinstance(effect, PutLock) and found.leases:
+                # The instance came back in the same batch: its new lock hangs on the lease that was to end.
+                found.leases = [lease for lease in found.leases if lease.instance != effect.lock.instance]
         elif isinstance(effect, EndLease):
             found.leases.append(effect)
-        elif not _write(found.batch, effect):
-            if isinstance(effect, SearchPlan):
-                found.searches.append(effect)
-            else:
-                found.sends.append(effect)  # type: ignore[arg-type]  # what is left are sends
-        elif isinstance(effect, PutLock) and found.leases:
-            # The instance came back in the same batch: its new lock hangs on the lease that was to end.
-            found.leases = [lease for lease in found.leases if lease.instance != effect.lock.instance]
-    _drop_forgotten(found.batch)
+        elif isinstance(effect, SearchPlan):
+            found.searches.append(effect)
+        else:
+            sends.append(effect)  # type: ignore[arg-type]  # what is left are sends
+    _drop_forgotten(batch)
     return found
 
 
-def _write(batch: Batch, effect: Effect) -> bool:
-    """Take in a write; return whether `effect` is one."""
-    match effect:
-        case SaveTask(task):
-            # Its value at the end of the batch counts, so one is enough, however often it changed.
-            if task.key not in batch.tasks:
-                batch.tasks[task.key] = task_record(task)
-                # Gone when it was forgotten in the same batch; then nothing is written anyway.
-                if (home := task.home()) is not None and is_small(home.submission):
-                    _write_small(batch, home)
-        case SaveCollaboration(collaboration):
-            if collaboration.collaboration_id not in batch.collaborations:
-                _write_collaboration(batch, collaboration)
-        case SaveSpecs(collaboration):
-            batch.specs[collaboration.collaboration_id] = spec_record(collaboration)
-        case PutLock(lock):
-            batch.put_locks.append(lock)
-        case DeleteLock(resource, claim_id):
-            batch.deleted_locks.append((resource, claim_id))
-        case SaveLearned(key, value):
-            batch.learned[key] = value
-        case Forget(collaboration_id):
-            batch.forgotten[collaboration_id] = None
-        case _:
-            return False
-    return True
+def _save_task(batch: Batch, effect: SaveTask) -> None:
+    # Its value at the end of the batch counts, so one is enough, however often it changed.
+    task = effect.task
+    if task.key in batch.tasks:
+        return
+    # Gone when it was forgotten in the same batch; then nothing is written anyway.
+    home = task.home()
+    if home is not None and is_small(home.submission):
+        _save_whole(batch, home)
+    else:
+        batch.tasks[task.key] = task_record(task)
 
 
-def _write_collaboration(batch: Batch, collaboration: Collaboration) -> None:
+def _save_collaboration(batch: Batch, effect: SaveCollaboration) -> None:
+    collaboration = effect.collaboration
+    if collaboration.collaboration_id in batch.collaborations:
+        return
     if is_small(collaboration.submission):
-        _write_small(batch, collaboration)
+        _save_whole(batch, collaboration)
     else:
         batch.collaborations[collaboration.collaboration_id] = collaboration_record(collaboration)
 
 
-def _write_small(batch: Batch, collaboration: Collaboration) -> None:
+def _save_whole(batch: Batch, collaboration: Collaboration) -> None:
     """Write all of a small collaboration; see `records.is_small`."""
     collaboration_id = collaboration.collaboration_id
-    if collaboration_id in batch.collaborations:
-        return
     batch.collaborations[collaboration_id] = collaboration_record(collaboration)
     batch.specs[collaboration_id] = spec_record(collaboration)
     for task in collaboration.tasks.values():
         # A task that never changed has no record.
         if task.generation:
             batch.tasks[task.key] = task_record(task)
+
+
+def _save_specs(batch: Batch, effect: SaveSpecs) -> None:
+    collaboration = effect.collaboration
+    if collaboration.collaboration_id not in batch.specs:
+        batch.specs[collaboration.collaboration_id] = spec_record(collaboration)
+
+
+def _put_lock(batch: Batch, effect: PutLock) -> None:
+    batch.put_locks.append(effect.lock)
+
+
+def _delete_lock(batch: Batch, effect: DeleteLock) -> None:
+    batch.deleted_locks.append((effect.resource, effect.claim_id))
+
+
+def _save_learned(batch: Batch, effect: SaveLearned) -> None:
+    batch.learned[effect.key] = effect.value
+
+
+def _forget(batch: Batch, effect: Forget) -> None:
+    batch.forgotten[effect.collaboration_id] = None
+
+
+_WRITES: dict[type[Any], Callable[[Batch, Any], None]] = {
+    SaveTask: _save_task,
+    SaveCollaboration: _save_collaboration,
+    SaveSpecs: _save_specs,
+    PutLock: _put_lock,
+    DeleteLock: _delete_lock,
+    SaveLearned: _save_learned,
+    Forget: _forget,
+}
 
 
 def _drop_forgotten(batch: Batch) -> None:

@@ -138,6 +138,7 @@ class Driver(Inbox):
             await self._land()
             metrics.takeover_seconds.observe(loop.time() - started)
             metrics.leading.set(1)
+            metrics.follow(self._state.book, lambda: len(self._events), lambda: len(self.hub))
             metrics.epoch.set(self.leadership.epoch)
             self.serving.set()
             while self.leadership.held and not self._stopping:
@@ -149,6 +150,7 @@ class Driver(Inbox):
         finally:
             self.ended.set()
             metrics.leading.set(0)
+            metrics.unfollow()
             self._helpers += [task for task in (self._searching, self._flight) if task is not None]
             for helper in self._helpers:
                 helper.cancel()
@@ -362,17 +364,10 @@ class Driver(Inbox):
         )
 
     def _measure(self, event_count: int, entries: Sequence[EntryDraft], step_seconds: float) -> None:
-        metrics, book = self.metrics, self._state.book
+        metrics = self.metrics
         metrics.batch_events.observe(event_count)
         metrics.step_seconds.observe(step_seconds)
-        metrics.queue_events.set(len(self._events))
-        metrics.open_collaborations.set(book.open_collaboration_count)
-        metrics.open_tasks.set(book.open_task_count)
-        metrics.waiting_tasks.set(book.index.waiting_count)
-        metrics.retained_tasks.set(book.retained_task_count)
-        metrics.work_streams.set(len(book.streams))
-        metrics.watchers.set(len(self.hub))
-        metrics.take(book)
+        metrics.take(self._state.book)
         for (operation, outcome), count in Counter(
             (entry.operation, entry.outcome) for entry in entries
         ).items():

@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from prometheus_client import Histogram
 
 from services.common.metrics import SIZE_BUCKETS, Metrics
 from services.scheduler.core.book import Book
+from services.scheduler.core.monitoring.alerts import AlertKind
 from services.scheduler.core.monitoring.observing import standing_counts
 
 #: Seconds, from what the plane itself costs to a working day.
 STAGE_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 10_000.0)
+
+#: Gauges that are read when they are asked for: name, help, value.
+_AT_SCRAPE: tuple[tuple[str, str, Callable[[Book], float]], ...] = (
+    (
+        "open_collaborations",
+        "Collaborations that have not ended.",
+        lambda book: book.open_collaboration_count,
+    ),
+    ("open_tasks", "Tasks that have not ended.", lambda book: book.open_task_count),
+    ("waiting_tasks", "Ready tasks that wait for an agent.", lambda book: book.index.waiting_count),
+    ("retained_tasks", "Tasks of ended collaborations still kept.", lambda book: book.retained_task_count),
+    ("work_streams", "Agent instances that are linked.", lambda book: len(book.streams)),
+    (
+        "tasks_held_back",
+        "Ready tasks that wait for a better agent while another one is free.",
+        lambda book: len(book.foresight.holds),
+    ),
+    (
+        "prediction_coverage",
+        "Share of the latest runs inside their 80 % interval; 0.8 is calibrated.",
+        lambda book: book.predictor.coverage(),
+    ),
+)
+
+
+def _standing(kind: AlertKind, book: Book) -> float:
+    return standing_counts(book)[kind.name]
 
 
 class SchedulerMetrics:
@@ -37,12 +68,16 @@ class SchedulerMetrics:
         self.operations = metrics.counter(
             "operations", "What was done or refused, as in the audit log.", ("operation", "outcome")
         )
-        self.queue_events = metrics.gauge("queue_events", "Events that wait for the next batch.")
-        self.open_collaborations = metrics.gauge("open_collaborations", "Collaborations that have not ended.")
-        self.open_tasks = metrics.gauge("open_tasks", "Tasks that have not ended.")
-        self.waiting_tasks = metrics.gauge("waiting_tasks", "Ready tasks that wait for an agent.")
-        self.retained_tasks = metrics.gauge("retained_tasks", "Tasks of ended collaborations still kept.")
-        self.work_streams = metrics.gauge("work_streams", "Agent instances that are linked.")
+        #: What the gauges below tell of; None while this replica does not lead.
+        self._book: Book | None = None
+        self._queue_events: Callable[[], int] = int
+        self._watchers: Callable[[], int] = int
+        for name, help_text, read in _AT_SCRAPE:
+            metrics.gauge(name, help_text).set_function(self._reading(read))
+        waiting = metrics.gauge("queue_events", "Events that wait for the next batch.")
+        waiting.set_function(self._count_queue)
+        watchers = metrics.gauge("watchers", "Watch streams.")
+        watchers.set_function(self._count_watchers)
         self.stage_seconds = metrics.histogram(
             "task_stage_seconds",
             "Time of tasks in each stage: ready (submitted to ready), assigned (ready to assigned), started "
@@ -58,10 +93,10 @@ class SchedulerMetrics:
         self.predictions = metrics.counter(
             "predictions", "Runs that succeeded, by whether they fell into their 80 % interval.", ("inside",)
         )
-        self.prediction_coverage = metrics.gauge(
-            "prediction_coverage", "Share of the latest runs inside their 80 % interval; 0.8 is calibrated."
-        )
-        self.alerts = metrics.gauge("alerts", "Alerts that stand, by kind.", ("kind",))
+        alerts = metrics.gauge("alerts", "Alerts that stand, by kind.", ("kind",))
+        for kind in AlertKind:
+            counted = self._reading(partial(_standing, kind))
+            alerts.labels(kind.name).set_function(counted)
         self.deadlines = metrics.counter(
             "deadline_warnings",
             "Deadlines predicted to be missed: warned, and what came of it: recovered (predicted to be met "
@@ -79,15 +114,28 @@ class SchedulerMetrics:
             "By how much earlier everything is predicted to end under a plan that was adopted.",
             buckets=STAGE_BUCKETS,
         )
-        self.tasks_held_back = metrics.gauge(
-            "tasks_held_back", "Ready tasks that wait for a better agent while another one is free."
-        )
-        self.watchers = metrics.gauge("watchers", "Watch streams.")
         self._stages: dict[str, Histogram] = {}
         self._inside = {
             inside: self.predictions.labels(word) for inside, word in ((True, "yes"), (False, "no"))
         }
         self.watch_gaps = metrics.counter("watch_gaps", "Times that a slow watcher missed events.")
+
+    def follow(self, book: Book, queue_events: Callable[[], int], watchers: Callable[[], int]) -> None:
+        """Let the gauges tell of a leadership from now on: they are read when somebody asks for them."""
+        self._book, self._queue_events, self._watchers = book, queue_events, watchers
+
+    def unfollow(self) -> None:
+        """Let the gauges tell of nothing: the leadership is over."""
+        self._book, self._queue_events, self._watchers = None, int, int
+
+    def _count_queue(self) -> float:
+        return self._queue_events()
+
+    def _count_watchers(self) -> float:
+        return self._watchers()
+
+    def _reading(self, read: Callable[[Book], float]) -> Callable[[], float]:
+        return lambda: 0.0 if self._book is None else read(self._book)
 
     def take(self, book: Book) -> None:
         """Take over what the core noted since the last time."""
@@ -104,15 +152,11 @@ class SchedulerMetrics:
                 self.prediction_ratio.observe(miss.ratio)
                 self._inside[miss.inside].inc()
             observed.misses.clear()
-            self.prediction_coverage.set(book.predictor.coverage())
         outcomes = book.foresight.plan.outcomes
         while outcomes:
             outcome, gain_ms = outcomes.popleft()
             self.plans.labels(outcome).inc()
             if outcome == "adopted":
                 self.plan_gain_seconds.observe(gain_ms / 1_000)
-        self.tasks_held_back.set(len(book.foresight.holds))
         while observed.deadlines:
             self.deadlines.labels(observed.deadlines.popleft()).inc()
-        for kind, count in standing_counts(book).items():
-            self.alerts.labels(kind).set(count)

@@ -29,12 +29,12 @@ class Table(Generic[S, I]):
         self.name, self.start = name, start
         self._rows = dict(rows)
 
-    def next(self, subject: str, state: S, given: I, story: tuple[str, ...] = ()) -> S:
-        """Return the state that follows, or raise `InvalidTransitionError`."""
+    def next(self, subject: object, state: S, given: I, story: tuple[str, ...] = ()) -> S:
+        """Return the state that follows, or raise `InvalidTransitionError`, which names `subject`."""
         try:
             return self._rows[state, given]
         except KeyError:
-            raise InvalidTransitionError(subject, state, given, story) from None
+            raise InvalidTransitionError(str(subject), state, given, story) from None
 
     def allows(self, state: S, given: I) -> bool:
         """Return whether `given` is allowed in `state`."""

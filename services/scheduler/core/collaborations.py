@@ -151,7 +151,7 @@ def open_task(step: Step, task: Task) -> None:
     if task.deadline is not None:
         task.deadline_timer = step.book.timers.set(task.deadline, TimerKind.DEADLINE, task)
     if task.unmet == 0:
-        task.state = TASK.next(str(task.key), task.state, TaskInput.DEPENDENCIES_MET)
+        task.state = TASK.next(task.key, task.state, TaskInput.DEPENDENCIES_MET)
         task.ready_time = task.collaboration.submit_time
         task.cause_id = task.collaboration.submission.request_id
         places.enter_queue(step, task)

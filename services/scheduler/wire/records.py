@@ -100,7 +100,9 @@ def _collaboration(
 def encode_specs(record: SpecRecord) -> list[bytes]:
     """Return a collaboration's immutable half in parts."""
     submission = record.submission
-    header = submission.encoded or specs.encode_submission(submission)
+    header = submission.encoded or specs.encode_submission(
+        submission.requester, submission.request_id, submission.spec, submission.content_hash
+    )
     # Concatenated encodings are the encoding of the merged message (protobuf, "Encoding": "Last One Wins"),
     # so that what was submitted is serialized once in its life.
     header += scalar(_SUBMIT_MS, record.submit_time) + scalar(_ARRIVAL, record.arrival)

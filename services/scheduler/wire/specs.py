@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 
 from muster.scheduler.v1 import collaboration_pb2 as collaboration_pb
 from muster.scheduler.v1 import record_pb2 as record_pb
@@ -49,23 +48,15 @@ def submission(request: service_pb.SubmitCollaborationRequest, requester: str) -
     if not request.HasField("collaboration"):
         raise invalid("collaboration", "is missing: say what is to be done")
     content = request.collaboration.SerializeToString(deterministic=True)
-    found = Submission(
-        requester,
-        RequestId(request.request_id),
-        collaboration_spec(request.collaboration, expand(request.collaboration.tasks)),
-        hashlib.sha256(content).digest(),
-    )
-    return replace(found, encoded=encode_submission(found))
+    spec = collaboration_spec(request.collaboration, expand(request.collaboration.tasks))
+    digest = hashlib.sha256(content).digest()
+    name = RequestId(request.request_id)
+    return Submission(requester, name, spec, digest, encode_submission(requester, name, spec, digest))
 
 
-def encode_submission(submission: Submission) -> bytes:
+def encode_submission(requester: str, request_id: str, spec: CollaborationSpec, digest: bytes) -> bytes:
     """Return a SubmissionRecord, as the store keeps it, without what is known when it is accepted."""
-    spec = submission.spec
-    header = record_pb.SubmissionRecord(
-        requester=submission.requester,
-        request_id=submission.request_id,
-        content_hash=submission.content_hash,
-    )
+    header = record_pb.SubmissionRecord(requester=requester, request_id=request_id, content_hash=digest)
     header.spec.name = spec.name
     header.spec.collaboration_type = spec.collaboration_type
     header.spec.priority = spec.priority  # type: ignore[assignment]  # the numbers are the proto's

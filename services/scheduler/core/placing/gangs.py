@@ -68,7 +68,7 @@ def regroup(step: Step, task: Task, cause_id: str) -> None:
         for attempt in mate.open_attempts:
             failure = Failure(FailureKind.TRANSIENT, "GANG_STOPPED", story)
             attempts.close(step, mate, attempt, AttemptInput.CANCEL, failure, notice=story)
-            mate.state = TASK.next(str(mate.key), mate.state, TaskInput.RETURN)
+            mate.state = TASK.next(mate.key, mate.state, TaskInput.RETURN)
             mate.ready_time = step.now
             mate.cause_id = cause_id
             places.enter_queue(step, mate)

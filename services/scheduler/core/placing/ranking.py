@@ -244,6 +244,9 @@ class Pool:
         seen = {order[at]}
         others = []
         for position in range(at + 1, len(order)):
+            if len(seen) == self.count:
+                # All that were compared are named: what is left are more slots of theirs.
+                break
             row = order[position]
             if row not in seen:
                 seen.add(row)

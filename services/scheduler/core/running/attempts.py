@@ -32,7 +32,7 @@ def assign(step: Step, task: Task, instance: Instance, explanation: str) -> None
     # If it comes back, it may take a slot again at once.
     task.room_time = None
     resumes = task.state is TaskState.SUSPENDED
-    task.state = TASK.next(str(task.key), task.state, TaskInput.ASSIGN)
+    task.state = TASK.next(task.key, task.state, TaskInput.ASSIGN)
     attempt = _hand_over(step, task, instance, explanation)
     observing.stage(step, "assigned", step.now - (task.ready_time or step.now))
     token = attempt.token
@@ -137,10 +137,10 @@ def start(step: Step, task: Task, attempt: Attempt, *, ended: bool) -> None:
     if ended:
         task.replace(attempt._replace(start_time=step.now))
         return
-    state = ATTEMPT.next(str(task.key), attempt.state, AttemptInput.START)
+    state = ATTEMPT.next(task.key, attempt.state, AttemptInput.START)
     task.replace(attempt._replace(state=state, start_time=step.now))
     if task.state is TaskState.ASSIGNED:
-        task.state = TASK.next(str(task.key), task.state, TaskInput.START)
+        task.state = TASK.next(task.key, task.state, TaskInput.START)
     step.task_changed(task)
     step.entry(
         "task.start",
@@ -174,7 +174,7 @@ def close(
     itself, or is gone.
     """
     book = step.book
-    state = ATTEMPT.next(str(task.key), attempt.state, given)
+    state = ATTEMPT.next(task.key, attempt.state, given)
     task.replace(attempt._replace(state=state, end_time=step.now, failure=failure))
     book.timers.cancel(task.watches.pop(attempt.token.number, None))
     # A savepoint that waits for its turn becomes durable with the attempt's end.

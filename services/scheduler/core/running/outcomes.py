@@ -147,7 +147,7 @@ def suspend(step: Step, task: Task, attempt: Attempt, notice: str = "") -> None:
         },
     )
     if not task.open_attempts:
-        task.state = TASK.next(str(task.key), task.state, TaskInput.SUSPEND)
+        task.state = TASK.next(task.key, task.state, TaskInput.SUSPEND)
         task.ready_time = step.now
         task.cause_id = cause
         places.enter_queue(step, task)
@@ -166,7 +166,7 @@ def make_ready(step: Step, task: Task, cause_id: str) -> None:
         message = f"its inputs have {size} bytes, at most {most} travel with a task: hand over references"
         fail_task(step, task, Failure(FailureKind.PERMANENT, "INPUTS_TOO_LARGE", message), cause_id)
         return
-    task.state = TASK.next(str(task.key), task.state, TaskInput.DEPENDENCIES_MET)
+    task.state = TASK.next(task.key, task.state, TaskInput.DEPENDENCIES_MET)
     task.ready_time = step.now
     task.cause_id = cause_id
     observing.stage(step, "ready", step.now - task.collaboration.submit_time)
@@ -298,7 +298,7 @@ def _return(
 
 
 def _try_again(step: Step, task: Task, operation: str, cause_id: str, delay_ms: int) -> None:
-    task.state = TASK.next(str(task.key), task.state, TaskInput.RETURN)
+    task.state = TASK.next(task.key, task.state, TaskInput.RETURN)
     task.ready_time = step.now
     task.cause_id = cause_id
     if delay_ms:
@@ -338,7 +338,7 @@ def _cancel_task(step: Step, task: Task, failure: Failure, actor: str) -> None:
 
 
 def _end_task(step: Step, task: Task, given: TaskInput) -> None:
-    task.state = TASK.next(str(task.key), task.state, given)
+    task.state = TASK.next(task.key, task.state, given)
     task.end_time = step.now
     step.book.timers.cancel(task.deadline_timer)
     task.deadline_timer = None

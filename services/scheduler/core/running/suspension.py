@@ -25,7 +25,7 @@ from services.scheduler.core.timers import TimerKind
 def ask(step: Step, task: Task, attempt: Attempt, instance: Instance, why: str) -> None:
     """Ask a linked agent to save and stop an attempt; its slot may be assigned from now on."""
     until = after(step.now, step.book.settings.suspend_grace_ms)
-    state = ATTEMPT.next(str(task.key), attempt.state, AttemptInput.ASK_SUSPEND)
+    state = ATTEMPT.next(task.key, attempt.state, AttemptInput.ASK_SUSPEND)
     attempt = attempt._replace(state=state, suspend_time=until)
     task.replace(attempt)
     step.book.victims.drop(task, attempt)
