@@ -29,6 +29,7 @@ BENCHMARKS: dict[str, tuple[str, Benchmark]] = {
     "locks": ("P9: locks; bare transactions of the same etcd", locks.run),
     "messages": ("P1, P2: durable messages; NATS JetStream, Redis Streams, a bare forwarder", messages.run),
     "message-cost": ("P1, P2 and what a message costs, beside the bare parts; no peers", messages.run_alone),
+    "message-latency": ("P2 alone, beside the bare parts; no peers", messages.run_latency),
     "recovery": ("P8: an agent is killed, its task runs elsewhere; no peers", failover.run_recovery),
     "takeover": (
         "P7: the leading scheduler is killed, the next one assigns; no peers",

@@ -23,6 +23,7 @@ from muster.broker.v1.broker_service_pb2 import (
     SendOutcome,
 )
 
+from benchmarks.priority import raise_own
 from benchmarks.programs import tell
 from services.common.tls import TlsIdentity
 
@@ -111,6 +112,7 @@ def main() -> None:
     options = parser.parse_args()
     certificate = options.home / "services" / "broker.crt"
     tls = TlsIdentity(options.home / "ca.crt", certificate, certificate.with_suffix(".key"))
+    raise_own()
     servicer = Sink(options.total) if options.kind == "sink" else Forwarder()
     uvloop.run(serve(servicer, tls))
 

@@ -12,9 +12,10 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from benchmarks.exchange import UNLOADED_RATE, Volume, both
+from benchmarks.exchange import UNLOADED_RATE, Measure, Volume, both
 from benchmarks.figures import Figure, percentile
 from benchmarks.plane import certificates
+from benchmarks.priority import raise_own
 from benchmarks.programs import module, running
 from benchmarks.turns import Contender, Measured, Outcome, take_turns
 from services.common.etcd.client import EtcdClient
@@ -52,7 +53,9 @@ async def bare_stream(folder: Path) -> Measured:
     return rates
 
 
-async def bare_forwarder(folder: Path, volume: Volume = FORWARDER_VOLUME) -> Measured:
+async def bare_forwarder(
+    folder: Path, volume: Volume = FORWARDER_VOLUME, measure: Measure = both
+) -> Measured:
     """Return throughput and latency from sender to receiver through a process that stores nothing."""
     home = folder / "plane"
     certificates(home, ["sender", "receiver"])
@@ -62,7 +65,7 @@ async def bare_forwarder(folder: Path, volume: Volume = FORWARDER_VOLUME) -> Mea
         def command(role: str, options: Sequence[str]) -> list[str]:
             return module("benchmarks.mailbox_load", role, "--address", address, "--home", home, *options)
 
-        return await both(command, volume, folder)
+        return await measure(command, volume, folder)
 
 
 async def etcd_transactions(folder: Path) -> Measured:
@@ -119,6 +122,7 @@ async def data_sync(folder: Path) -> Measured:
 
 
 def _data_sync(path: Path) -> Measured:
+    raise_own()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
     try:
         append_ms = _sync_blocks(descriptor)

@@ -16,6 +16,7 @@ import uvloop
 from agent_client import Agent, Receipt
 from agent_client.pending import Pending
 from benchmarks.mailbox_load import PAYLOAD_BYTES
+from benchmarks.priority import raise_own
 from benchmarks.programs import tell
 
 # Messages whose acceptance the sender does not wait for before it sends the next.
@@ -90,6 +91,8 @@ def main() -> None:
         "--rate", type=float, required=True, help="messages per second; 0: as fast as possible"
     )
     options = parser.parse_args()
+    if options.rate:
+        raise_own()
     uvloop.run(roles[options.role](options))
 
 

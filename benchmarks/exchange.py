@@ -8,7 +8,7 @@ know --count, --warmup and --rate (0: closed-loop, as fast as possible; else ope
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,10 @@ class Volume:
 
     count: int
     warmup: int
+
+
+# What is measured of one pair of load programs, with its data below a folder.
+Measure = Callable[[Command, Volume, Path], Awaitable[Measured]]
 
 
 async def throughput(command: Command, volume: Volume, folder: Path) -> float:

@@ -28,6 +28,7 @@ from muster.registry.v1.registry_service_pb2 import SessionHello, SessionRequest
 from muster.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 
 from benchmarks.plane import agent_tls
+from benchmarks.priority import raise_own
 from benchmarks.programs import tell
 from services.common.rpc.channel import make_channel
 
@@ -246,6 +247,8 @@ def main() -> None:
         "--rate", type=float, default=0.0, help="envelopes per second; 0: as fast as possible"
     )
     options = parser.parse_args()
+    if options.rate:
+        raise_own()
     uvloop.run(roles[options.role](options))
 
 

@@ -10,13 +10,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks.ceiling import bare_forwarder, data_sync
-from benchmarks.exchange import UNLOADED_COUNT, UNLOADED_RATE, Command, Volume, both, latency, throughput
+from benchmarks.exchange import (
+    UNLOADED_COUNT,
+    UNLOADED_RATE,
+    Command,
+    Measure,
+    Volume,
+    both,
+    latency,
+    throughput,
+)
 from benchmarks.figures import Figure, Param
 from benchmarks.peer_servers import TlsFiles, jetstream, peer_script, redis
 from benchmarks.plane import running_plane, service_process
+from benchmarks.priority import REALTIME, raise_process
 from benchmarks.programs import module
 from benchmarks.turns import Contender, Measured, Outcome, take_turns
 
@@ -83,7 +94,20 @@ async def _when_calm() -> dict[str, float]:
     return spent
 
 
-async def through_client(folder: Path) -> Measured:
+async def _latency_alone(command: Command, volume: Volume, folder: Path) -> Measured:
+    """Return the latency of an unloaded plane, after what a disk does for the first time was done."""
+    del volume
+    raise_process(service_process("broker"))
+    await latency(command, folder)
+    return await latency(command, folder)
+
+
+async def _bare_latency(command: Command, volume: Volume, folder: Path) -> Measured:
+    del volume
+    return await latency(command, folder)
+
+
+async def through_client(folder: Path, measure: Measure = _with_cost) -> Measured:
     """Measure the plane as an agent sees it."""
     async with running_plane(folder, AGENTS) as plane:
 
@@ -92,7 +116,7 @@ async def through_client(folder: Path) -> Measured:
                 "env", f"MUSTER_HOME={plane.home}", *module("benchmarks.client_load", role, *options)
             ]  # fmt: skip
 
-        return await _with_cost(command, VOLUMES[CLIENT], folder)
+        return await measure(command, VOLUMES[CLIENT], folder)
 
 
 async def without_entries(folder: Path) -> Measured:
@@ -100,12 +124,12 @@ async def without_entries(folder: Path) -> Measured:
     return await _through_stubs(folder, {"MUSTER_BROKER_AUDIT_MESSAGES": "none"})
 
 
-async def through_stubs(folder: Path) -> Measured:
+async def through_stubs(folder: Path, measure: Measure = _with_cost) -> Measured:
     """Measure the broker with the leanest client."""
-    return await _through_stubs(folder, {})
+    return await _through_stubs(folder, {}, measure)
 
 
-async def _through_stubs(folder: Path, environ: Mapping[str, str]) -> Measured:
+async def _through_stubs(folder: Path, environ: Mapping[str, str], measure: Measure = _with_cost) -> Measured:
     async with running_plane(folder, AGENTS, environ) as plane:
 
         def command(role: str, options: Sequence[str]) -> list[str]:
@@ -115,7 +139,7 @@ async def _through_stubs(folder: Path, environ: Mapping[str, str]) -> Measured:
                 *options,
             )  # fmt: skip
 
-        return await _with_cost(command, VOLUMES[STUBS], folder)
+        return await measure(command, VOLUMES[STUBS], folder)
 
 
 async def through_jetstream(folder: Path) -> Measured:
@@ -160,6 +184,19 @@ async def run(runs: int, directory: Path) -> list[Figure]:
 async def run_alone(runs: int, directory: Path) -> list[Figure]:
     """Measure us, beside what the parts allow."""
     return await _run(_MEASURES, runs, directory)
+
+
+async def run_latency(runs: int, directory: Path) -> list[Figure]:
+    """Measure P2 alone, beside what the parts allow: short runs, so that there can be many."""
+    measures: dict[str, Callable[[Path], Awaitable[Measured]]] = {
+        CLIENT: partial(through_client, measure=_latency_alone),
+        STUBS: partial(through_stubs, measure=_latency_alone),
+        FORWARDER: partial(bare_forwarder, measure=_bare_latency),
+        SYNC: data_sync,
+    }
+    contenders = [Contender(name, measure) for name, measure in measures.items()]
+    outcome = await take_turns(contenders, runs, directory)
+    return [figure for ours in (CLIENT, STUBS) for figure in _latency(outcome, ours)]
 
 
 _MEASURES: dict[str, Callable[[Path], Awaitable[Measured]]] = {
@@ -240,7 +277,12 @@ def _latency(outcome: Outcome, ours: str) -> list[Figure]:
                 value,
                 more_is_better=False,
                 params=outcome.params(
-                    ours, quantity, loop="open", rate=UNLOADED_RATE, samples_per_run=UNLOADED_COUNT
+                    ours,
+                    quantity,
+                    loop="open",
+                    rate=UNLOADED_RATE,
+                    samples_per_run=UNLOADED_COUNT,
+                    realtime=REALTIME,
                 ),
             )
             for peer, value in peers.items()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from services.common.core.entries import DraftGroup, EntryDraft, Outcome
 from services.common.core.errors import Reason, ServiceError
 from services.common.metrics import Metrics
 from services.common.spool import Spool
+from services.common.worker import Worker
 
 # The proto's limits; what is longer is cut, since one entry that audit refuses would stop all behind it.
 ATTRIBUTES_MAX = 32
@@ -94,7 +95,7 @@ class SpooledOutbox:
         self._replica_id = replica_id
         self._actor = f"service/{service}"
         self._id_prefix = f"{service}/{replica_id}/{spool.spool_id}."
-        self._writer = ThreadPoolExecutor(1, "spool-write")
+        self._writer = Worker("spool-write")
         self._shipper = shipper.Shipper(spool, self._writer, self._made_room)
         self._pending: list[_Pending] = []
         self._flushing: asyncio.Task[None] | None = None
@@ -137,9 +138,8 @@ class SpooledOutbox:
             await self._flushing
         if self._dropped:
             await self._start_flush(closing=True)
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._writer, self._spool.close)
-        await loop.run_in_executor(None, self._writer.shutdown)
+        await self._writer.run(self._spool.close)
+        await asyncio.get_running_loop().run_in_executor(None, self._writer.close)
 
     def _made_room(self) -> None:
         """Audit has confirmed something: what was dropped meanwhile can be reported."""
@@ -195,7 +195,7 @@ class SpooledOutbox:
         why = "the spool is full: bring audit back"
         if payloads:
             try:
-                await asyncio.get_running_loop().run_in_executor(self._writer, self._spool.append, payloads)
+                await self._writer.run(partial(self._spool.append, payloads))
             except OSError as error:
                 # Nothing of it is there (see Spool.append), so that all are in the same position.
                 why = f"the spool's disk failed: {error.strerror}"

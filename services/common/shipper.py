@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 import grpc
@@ -18,6 +18,7 @@ from services.common.core.errors import Reason, ServiceError
 from services.common.protobuf import tag, varint
 from services.common.rpc.status import from_rpc_error, from_status
 from services.common.spool import Spool, SpoolError
+from services.common.worker import Worker
 
 METHOD = "/muster.audit.v1.AuditService/Append"
 # The proto's bounds of one frame, a little of the bytes kept for the frame's own fields.
@@ -40,7 +41,7 @@ _log = logs.get("shipper")
 class Shipper:
     """Owned by the event loop; reads the spool on a thread of the loop's pool, acks it on `writer`."""
 
-    def __init__(self, spool: Spool, writer: Executor, on_confirmed: Callable[[], None]) -> None:
+    def __init__(self, spool: Spool, writer: Worker, on_confirmed: Callable[[], None]) -> None:
         self._spool, self._writer, self._on_confirmed = spool, writer, on_confirmed
         # Every number up to this one is confirmed. What an earlier run confirmed and did not delete is sent
         # again and confirmed at once.
@@ -149,7 +150,7 @@ class Shipper:
         if self._failures:
             _log.info("audit is back", after_failures=self._failures)
             self._failures = 0
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._spool.ack, sequence)
+        await self._writer.run(partial(self._spool.ack, sequence))
         self._stirred.set()
         still = []
         for wanted, waiter in self._waiting:
