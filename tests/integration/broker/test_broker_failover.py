@@ -49,6 +49,15 @@ class Redises:
             return await _ask(self.primary, "WAIT", 1, 100) == 1
         return False
 
+    async def lose_touch(self) -> int:
+        """Have the replica look for its primary where nobody is; return up to where it has come."""
+        await _ask(self.replica, "REPLICAOF", "127.0.0.1", "1")
+        return await _offset(self.replica)
+
+    async def is_ahead(self, of: int) -> bool:
+        """Whether the primary has something that the replica will never have."""
+        return await _offset(self.primary) > of
+
     async def fail_over(self) -> None:
         """Kill the primary, promote its replica, move the address, give the new primary a replica."""
         self.primary.kill()
@@ -62,6 +71,12 @@ class Redises:
 async def _ask(server: RedisServer, *command: object) -> object:
     async with Redis(host="127.0.0.1", port=server.settings.port) as client:
         return await client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+
+async def _offset(server: RedisServer) -> int:
+    facts = await _ask(server, "INFO", "replication")
+    assert isinstance(facts, dict)
+    return int(facts["master_repl_offset"])
 
 
 @pytest.fixture
@@ -111,6 +126,9 @@ async def _fail_over(
 ) -> None:
     async def harm(_: int) -> None:
         await eventually(redises.in_step, timeout=60)
+        reached = await redises.lose_touch()
+        # A commit is under way that only the primary has when it dies: nobody may have been told of it.
+        await eventually(lambda: redises.is_ahead(reached), timeout=60)
         await redises.fail_over()
 
     def story() -> str:
