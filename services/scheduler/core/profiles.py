@@ -73,8 +73,7 @@ def profile(book: Book, agent_id: AgentId) -> AgentProfile:
     if cell is None and agent_id not in book.directory:
         raise ServiceError(
             Reason.AGENT_NOT_FOUND,
-            f"agent {agent_id[:64]!r} is neither registered nor did it ever run a task: "
-            "`muster agents list` names those that are",
+            f"agent {agent_id[:64]!r} is neither registered nor did it ever run a task",
         )
     links = sorted(
         (instance for key, instance in book.instances.items() if key.agent_id == agent_id),

@@ -112,6 +112,17 @@ def test_unknown_skills_are_waited_for_with_a_warning_or_refused() -> None:
     assert error.metadata["skills"] == "fly"
 
 
+def test_tasks_that_lack_the_same_are_named_in_one_warning() -> None:
+    stage = Stage()
+    tasks = [task(f"t{number}", skill="fly") for number in range(12)]
+    accepted = answer(stage.submit(*tasks, task("dug", skill="dig")))
+    assert isinstance(accepted, Accepted)
+    assert accepted.warnings == (
+        "tasks t0, t1, t2, t3, t4 and 7 more: no known agent has the skill fly",
+        "task dug: no known agent has the skill dig",
+    )
+
+
 def test_skills_that_nobody_has_together_and_agents_that_lack_them_are_unknown_too() -> None:
     stage = Stage()
     stage.know("a", "dig")

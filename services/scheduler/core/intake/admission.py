@@ -13,6 +13,8 @@ from services.scheduler.core.placing.placement import Demand, demand_of
 RETRY_AFTER_MS = 1_000
 #: Tasks named in one answer; the others are counted.
 _NAMED_MAX = 10
+#: Tasks that lack the same and are named.
+_TOGETHER_MAX = 5
 
 
 def size_of(spec: CollaborationSpec) -> int:
@@ -100,9 +102,7 @@ def _check_skills(book: Book, spec: CollaborationSpec) -> tuple[str, ...]:
     unserved = [task for task in spec.tasks if not book.directory.serves(demand_of(task))]
     if not unserved:
         return ()
-    stories = [_story(book, task) for task in unserved[:_NAMED_MAX]]
-    if len(unserved) > _NAMED_MAX:
-        stories.append(f"and {len(unserved) - _NAMED_MAX} more tasks that no known agent can do")
+    stories = _stories(book, unserved)
     if spec.unknown_skill_policy is UnknownSkillPolicy.FAIL:
         skills = {skill for task in unserved for skill in book.directory.unknown_skills(demand_of(task))}
         raise ServiceError(
@@ -113,12 +113,31 @@ def _check_skills(book: Book, spec: CollaborationSpec) -> tuple[str, ...]:
     return tuple(stories)
 
 
-def _story(book: Book, task: TaskSpec) -> str:
+def _stories(book: Book, unserved: list[TaskSpec]) -> list[str]:
+    """Say what is missing, once for all tasks that lack the same."""
+    lacking: dict[str, list[str]] = {}
+    for task in unserved:
+        lacking.setdefault(_lack(book, task), []).append(task.task_id)
+    stories = [f"{_named(tasks)}: {lack}" for lack, tasks in [*lacking.items()][:_NAMED_MAX]]
+    left = sum(len(tasks) for tasks in [*lacking.values()][_NAMED_MAX:])
+    if left:
+        stories.append(f"and {left} more tasks that no known agent can do")
+    return stories
+
+
+def _named(tasks: list[str]) -> str:
+    if len(tasks) == 1:
+        return f"task {tasks[0]}"
+    more = f" and {len(tasks) - _TOGETHER_MAX} more" if len(tasks) > _TOGETHER_MAX else ""
+    return f"tasks {', '.join(tasks[:_TOGETHER_MAX])}{more}"
+
+
+def _lack(book: Book, task: TaskSpec) -> str:
     demand = demand_of(task)
     unknown = book.directory.unknown_skills(demand)
     if unknown:
-        return f"task {task.task_id}: no known agent has the skill {', '.join(unknown)}"
+        return f"no known agent has the skill {', '.join(unknown)}"
     wanted = " + ".join(sorted(demand.skills))
     if demand.agents:
-        return f"task {task.task_id}: none of {', '.join(sorted(demand.agents))} is known to have {wanted}"
-    return f"task {task.task_id}: no known agent has {wanted} together"
+        return f"none of {', '.join(sorted(demand.agents))} is known to have {wanted}"
+    return f"no known agent has {wanted} together"

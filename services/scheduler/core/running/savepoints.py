@@ -1,6 +1,10 @@
 """Savepoints: from where another attempt of a task could go on, as its handler says while it runs.
 
-The newest one of a task counts, whichever attempt saved it and whatever becomes of that attempt. It is kept
+The newest one of a task counts, whichever attempt saved it and whatever becomes of that attempt. What is in
+it is its handler's business, so that of two attempts side by side (`speculation`) the one that saved last
+counts, which need not be the one that is further: when both are lost, what is done again may be more by the
+distance between them. That is rare and bounded by one attempt's work, and no rule by attempt numbers avoids
+it: the second one may have begun from an older savepoint than the first one writes next. It is kept
 with the task's record and is handed to the next attempt's agent; it goes when the task ends. An agent has one
 savepoint per attempt on its way at most, so that what it may cost is bounded by `savepoint_interval_ms`: one
 that comes earlier waits, in memory and not acked, until its turn.
