@@ -1,4 +1,4 @@
-"""Decisions per second with 10,000 agents and 100,000 queued tasks: one at a time, and in waves.
+"""Decisions per second with 10,000 agents and 100,000 queued tasks: one at a time, in groups, and in waves.
 
 Single: every agent is busy and 100,000 tasks wait; an agent ends a task, and the core decides what it gets:
 selection in serving order (classes, fair shares of 20 requesters, deadlines, ageing), agents by skill, named
@@ -20,10 +20,13 @@ from benchmarks.figures import Figure, percentile
 from benchmarks.scheduling.crowd import Crowd, resident_mb
 from benchmarks.scheduling.options import Options
 from benchmarks.turns import say
+from services.scheduler.core.effects import Assign
 from services.scheduler.core.events import PlacementDue
 from services.scheduler.core.placing.placement import plan
 
 AGENTS, QUEUED = 10_000, 100_000
+#: Slots that become free before anything is placed.
+GROUP, GROUPS = 100, 20
 
 
 def run(options: Options) -> Iterator[Figure]:
@@ -71,11 +74,35 @@ def run(options: Options) -> Iterator[Figure]:
         "1/s",
         params=params,
     )
+    yield from _groups(crowd, params)
     yield Figure("S7", "resident memory at most", resident_mb(), "MB", more_is_better=False, params=params)
     del crowd
     gc.unfreeze()
     gc.collect()
     yield from _waves(agents, queued, params)
+
+
+def _groups(crowd: Crowd, params: dict[str, Any]) -> Iterator[Figure]:
+    index, settings = crowd.state.book.index, crowd.state.book.settings
+    count, seconds = [0, 0], [0.0, 0.0]
+    for number in range(GROUPS):
+        effects = [each for frame in crowd.frames(GROUP) for each in crowd.state.handle(frame, crowd.now)]
+        begun = process_time()
+        if number % 2:
+            # Every other one is planned alone first, as above.
+            snapshot = index.snapshot(settings.wave_max, crowd.now)
+            count[1] += 0 if snapshot is None else len(plan(snapshot))
+            seconds[1] += process_time() - begun
+            crowd.take(effects + crowd.state.handle(PlacementDue("place"), crowd.now))
+            continue
+        made = crowd.state.handle(PlacementDue("place"), crowd.now)
+        seconds[0] += process_time() - begun
+        count[0] += sum(isinstance(each, Assign) for each in made)
+        crowd.take(effects + made)
+    for name, number, spent in zip(("", ", selected and planned"), count, seconds, strict=True):
+        yield Figure(
+            "S7", f"decisions in groups{name}", number / spent, "1/s", params=params | {"group": GROUP}
+        )
 
 
 def _waves(agents: int, queued: int, params: dict[str, Any]) -> Iterator[Figure]:

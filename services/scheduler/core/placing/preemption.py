@@ -31,7 +31,7 @@ def make_room(step: Step) -> bool:
     To be called when no ready task has a free agent.
     """
     book = step.book
-    if not book.urgent:
+    if not book.urgent or not len(book.victims):
         return False
     hopeless: set[tuple[Demand, int]] = set()
     changed = False
