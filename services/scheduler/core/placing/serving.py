@@ -21,8 +21,6 @@ class Offer(NamedTuple):
     pool: Any
 
 
-#: Up to so many tasks a requester's lanes are looked through for each of them.
-_SCANNED_MAX = 64
 _LAST_SHARE = attrgetter("last_share")
 _FIRST = attrgetter("first")
 
@@ -85,11 +83,11 @@ def serve(
     turns: list[Turn] = []
     slots = totals.slots
     # A requester's tasks are looked at when it is its turn: its first entry says only what its share is.
-    line: list[tuple[float, int, int, Account, _HeapBid | _ScanBid | _SortedBid | None]] = [
+    line: list[tuple[float, int, int, Account, _HeapBid | _SortedBid | None]] = [
         (each.share(totals), -1, number, each, None) for number, each in enumerate(asking.accounts)
     ]
     heapq.heapify(line)
-    make = _SortedBid if whole else _ScanBid if most <= _SCANNED_MAX else _HeapBid
+    make = _SortedBid if whole else _HeapBid
     while line and len(turns) < most:
         share, _, number, account, bid = line[0]
         if bid is None:
@@ -138,59 +136,10 @@ class _Bid:
         self.needs_share = dominant_share(0, self._needs, 1.0, self._totals)
 
 
-#: (order, number, task, the lane's others once they are asked for, lane, pool).
-_Head = tuple[int, int, Task, Iterator[Entry] | None, Lane, Any]
-
-
 class _HeapBid(_Bid):
-    """Looks at no more of each lane than is served."""
+    """Looks at no more of each lane than is served, and asks for no other pool."""
 
-    __slots__ = ("heads",)
-
-    def __init__(
-        self,
-        account: Account,
-        totals: Totals,
-        lanes: Iterable[Lane],
-        pool_of: Callable[[Any], Any],
-    ) -> None:
-        super().__init__(account, totals)
-        #: The first entry of each of its lanes, as a heap, with the lane's others once they are asked for.
-        self.heads = heads = list[_Head]()
-        for lane in lanes:
-            key, number, task = lane.heap[0]
-            heads.append((key, number, task, None, lane, pool_of(lane.queue)))
-        heapq.heapify(heads)
-        self.key = heads[0][0] if heads else None
-
-    def take(self, turns: list[Turn], skip: frozenset[int]) -> bool:
-        """Serve the first task, and return whether there was one to serve."""
-        heads = self.heads
-        _, number, task, rest, lane, pool = heads[0]
-        served = False
-        if pool.wanted >= pool.slots:
-            heapq.heappop(heads)
-        else:
-            if rest is None:
-                rest = smallest(lane.heap, lane.live, is_live)
-                next(rest)
-            entry = next(rest, None)
-            if entry is None:
-                heapq.heappop(heads)
-            else:
-                heapq.heapreplace(heads, (entry[0], entry[1], entry[2], rest, lane, pool))
-            if number not in skip:
-                pool.wanted += 1
-                turns.append((task, pool, False))
-                served = True
-        self.key = heads[0][0] if heads else None
-        return served
-
-
-class _ScanBid(_Bid):
-    """Looks through the first entries of all lanes each time: cheapest for a few tasks."""
-
-    __slots__ = ("_entry", "_heads", "_pool_of", "_rest")
+    __slots__ = ("_heads", "_pool_of", "_rest")
 
     def __init__(
         self,
@@ -200,24 +149,22 @@ class _ScanBid(_Bid):
         pool_of: Callable[[Any], Any],
     ) -> None:
         super().__init__(account, totals)
+        #: The first entry of each of its lanes, as a heap. Numbers differ: tasks are never compared.
         self._heads: list[Entry] = [*map(_FIRST, lanes)]
+        heapq.heapify(self._heads)
         self._pool_of = pool_of
         #: What follows in the lanes that were served from.
         self._rest: dict[Lane, Iterator[Entry]] = {}
-        self._look()
-
-    def _look(self) -> None:
-        # Numbers differ: tasks are never compared.
-        self._entry = min(self._heads, default=None)
-        self.key = None if self._entry is None else self._entry[0]
+        self.key = self._heads[0][0] if self._heads else None
 
     def take(self, turns: list[Turn], skip: frozenset[int]) -> bool:
         """Serve the first task, and return whether there was one to serve."""
-        entry = self._entry
-        lane = None if entry is None else entry[2].lane
-        if entry is None or lane is None:
-            raise AssertionError("a requester without a waiting task was served")
-        pool, task = self._pool_of(lane.queue), entry[2]
+        heads = self._heads
+        _, number, task = heads[0]
+        lane = task.lane
+        if lane is None:
+            raise AssertionError(f"{task} waits in no lane")
+        pool = self._pool_of(lane.queue)
         full = pool.wanted >= pool.slots
         following: Entry | None = None
         if not full and lane.live > 1:
@@ -226,13 +173,12 @@ class _ScanBid(_Bid):
                 rest = self._rest[lane] = smallest(lane.heap, lane.live, is_live)
                 next(rest)
             following = next(rest, None)
-        at = self._heads.index(entry)
         if following is None:
-            del self._heads[at]
+            heapq.heappop(heads)
         else:
-            self._heads[at] = following
-        self._look()
-        if full or entry[1] in skip:
+            heapq.heapreplace(heads, following)
+        self.key = heads[0][0] if heads else None
+        if full or number in skip:
             return False
         pool.wanted += 1
         turns.append((task, pool, False))

@@ -28,6 +28,8 @@ _BITS = 63
 #: Slots beyond those wanted that are ranked, and how many times the share that others are thought to take.
 _AHEAD = 8
 _BY_OTHERS = 1.25
+#: How many times that share of an instance's slots is ranked.
+_DEPTH = 4.0
 
 
 def waves_of(pools: Pools, queues: Iterable[Queue]) -> Iterator[Wave]:
@@ -119,34 +121,36 @@ class Wave:
             return
         kept, numbers = _first(order, lengths, most)
         at = at[kept]
-        slots = np.minimum(self._free[at], most[numbers])
+        # Not all slots of each: what comes after the first one that was left out is not told.
+        whole = np.minimum(self._free[at], most[numbers])
+        slots = np.minimum(whole, 2 + (_DEPTH * share * whole).astype(np.int64))
         lengths = np.bincount(numbers, slots, len(pools)).astype(np.int64)
-        j = np.arange(len(at))
-        if len(at) and int(slots.max()) > 1:
-            index, _ = _spread(np.arange(len(at)), slots, step=0)
-            j = np.arange(len(index)) - np.repeat(np.cumsum(slots) - slots, slots)
-            at, numbers = at[index], numbers[index]
-        else:
-            j = np.zeros(len(at), np.int64)
+        index = np.repeat(np.arange(len(at)), slots)
+        j = np.arange(len(index)) - np.repeat(np.cumsum(slots) - slots, slots)
+        at, numbers = at[index], numbers[index]
         columns = self._columns(at, j)
         parts = policy.parts(columns, weights)
         scores = total(parts)
         order = _sorted(numbers, scores, place, self._rows[at], j)
         if order is None:
             return
-        kept, _ = _first(order, lengths, most)
-        ends = np.cumsum(np.minimum(lengths, most)).tolist()
+        kept, numbers = _first(order, lengths, most)
+        # Where a pool ends: with the first slot after which its instance has more that were left out.
+        more = (j[kept] + 1 == slots[index[kept]]) & (slots < whole)[index[kept]]
+        begins = np.cumsum(np.minimum(lengths, most)) - np.minimum(lengths, most)
+        ends = begins + np.minimum(lengths, most)
+        stops = np.flatnonzero(more)
+        at_first, first = np.unique(numbers[stops], return_index=True)
+        ends[at_first] = stops[first] + 1
         rows, slot, scores = self._rows[at[kept]].tolist(), j[kept].tolist(), scores[kept]
         values = [(part.name, part.weight, part.values[kept]) for part in parts]
-        begin = 0
-        for pool, end in zip(pools, ends, strict=True):
+        for pool, begin, end in zip(pools, begins.tolist(), ends.tolist(), strict=True):
             pool.set(
                 rows[begin:end],
                 slot[begin:end],
                 scores[begin:end],
                 [(name, weight, each[begin:end]) for name, weight, each in values],
             )
-            begin = end
 
     def _columns(self, at: Any, j: Any) -> Columns:
         fleet, rows, level = self._fleet, self._rows[at], self._level[at]
@@ -155,11 +159,9 @@ class Wave:
         return Columns(level, held, held + self._free[at], fleet.turn[rows], newest, level, None, j)
 
 
-def _spread(begins: Any, lengths: Any, *, step: int = 1) -> tuple[Any, Any]:
+def _spread(begins: Any, lengths: Any) -> tuple[Any, Any]:
     """Return the positions of ranges laid end to end, and to which range each belongs."""
     numbers = np.repeat(np.arange(len(lengths)), lengths)
-    if not step:
-        return np.repeat(begins, lengths), numbers
     return np.arange(len(numbers)) + np.repeat(begins - (np.cumsum(lengths) - lengths), lengths), numbers
 
 
