@@ -9,6 +9,7 @@ import contextlib
 import inspect
 import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -36,6 +37,11 @@ T = TypeVar("T")
 PATIENCE_SECONDS = 20.0
 # Threads that live as long as the process, or its event loop, by design; the last one is gRPC's poller.
 KEPT_THREADS = re.compile(r"MainThread|asyncio_|uvloop_|pytest_timeout|muster-link|.*\(_poll_wrapper\)")
+
+# A shell that starts the tests in the background leaves SIGINT ignored, and every program that they start
+# would inherit that; some tests press Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "default", deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow], print_blob=True

@@ -20,7 +20,7 @@ from services.common.rpc import probe
 from services.common.rpc.channel import make_channel
 from services.common.rpc.server import GrpcServer, ServerLimits
 from services.common.rpc.status import from_rpc_error
-from tests.conftest import Certificates, Eventually
+from tests.conftest import PATIENCE_SECONDS, Certificates, Eventually
 from tests.integration.common.conftest import METHODS, SERVICE, Serve
 
 STATES = health_pb2.HealthCheckResponse
@@ -205,3 +205,20 @@ async def test_end_calls_without_a_duplex_cancels_the_handler(serve: Serve) -> N
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await stream.read()
     assert from_rpc_error(raised.value).message == "this certificate was revoked"
+
+
+async def test_a_health_watch_ends_with_its_identity_and_does_not_hold_up_a_drain(serve: Serve) -> None:
+    plane = await serve()
+    stub = health_pb2_grpc.HealthStub(plane.channel())
+    watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
+    for watch in watches:
+        await watch.read()
+    revoked = ServiceError(Reason.ACCESS_DENIED, "this certificate was revoked")
+    assert plane.server.end_calls(lambda call: call.method.endswith("/Watch"), revoked) == 2
+    for watch in watches:
+        with pytest.raises(grpc.aio.AioRpcError, match="revoked"):
+            await watch.read()
+    again = stub.Watch(health_pb2.HealthCheckRequest())
+    await again.read()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await plane.server.drain(60_000)

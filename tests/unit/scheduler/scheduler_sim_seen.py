@@ -50,10 +50,9 @@ class Seen:
     #: When the newest savepoint was taken of which an agent was told that it is durable.
     saved: Instant | None = None
     #: Starts that other tasks got while it waited beyond its age, by agent that could have done it; and the
-    #: requesters that had aged tasks meanwhile, each of which may get a turn, however late it joined, and the
-    #: most aged tasks of its own requester that there were at once.
+    #: most requesters with aged tasks, and aged tasks of its own requester, that there were meanwhile.
     passed_over: dict[StreamId, int] = field(default_factory=dict)
-    rivals: tuple[frozenset[str], int] = (frozenset(), 0)
+    rivals: tuple[int, int] = (0, 0)
 
     @property
     def state(self) -> TaskState:
