@@ -155,14 +155,22 @@ def _aged(
         if line:
             lines.append(line)
     last = {task.account: task.account.aged_turn for line in lines for task in line}
-    step = max(last.values(), default=0)
+    step = max((number for _, number in last.values()), default=0)
     turns: list[Turn] = []
     while lines and len(turns) < most:
-        line = min(lines, key=lambda each: (last[each[0].account], each[0].ready_time, each[0].queue_number))
+        line = min(
+            lines,
+            key=lambda each: (
+                max(last[each[0].account][0], (each[0].ready_time or 0) + ageing_ms),
+                last[each[0].account][1],
+                each[0].ready_time,
+                each[0].queue_number,
+            ),
+        )
         task = line.pop(0)
         turns.append((task, pools[task.demand, task.priority], True))
         step += 1
-        last[task.account] = step
+        last[task.account] = now, step
         lines = [each for each in lines if each]
     return turns
 

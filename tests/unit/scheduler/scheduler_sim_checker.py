@@ -443,13 +443,13 @@ class Checker:
             for seen, *_ in self.handed
             if seen.waited_since is not None and seen.waited_since + self.ageing_ms < self.now
         ]
-        requesters = frozenset(seen.requester for seen in rivals)
+        requesters = len({seen.requester for seen in rivals})
         for seen in aged:
             if not seen.simple:
                 continue
             ahead = sum(other.requester == seen.requester for other in rivals)
-            before = seen.rivals if seen.passed_over else (frozenset[str](), 0)
-            seen.rivals = before[0] | requesters, max(before[1], ahead)
+            before = seen.rivals if seen.passed_over else (0, 0)
+            seen.rivals = max(before[0], requesters), max(before[1], ahead)
             for started, stream, counts in self.handed:
                 link = self.links.get(stream)
                 if link is None or not counts or started.priority is Priority.EMERGENCY:
@@ -457,7 +457,7 @@ class Checker:
                 if self._can(link, seen):
                     passed = seen.passed_over[stream] = seen.passed_over.get(stream, 0) + 1
                     # What one agent's slots get in one placement is decided at once.
-                    bound = len(seen.rivals[0]) * seen.rivals[1] * (self.ageing_share + self.slots_max - 1)
+                    bound = seen.rivals[0] * seen.rivals[1] * (self.ageing_share + self.slots_max - 1)
                     self._must(
                         passed <= bound, "T9", f"{seen.key} was passed over {passed} times at {stream}"
                     )

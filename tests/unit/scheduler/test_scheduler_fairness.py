@@ -106,6 +106,22 @@ def test_low_waits_no_longer_than_the_bound(seed: int) -> None:
     assert last >= (aged_starts - 1) * share
 
 
+def test_fresh_requesters_do_not_starve_an_aged_one() -> None:
+    """Whoever joins those that take turns joins at the end; found by the simulation, seed 7926."""
+    stage = Stage(Settings(ageing_ms=1_000, ageing_share=1))
+    stage.know("worker", "work")
+    tasks = [task(f"t{number}", priority=LOW) for number in range(5)]
+    stage.submit(*tasks, request_id="old", requester="agent/old")
+    stage.pass_time(1_500)
+    stream = stage.link("worker", slots=1)
+    order = []
+    for number in range(9):
+        stage.submit(task("t", priority=LOW), request_id=f"new{number}", requester=f"agent/new{number}")
+        stage.pass_time(1_100)
+        order += starts(stage, stream, 1)
+    assert order[:7] == ["old", "old", "new0", "old", "new1", "new2", "old"]
+
+
 def test_an_emergency_never_waits_for_an_aged_task() -> None:
     stage = Stage(Settings(ageing_ms=1_000, ageing_share=1))
     stage.know("worker", "work")

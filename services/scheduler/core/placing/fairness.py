@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from services.common.core.instants import Instant
+
 
 class Account:
     """What one requester's tasks hold of the fleet."""
@@ -24,8 +26,8 @@ class Account:
         self.needs: dict[str, int] = {}
         #: Collaborations that have not ended.
         self.open_count = 0
-        #: When a task of it was last served for its age, as a number that only grows.
-        self.aged_turn = 0
+        #: When a task of it was last served for its age: as an instant, and as a number that only grows.
+        self.aged_turn = Instant(0), 0
         #: The share that was computed last, and from which totals; None when what it holds has changed.
         self.last_share = 0.0
         self.stamp: int | None = None

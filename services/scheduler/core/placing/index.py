@@ -232,7 +232,7 @@ class PlacementIndex:
                 ]
                 task = first_aged(lanes, now, self._ageing_ms)
                 if task is not None:
-                    task.account.aged_turn = self._next()
+                    task.account.aged_turn = now, self._next()
                     return self._alone(task, instance, aged=True)
             if above is not None and priority >= above:
                 return None

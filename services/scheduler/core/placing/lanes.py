@@ -8,8 +8,9 @@ times to meet deadlines", 1976), then the longest chain of work behind them, the
 A lane holds the tasks of one demand, class and requester, twice: in a heap by that order, and in a line by
 age. What has waited longer than `ageing_ms` and is not EMERGENCY is *aged*: an instance that gave its last
 `ageing_share - 1` starts to others (EMERGENCY not counted) owes the next one to the oldest aged task that it
-can do, requesters with aged tasks taking turns. So with R requesters that have aged tasks while it waits,
-however late (whoever joins has had no turn yet and may be next), the k-th aged
+can do, requesters with aged tasks taking turns: next is the one whose last turn, or whose oldest task's
+ageing if that came later, lies furthest back. So whoever joins, joins at the end; fresh requesters, one after
+the other, could starve an old one otherwise. With R requesters that have aged tasks at once, the k-th aged
 task of one of them in a lane is started at the latest with the R * k * (`ageing_share` + s - 1)-th such
 start of any agent with s slots that can do it: slots that are free at once are given away at once. No aged
 task ever comes before an emergency.

@@ -24,6 +24,9 @@ class Offer(NamedTuple):
 _LAST_SHARE = attrgetter("last_share")
 _FIRST = attrgetter("first")
 
+#: See `_aged_turn`.
+_AgedTurn = tuple[int, int, int, int]
+
 #: (task, pool, whether it is served for its age).
 Turn = tuple[Task, Any, bool]
 
@@ -237,8 +240,7 @@ def serve_aged(
 
     `offers` are of every class but EMERGENCY.
     """
-    # Of equally old ones the one that came first, whatever the order of the offers.
-    line: list[tuple[int, int, int, Task, Iterator[Task], Account, Any]] = []
+    line: list[tuple[_AgedTurn, Task, Iterator[Task], Account, Any]] = []
     for lanes, pool in offers:
         if not pool.owes():
             continue
@@ -246,31 +248,41 @@ def serve_aged(
             rest = lane.aged(now, ageing_ms)
             task = next(rest, None)
             if task is not None:
-                age = task.ready_time or 0
-                line.append((account.aged_turn, age, task.queue_number, task, rest, account, pool))
+                line.append((_aged_turn(account, task, ageing_ms), task, rest, account, pool))
     heapq.heapify(line)
     turns: list[Turn] = []
     while line and len(turns) < most:
-        aged_turn, _, _, task, rest, account, pool = heapq.heappop(line)
-        if aged_turn == account.aged_turn:
+        place, task, rest, account, pool = heapq.heappop(line)
+        if place[1] == account.aged_turn[1]:
             turns.append((task, pool, True))
-            account.aged_turn = turn()
+            account.aged_turn = now, turn()
             following = next(rest, None)
             if following is None:
                 continue
             task = following
-        age = task.ready_time or 0
-        heapq.heappush(line, (account.aged_turn, age, task.queue_number, task, rest, account, pool))
+        heapq.heappush(line, (_aged_turn(account, task, ageing_ms), task, rest, account, pool))
     return turns
 
 
 def first_aged(lanes: Iterable[Lane], now: Instant, ageing_ms: int) -> Task | None:
     """Return the task that `serve_aged` would serve first of these lanes, None when none of them is aged."""
-    found: tuple[int, int, int, Task] | None = None
+    found: tuple[_AgedTurn, Task] | None = None
     for lane in lanes:
         task = next(lane.aged(now, ageing_ms), None)
         if task is not None:
-            place = (lane.account.aged_turn, task.ready_time or 0, task.queue_number, task)
+            place = (_aged_turn(lane.account, task, ageing_ms), task)
             if found is None or place < found:
                 found = place
-    return None if found is None else found[3]
+    return None if found is None else found[1]
+
+
+def _aged_turn(account: Account, task: Task, ageing_ms: int) -> _AgedTurn:
+    """Return when an aged task, its requester's oldest in a lane, has its turn: smallest first.
+
+    The requester's turn counts from its last one, or from when the task aged if that was later, so that
+    whoever joins, joins at the end. Of equally old tasks the one that came first, whatever the order of the
+    offers: numbers differ, tasks are never compared.
+    """
+    last, turn = account.aged_turn
+    age = task.ready_time or 0
+    return max(last, age + ageing_ms), turn, age, task.queue_number
