@@ -77,6 +77,15 @@ def test_a_service_s_ports_agree_with_its_configuration(service: str) -> None:
     assert ports["grpc"] in [p["port"] for rule in policy["spec"]["ingress"] for p in rule["ports"]]
 
 
+@pytest.mark.parametrize("service", ["scheduler", "broker"])
+def test_replicas_that_watch_or_relay_reach_each_other(service: str) -> None:
+    [calls, _] = of_kind("NetworkPolicy")[service]["spec"]["ingress"]
+    callers = [
+        each["podSelector"]["matchLabels"].get("app.kubernetes.io/component") for each in calls["from"]
+    ]
+    assert service in callers
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_service_accepts_its_configuration(service: str, tmp_path: Path) -> None:
     text = of_kind("ConfigMap")[service]["data"][f"{service}.toml"]
