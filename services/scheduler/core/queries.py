@@ -11,6 +11,7 @@ from services.scheduler.core.course import Collaboration, Place, Task
 from services.scheduler.core.locking.words import LockView
 from services.scheduler.core.model import CollaborationState, TaskState
 from services.scheduler.core.placing import gangs
+from services.scheduler.core.placing.placement import Demand
 
 #: Names in one explanation; the others are counted.
 _NAMED_MAX = 5
@@ -94,7 +95,7 @@ def _agents(book: Book, task: Task) -> str:
     wanted = " + ".join(sorted(demand.skills))
     if missing := _missing(book, task, wanted):
         return missing
-    wanted = " and ".join([wanted, *(f"{amount} {name}" for name, amount in demand.needs)])
+    wanted = _and_needs(wanted, demand)
     if demand.agents:
         return f"a free slot of {_some(sorted(demand.agents))} with {wanted}"
     return f"a free agent with {wanted}"
@@ -108,12 +109,16 @@ def _missing(book: Book, task: Task, wanted: str) -> str:
         return f"an agent with the skill {_some(unknown)}: none is known"
     if not book.directory.serves(demand):
         # Who was named may come, and learn; of the others none has them.
-        return "" if demand.agents else f"an agent with {wanted}: none has them together"
+        return "" if demand.agents else f"an agent with {_and_needs(wanted, demand)}: none has them together"
     lacking = book.directory.lacking(demand)
     if lacking:
         needs = " and ".join(f"{amount} {name} (the most is {most})" for name, amount, most in lacking)
         return f"an agent with {wanted} and {needs}: none is known"
     return ""
+
+
+def _and_needs(wanted: str, demand: Demand) -> str:
+    return " and ".join([wanted, *(f"{amount} {name}" for name, amount in demand.needs)])
 
 
 def _holders(book: Book, task: Task) -> str:

@@ -123,7 +123,7 @@ class PlacementIndex:
         self.fleet.forget(instance)
 
     def next_turn(self) -> int:
-        """Return a number larger than any before, for the instance that gets work now."""
+        """Return a number larger than any before, for whoever has had its turn now."""
         return self._next()
 
     def settle(self) -> None:
@@ -206,7 +206,7 @@ class PlacementIndex:
             if priority is Priority.HIGH and aged:
                 # After every emergency and before the rest, gangs too: what is owed to age.
                 less = [each for other in _AGEING for each in self._offers(aged, pools, other)]
-                turns += serve_aged(less, now, self._ageing_ms, most - len(turns), self._next)
+                turns += serve_aged(less, now, self._ageing_ms, most - len(turns))
                 served = frozenset(task.queue_number for task, _, is_aged in turns if is_aged)
             if above is not None and priority >= above:
                 break
@@ -232,7 +232,6 @@ class PlacementIndex:
                 ]
                 task = first_aged(lanes, now, self._ageing_ms)
                 if task is not None:
-                    task.account.aged_turn = now, self._next()
                     return self._alone(task, instance, aged=True)
             if above is not None and priority >= above:
                 return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -233,14 +234,14 @@ class _SortedBid(_Bid):
         return served
 
 
-def serve_aged(
-    offers: Sequence[Offer], now: Instant, ageing_ms: int, most: int, turn: Callable[[], int]
-) -> list[Turn]:
+def serve_aged(offers: Sequence[Offer], now: Instant, ageing_ms: int, most: int) -> list[Turn]:
     """Return up to `most` aged tasks that a slot is owed to, requesters taking turns.
 
-    `offers` are of every class but EMERGENCY.
+    `offers` are of every class but EMERGENCY. Nobody has had a turn by that: it takes a start.
     """
     line: list[tuple[_AgedTurn, Task, Iterator[Task], Account, Any]] = []
+    #: Each one's last turn, counting those of this call.
+    last: dict[Account, tuple[Instant, int]] = {}
     for lanes, pool in offers:
         if not pool.owes():
             continue
@@ -248,19 +249,21 @@ def serve_aged(
             rest = lane.aged(now, ageing_ms)
             task = next(rest, None)
             if task is not None:
-                line.append((_aged_turn(account, task, ageing_ms), task, rest, account, pool))
+                last[account] = account.aged_turn
+                line.append((_aged_turn(last[account], task, ageing_ms), task, rest, account, pool))
     heapq.heapify(line)
+    numbers = count(1 + max((number for _, number in last.values()), default=0))
     turns: list[Turn] = []
     while line and len(turns) < most:
         place, task, rest, account, pool = heapq.heappop(line)
-        if place[1] == account.aged_turn[1]:
+        if place[1] == last[account][1]:
             turns.append((task, pool, True))
-            account.aged_turn = now, turn()
+            last[account] = now, next(numbers)
             following = next(rest, None)
             if following is None:
                 continue
             task = following
-        heapq.heappush(line, (_aged_turn(account, task, ageing_ms), task, rest, account, pool))
+        heapq.heappush(line, (_aged_turn(last[account], task, ageing_ms), task, rest, account, pool))
     return turns
 
 
@@ -270,19 +273,19 @@ def first_aged(lanes: Iterable[Lane], now: Instant, ageing_ms: int) -> Task | No
     for lane in lanes:
         task = next(lane.aged(now, ageing_ms), None)
         if task is not None:
-            place = (_aged_turn(lane.account, task, ageing_ms), task)
+            place = (_aged_turn(lane.account.aged_turn, task, ageing_ms), task)
             if found is None or place < found:
                 found = place
     return None if found is None else found[1]
 
 
-def _aged_turn(account: Account, task: Task, ageing_ms: int) -> _AgedTurn:
+def _aged_turn(last: tuple[Instant, int], task: Task, ageing_ms: int) -> _AgedTurn:
     """Return when an aged task, its requester's oldest in a lane, has its turn: smallest first.
 
-    The requester's turn counts from its last one, or from when the task aged if that was later, so that
+    The requester's turn counts from its `last` one, or from when the task aged if that was later, so that
     whoever joins, joins at the end. Of equally old tasks the one that came first, whatever the order of the
     offers: numbers differ, tasks are never compared.
     """
-    last, turn = account.aged_turn
+    since, number = last
     age = task.ready_time or 0
-    return max(last, age + ageing_ms), turn, age, task.queue_number
+    return max(since, age + ageing_ms), number, age, task.queue_number
