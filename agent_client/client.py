@@ -29,7 +29,7 @@ from muster.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
 from agent_client.connection import Connection, Method
 from agent_client.context import load_context
 from agent_client.core.fields import is_count
-from agent_client.errors import CallTimeoutError, InvalidRequestError, Violation, bad_field
+from agent_client.errors import CallTimeoutError, bad_field
 from agent_client.insight import Insight
 from agent_client.loop import link_thread
 from agent_client.spec import Spec, build_spec
@@ -403,6 +403,5 @@ def _state(name: str) -> collaboration_pb2.CollaborationState.ValueType:
     }
     state = known.get(name.upper())
     if state is None:
-        description = f"{name!r} is none of {', '.join(known)}"
-        raise InvalidRequestError(f"states: {description}", violations=[Violation("states", description)])
+        raise bad_field("states", f"{name!r} is none of {', '.join(known)}")
     return state
