@@ -1,4 +1,4 @@
-"""What requesters submit: proto to model. Whether it makes sense is judged by `core.validation`."""
+"""What requesters submit: proto to model. Whether it makes sense is judged by `intake.validation`."""
 
 from __future__ import annotations
 

@@ -6,9 +6,8 @@ place before a less urgent one that is ready already: it joins when everything t
 place here. What is found is where ready tasks start at once, and why others wait although an agent is free.
 
 Method: list scheduling with insertion by upward rank (HEFT: Topcuoglu, Hariri and Wu, IEEE TPDS 13:3, 2002)
-over the part of the graph that is next, done again at every event. The
-standing plan of the background search (`core.standing`) moves a task to another place where that costs it
-little by itself.
+over the part of the graph that is next, done again at every event. The standing plan of the background search
+(`foreseeing.standing`) moves a task to another place where that costs it little by itself.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Ready tasks that the policy PREDICTIVE lets wait for a better agent although another one is free.
 
 They are *parked*: they wait for an agent like others, and are counted and shown like others, but outside of
-the placement index, so that what is placed there never looks at them. A placement forecasts (`core.forecast`)
-and lets those into the index that start now, each with the row that it wishes for; see `core.predictive`.
+the placement index, so that what is placed there never looks at them. A placement forecasts
+(`foreseeing.forecast`) and lets those into the index that start now, each with the row that it wishes for;
+see `foreseeing.predictive`.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Asked(NamedTuple):
 
 @dataclass(slots=True)
 class StandingPlan:
-    """The best plan so far of what is open; see `core.standing`."""
+    """The best plan so far of what is open; see `foreseeing.standing`."""
 
     #: Task -> its place in the order, and where it is best placed.
     places: dict[TaskKey, tuple[int, InstanceKey]] = field(default_factory=dict)

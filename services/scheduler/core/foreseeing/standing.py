@@ -1,7 +1,7 @@
 """The standing plan of PREDICTIVE: improved in the background, replaced by nothing that is not better.
 
-The rule of `core.forecast` needs no plan. While tasks wait by it, a search looks for something better in a
-process of its own, on a snapshot of what is open: at most one at a time, `plan_interval_ms` apart, for
+The rule of `foreseeing.forecast` needs no plan. While tasks wait by it, a search looks for something better
+in a process of its own, on a snapshot of what is open: at most one at a time, `plan_interval_ms` apart, for
 `plan_budget_ms`. What comes back was made for a moment that is over. So it is carried over to now (what has
 started or ended since is dropped, agents that are gone too), must pass the validator there, and is adopted
 only if it ends earlier than the standing plan carried over likewise. It says on which agent a task is best

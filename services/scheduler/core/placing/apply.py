@@ -83,13 +83,13 @@ def _apply_one(step: Step, placement: Placement) -> bool:
         if task.demand.style.policy is SchedulingPolicy.PREDICTIVE:
             why += predictive.why_waited(step, task)
         attempts.assign(step, task, instance, f"{why}; {_turn(task, aged=placement.aged)}")
-        note_start(step, task, instance, aged=placement.aged)
+        _note_start(step, task, instance, aged=placement.aged)
     # A task without its claims has left the index: that is a change, too.
     return True
 
 
-def note_start(step: Step, task: Task, instance: Instance, *, aged: bool) -> None:
-    """Count what an instance owes to tasks that have waited beyond their age; see `core.lanes`."""
+def _note_start(step: Step, task: Task, instance: Instance, *, aged: bool) -> None:
+    """Count what an instance owes to tasks that have waited beyond their age; see `placing.lanes`."""
     if aged:
         instance.fresh_starts = 0
         task.account.aged_turn = step.now, step.book.index.next_turn()

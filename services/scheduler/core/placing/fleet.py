@@ -48,7 +48,7 @@ class _Seen:
 
 
 class Fleet:
-    """See the module. Owned by `core.index`."""
+    """See the module. Owned by `placing.index`."""
 
     def __init__(self) -> None:
         self._size = _ROWS_MIN

@@ -1,8 +1,8 @@
 """Gangs: tasks that start together, each at an agent of its own, or not at all.
 
 A gang waits until every member that has not ended waits for an agent; then agents for all of them are found
-at once (`core.matching`) or none is taken. A gang goes before single tasks of its class. One that has waited
-for `ageing_ms` keeps the agents that it could have for itself as they become free (from everything but
+at once (`placing.matching`) or none is taken. A gang goes before single tasks of its class. One that has
+waited for `ageing_ms` keeps the agents that it could have for itself as they become free (from everything but
 EMERGENCY), one gang at a time, the oldest: so it starts as soon as enough of them have finished what they do,
 and two gangs never keep agents from each other.
 

@@ -58,7 +58,7 @@ class PlacementIndex:
         self.pools = Pools(self.fleet, ageing_share)
         #: Ready tasks that wait for an agent.
         self.waiting_count = 0
-        #: Members that wait, by their gang; they are in no queue. See `core.gangs`.
+        #: Members that wait, by their gang; they are in no queue. See `placing.gangs`.
         self.gangs: dict[TaskKey, dict[int, Task]] = {}
         #: Rows that an aged gang keeps from everything but EMERGENCY, in this placement.
         self.withheld: set[int] = set()

@@ -1,9 +1,9 @@
 """The order in which ready tasks are served.
 
-By class first; inside a class by the requester's dominant share (see `core.fairness`); inside one requester's
-tasks by the instant until which they must have ended (earliest first: Liu and Layland, JACM 20:1, 1973; the
-instant takes in what depends on the task: Blazewicz, "Scheduling dependent tasks with different arrival
-times to meet deadlines", 1976), then the longest chain of work behind them, then arrival.
+By class first; inside a class by the requester's dominant share (see `placing.fairness`); inside one
+requester's tasks by the instant until which they must have ended (earliest first: Liu and Layland, JACM 20:1,
+1973; the instant takes in what depends on the task: Blazewicz, "Scheduling dependent tasks with different
+arrival times to meet deadlines", 1976), then the longest chain of work behind them, then arrival.
 
 A lane holds the tasks of one demand, class and requester, twice: in a heap by that order, and in a line by
 age. What has waited longer than `ageing_ms` and is not EMERGENCY is *aged*: an instance that gave its last

@@ -1,13 +1,13 @@
 """Which ready task goes to which free agent: a function of a snapshot.
 
-Tasks come in serving order (`core.lanes`) and each goes to the slot with the largest score under its policy
-(`core.policies`). The slots of an instance are told apart: the j-th free one is scored as if the ones before
-it were taken. Since a score never rises with j, walking each demand's slots in falling order of score and
-passing over those that others took gives what choosing anew for every task would give, at the price of one
-sort for each demand.
+Tasks come in serving order (`placing.lanes`) and each goes to the slot with the largest score under its
+policy (`core.policies`). The slots of an instance are told apart: the j-th free one is scored as if the ones
+before it were taken. Since a score never rises with j, walking each demand's slots in falling order of score
+and passing over those that others took gives what choosing anew for every task would give, at the price of
+one sort for each demand.
 
-The plan is a proposal: `core.apply` verifies each placement against the state as it then is, and may accept
-a part.
+The plan is a proposal: `placing.apply` verifies each placement against the state as it then is, and may
+accept a part.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ _BEST_MATCH = SchedulingPolicy.BEST_MATCH
 
 
 def _match(group: Sequence[tuple[Any, Pool, bool]], taken: dict[int, int]) -> list[Placement]:
-    """Place the tasks of a group together; see `core.matching` for what is best."""
+    """Place the tasks of a group together; see `placing.matching` for what is best."""
     choices: dict[Demand, list[tuple[int, int, int, float]]] = {}
     for _, pool, _ in group:
         pool.rank(2 * len(group) + pool.wanted)

@@ -46,7 +46,7 @@ def level_for(levels: Levels, demand: Demand) -> float | None:
 
 
 class Pools:
-    """Makes pools. Owned by `core.index`."""
+    """Makes pools. Owned by `placing.index`."""
 
     def __init__(self, fleet: Fleet, ageing_share: int) -> None:
         self.fleet = fleet

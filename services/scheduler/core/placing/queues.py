@@ -59,7 +59,7 @@ class _Served(NamedTuple):
 
 
 class Queues:
-    """See the module. Owned by `core.index`."""
+    """See the module. Owned by `placing.index`."""
 
     def __init__(self) -> None:
         self._queues: dict[Demand, Queue] = {}

@@ -1,4 +1,4 @@
-"""Whose turn it is among the ready tasks of one class; the order itself is told in `core.lanes`."""
+"""Whose turn it is among the ready tasks of one class; the order itself is told in `placing.lanes`."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A duration is averaged over the agents that may have the task, a delay over all pairs of different agents, as
 in Topcuoglu, Hariri and Wu, "Performance-effective and low-complexity task scheduling for heterogeneous
-computing" (IEEE TPDS 13:3, 2002). `core.graph` ranks tasks for the online scheduler, where nothing is known
+computing" (IEEE TPDS 13:3, 2002). `intake.graph` ranks tasks for the online scheduler, where nothing is known
 of the data.
 """
 

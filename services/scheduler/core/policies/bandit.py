@@ -1,7 +1,7 @@
 """Which policy serves best, found out by trying, within guard rails: a bandit whose arms are policies.
 
 A trial is one collaboration under one arm; its reward, 0 to 1, is how near it came to the earliest end that
-could be predicted for it (`core.adapting`). Trials are kept apart by how loaded the fleet was, and each
+could be predicted for it (`policies.adapting`). Trials are kept apart by how loaded the fleet was, and each
 further one of an arm leaves `KEEP` of the weight of its earlier ones. The first arm is the default's.
 
 Method: UCB1-Tuned, Auer, Cesa-Bianchi and Fischer, "Finite-time analysis of the multiarmed bandit problem"

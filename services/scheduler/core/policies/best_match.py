@@ -1,7 +1,7 @@
 """BEST_MATCH: the tasks of a wave go to agents so that their skill levels together are as high as can be.
 
 One task alone goes to the best of its agents; what several of them get is decided together, see
-`core.matching`.
+`placing.matching`.
 """
 
 from __future__ import annotations

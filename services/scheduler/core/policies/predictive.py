@@ -1,7 +1,7 @@
 """PREDICTIVE: where the task is predicted to end first, agents that are still busy counted as well.
 
 Which agent that is, and whether to wait for it, is found for all tasks under this policy together
-(`core.forecast`). What is here chooses among free agents, for tasks that do not wait.
+(`foreseeing.forecast`). What is here chooses among free agents, for tasks that do not wait.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Each open task that can go on (it waits for an agent, or an attempt is open) and on which a deadline hangs has
 one timer: the instant from which it is late if nothing happens to it before. So nothing is looked at again
 and again: a task is predicted anew when it becomes ready, starts, is tried again or is moved, and its timer
-does the rest. Tasks that wait for others need none: what they wait for is due so much earlier (`core.due`).
+does the rest. Tasks that wait for others need none: what they wait for is due so much earlier (`intake.due`).
 Whoever watches is told once for each deadline, when the first task becomes late for it, and once more when no
 task is.
 

@@ -4,7 +4,7 @@ While it is paused
   - its ready tasks wait outside of the placement index (`Place.PAUSE`) and give up their places in the lines
     of locks; a retry delay goes on, and its end changes nothing;
   - attempts that are open go on and their results count, so that it may end while it is paused. When asked
-    for, they are told to save and stop as if they made room (`core.suspension`); members of gangs, and
+    for, they are told to save and stop as if they made room (`running.suspension`); members of gangs, and
     attempts whose agent does not heed that or whose locks are on their way, go on all the same;
   - no second attempt begins beside a slow one;
   - deadlines go on: they are absolute, are warned of, and what is not done fails when they pass (T4).
