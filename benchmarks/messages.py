@@ -44,8 +44,8 @@ VOLUMES = {
     CLIENT: Volume(count=20_000, warmup=2_000),
     STUBS: Volume(count=60_000, warmup=5_000),
     UNRECORDED: Volume(count=60_000, warmup=5_000),
-    **dict.fromkeys((JETSTREAM, JETSTREAM_TLS), Volume(count=8_000, warmup=1_000)),
-    **dict.fromkeys((REDIS, REDIS_TLS), Volume(count=20_000, warmup=2_000)),
+    JETSTREAM: Volume(count=8_000, warmup=1_000),
+    REDIS: Volume(count=20_000, warmup=2_000),
     FORWARDER: Volume(count=60_000, warmup=5_000),
 }
 # Services whose processor time is counted; they are calm when they use less than this share of a processor.
@@ -142,30 +142,18 @@ async def _through_stubs(folder: Path, environ: Mapping[str, str], measure: Meas
         return await measure(command, VOLUMES[STUBS], folder)
 
 
-async def through_jetstream(folder: Path) -> Measured:
+async def through_jetstream(folder: Path, *, mtls: bool) -> Measured:
     """Measure NATS JetStream."""
-    async with jetstream(folder) as port:
-        return await both(_peer("jetstream_messages", port), VOLUMES[JETSTREAM], folder)
-
-
-async def through_jetstream_tls(folder: Path) -> Measured:
-    """Measure NATS JetStream with mTLS."""
-    tls = TlsFiles.make(folder / "tls")
+    tls = TlsFiles.make(folder / "tls") if mtls else None
     async with jetstream(folder, tls) as port:
-        return await both(_peer("jetstream_messages", port, tls), VOLUMES[JETSTREAM_TLS], folder)
+        return await both(_peer("jetstream_messages", port, tls), VOLUMES[JETSTREAM], folder)
 
 
-async def through_redis(folder: Path) -> Measured:
+async def through_redis(folder: Path, *, mtls: bool) -> Measured:
     """Measure Redis Streams."""
-    async with redis(folder, durable=True) as port:
-        return await both(_peer("redis_messages", port), VOLUMES[REDIS], folder)
-
-
-async def through_redis_tls(folder: Path) -> Measured:
-    """Measure Redis Streams with mTLS."""
-    tls = TlsFiles.make(folder / "tls")
+    tls = TlsFiles.make(folder / "tls") if mtls else None
     async with redis(folder, durable=True, tls=tls) as port:
-        return await both(_peer("redis_messages", port, tls), VOLUMES[REDIS_TLS], folder)
+        return await both(_peer("redis_messages", port, tls), VOLUMES[REDIS], folder)
 
 
 def _peer(script: str, port: int, tls: TlsFiles | None = None) -> Callable[[str, Sequence[str]], list[str]]:
@@ -207,10 +195,10 @@ _MEASURES: dict[str, Callable[[Path], Awaitable[Measured]]] = {
     SYNC: data_sync,
 }
 _MEASURES_OF_PEERS: dict[str, Callable[[Path], Awaitable[Measured]]] = {
-    JETSTREAM: through_jetstream,
-    JETSTREAM_TLS: through_jetstream_tls,
-    REDIS: through_redis,
-    REDIS_TLS: through_redis_tls,
+    JETSTREAM: partial(through_jetstream, mtls=False),
+    JETSTREAM_TLS: partial(through_jetstream, mtls=True),
+    REDIS: partial(through_redis, mtls=False),
+    REDIS_TLS: partial(through_redis, mtls=True),
 }
 
 
