@@ -138,11 +138,13 @@ _WRITES: dict[type[Any], Callable[[Batch, Any], None]] = {
 
 def _drop_forgotten(batch: Batch) -> None:
     """Take out what is written about collaborations that are forgotten in the same batch."""
-    for collaboration_id in batch.forgotten:
+    forgotten = batch.forgotten
+    if not forgotten:
+        return
+    for collaboration_id in forgotten:
         batch.specs.pop(collaboration_id, None)
         batch.collaborations.pop(collaboration_id, None)
-        for key in [key for key in batch.tasks if key.collaboration_id == collaboration_id]:
-            del batch.tasks[key]
+    batch.tasks = {key: task for key, task in batch.tasks.items() if key.collaboration_id not in forgotten}
 
 
 def split_written(effects: Iterable[Effect]) -> tuple[list[Effect], list[Effect]]:

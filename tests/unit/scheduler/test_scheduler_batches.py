@@ -111,11 +111,17 @@ def test_each_subject_is_written_once_with_its_newest_value() -> None:
 
 def test_nothing_is_written_about_what_is_forgotten_in_the_same_batch() -> None:
     stage = Stage()
+    stage.agent("a", slots=2)
     effects = stage.state.handle(stage.submission(task("x")), stage.now)
+    effects += stage.state.handle(stage.submission(task("x"), request_id="r2"), stage.now)
+    effects += stage.state.handle(PlacementDue("p"), stage.now)
     effects.append(Forget(CollaborationId("c-r1")))
     found = sort(effects)
-    assert (found.batch.specs, found.batch.collaborations, found.batch.tasks) == ({}, {}, {})
-    assert not found.batch.empty
+    [other] = found.batch.specs
+    assert other == "c-r2"
+    assert [*found.batch.collaborations] == [other]
+    assert [*found.batch.tasks] == [TaskKey(other, TaskId("x"))]
+    assert [*found.batch.forgotten] == ["c-r1"]
 
 
 def test_of_a_small_collaboration_everything_is_written_whenever_any_of_it_changes() -> None:
