@@ -10,7 +10,6 @@ import inspect
 import os
 import re
 import signal
-import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -27,6 +26,7 @@ from services.common.certificates import Authority, create_authority, write_auth
 from services.common.identity import TRUST_DOMAIN, Principal, spiffe_id
 from services.common.rpc.channel import service_dns_name
 from services.common.tls import TlsIdentity
+from services.local.ports import free_ports
 
 # A real etcd for those who ask for one.
 pytest_plugins = ["tests.harness.fixtures", "tests.harness.skips"]
@@ -80,15 +80,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
-    """Return a function that names a port which was free a moment ago; prefer port 0 where you can."""
-
-    def find() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-            return port
-
-    return find
+    """Return a function that names a free port; prefer port 0 where you can."""
+    return lambda: free_ports(1)[0]
 
 
 Eventually = Callable[..., Awaitable[None]]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
@@ -12,7 +14,8 @@ _PORT_MIN = 10_000
 _EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 # The lower end of Linux's default ephemeral range.
 _EPHEMERAL_DEFAULT = 32_768
-_TRIES_MAX = 1_000
+#: Ports next to each other that one process draws from; see `free_ports`.
+BLOCK = 64
 
 
 class PortTakenError(Exception):
@@ -41,20 +44,55 @@ def is_free(port: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return `count` different free ports that the system will not give to somebody else by itself.
+    """Return `count` different free ports that nobody else is given; raises `OSError` when there are none.
 
     A port from `bind(0)` comes from the ephemeral range, where any outgoing connection can take it between
-    now and its use; these lie below that range.
+    now and its use; these lie below that range. And two processes that look at the same moment would both
+    find the same port free: so each draws from blocks of its own, and holds the first port of a block for as
+    long as it lives to say that the others are taken.
     """
-    high = max(_ephemeral_low(), _PORT_MIN + 10 * count)
     found: list[int] = []
-    for _ in range(_TRIES_MAX):
-        if len(found) == count:
-            return found
-        port = random.randrange(_PORT_MIN, high)
+    while len(found) < count:
+        port = next(_draws)
         if port not in found and is_free(port):
             found.append(port)
-    raise OSError(f"no {count} free ports between {_PORT_MIN} and {high} on {LOOPBACK}")
+    return found
+
+
+def _draw() -> Iterator[int]:
+    """Yield the ports of one block after the other.
+
+    Two blocks are held: what was drawn last of the older one may not be in use yet.
+    """
+    with contextlib.ExitStack() as older:
+        while True:
+            holder = _hold_block()
+            first: int = holder.getsockname()[1]
+            yield from range(first + 1, first + BLOCK)
+            older.close()
+            older.enter_context(holder)
+
+
+def _hold_block() -> socket.socket:
+    """Return a socket on the first port of a block that no other process holds."""
+    end = max(_ephemeral_low(), _PORT_MIN + BLOCK)
+    firsts = range(_PORT_MIN, end - BLOCK + 1, BLOCK)
+    for first in random.sample(firsts, len(firsts)):
+        holder = socket.socket()
+        try:
+            # Bound and no more: nobody can connect to it, and nobody else can bind it.
+            holder.bind((LOOPBACK, first))
+        except OSError:
+            holder.close()
+        else:
+            return holder
+    raise OSError(
+        f"no free ports between {_PORT_MIN} and {end} on {LOOPBACK}: stop planes that are not needed, or "
+        "choose ports with --port-base N"
+    )
+
+
+_draws = _draw()
 
 
 def _ephemeral_low() -> int:

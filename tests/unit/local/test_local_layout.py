@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from services.local.config_files import Setting, write_toml
 from services.local.events import TEXTS, PlaneEvent
 from services.local.layout import PORT_BASE_MAX, PORT_COUNT, REPLICAS, SERVICES, STAGES, Places, Ports
 from services.local.lock import AlreadyRunningError, FolderLock, holder
-from services.local.ports import PortTakenError, free_ports, is_free
+from services.local.ports import BLOCK, PortTakenError, free_ports, is_free
 
 
 def test_the_documented_ports() -> None:
@@ -66,6 +69,27 @@ def test_free_ports_are_free_and_different() -> None:
     ports = free_ports(PORT_COUNT)
     assert len(set(ports)) == PORT_COUNT
     assert all(is_free(port) for port in ports)
+
+
+def test_two_processes_never_draw_the_same_free_port() -> None:
+    # More than a block holds, with none of them bound meanwhile.
+    mine = free_ports(2 * BLOCK)
+    script = f"from services.local.ports import free_ports; print(*free_ports({BLOCK // 2})); input()"
+    command = [sys.executable, "-c", script]
+    others: set[int] = set()
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            other = stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            assert other.stdout is not None
+            drawn = {int(port) for port in other.stdout.readline().split()}
+            assert len(drawn) == BLOCK // 2
+            assert not drawn & others
+            assert not drawn & set(mine[-BLOCK // 2 :])
+            others |= drawn
+            # Its end of input lets it end.
+            stack.callback(other.communicate, "\n")
 
 
 @pytest.fixture(scope="module")
