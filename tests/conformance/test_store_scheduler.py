@@ -477,6 +477,29 @@ async def test_on_etcd_a_small_collaboration_is_one_key_and_follows_what_an_olde
     await world.resign()
 
 
+async def test_on_etcd_nothing_is_left_of_what_was_forgotten(
+    etcd_client: EtcdClient, etcd_prefix: str
+) -> None:
+    world, raw = EtcdWorld(etcd_client, etcd_prefix), Raw(etcd_client, etcd_prefix)
+    leadership = await world.lead()
+    small, names = CollaborationId("c-small"), [CollaborationId(f"c-{number}") for number in range(4)]
+    for name in names:
+        await world.store.commit(whole(name), leadership)
+    await world.store.commit(Batch({small: spec_record(small, count=1)}, {small: header(small)}), leadership)
+    await world.store.commit(Batch(forgotten={names[0]: None, small: None}), leadership)
+    # A leadership knows what the one before has written, and deletes what that had not finished.
+    orphan = whole(names[1])
+    await world.store.commit(Batch(forgotten={names[1]: None}), leadership)
+    await world.store.commit(Batch(orphan.specs, {}, orphan.tasks), leadership)
+    leadership = await world.lead()
+    await world.store.load(leadership)
+    assert {key.split("/")[2] for key in await raw.keys()} == {"c-2", "c-3"}
+    await world.store.commit(Batch(forgotten={names[2]: None}), leadership)
+    await world.store.commit(Batch(forgotten={names[3]: None}), leadership)
+    assert await raw.keys() == []
+    await world.resign()
+
+
 async def test_on_etcd_a_lease_that_ran_out_is_granted_anew(
     etcd_client: EtcdClient, etcd_prefix: str
 ) -> None:

@@ -7,23 +7,22 @@ from typing import Any
 
 from aetcd import rpc
 
-from services.common import protobuf
 from services.common.etcd.ops import (
     Answer,
     Compare,
     Delete,
-    Deleted,
+    Done,
     Get,
     KeyEvent,
     KeyValue,
     Operation,
     Put,
     Rows,
-    Written,
     decode_key,
     encode_key,
     prefix_end,
 )
+from services.common.protobuf import tag, varint
 
 _TARGETS: dict[str, tuple[int, str]] = {
     "version": (rpc.Compare.VERSION, "version"),
@@ -45,16 +44,18 @@ _ORDERS: dict[str, tuple[int, int]] = {
 }
 
 
-_WRITTEN = Written()
+_DONE = Done()
 
 
 def _tag(message: Any, field: str) -> bytes:
-    return protobuf.tag(message.DESCRIPTOR.fields_by_name[field].number)
+    return tag(message.DESCRIPTOR.fields_by_name[field].number)
 
 
 _COMPARE, _SUCCESS, _FAILURE = (_tag(rpc.TxnRequest, name) for name in ("compare", "success", "failure"))
 _REQUEST_PUT = _tag(rpc.RequestOp, "request_put")
+_REQUEST_DELETE = _tag(rpc.RequestOp, "request_delete_range")
 _KEY, _VALUE = _tag(rpc.PutRequest, "key"), _tag(rpc.PutRequest, "value")
+_DELETED_KEY = _tag(rpc.DeleteRangeRequest, "key")
 
 
 def range_of(key: str, *, prefix: bool) -> tuple[bytes, bytes]:
@@ -124,30 +125,34 @@ def encode_txn(
     parts: list[bytes] = []
     for compare in compares:
         encoded: bytes = compare_message(compare).SerializeToString()
-        parts += (_COMPARE, protobuf.varint(len(encoded)), encoded)
+        parts += (_COMPARE, varint(len(encoded)), encoded)
     for branch, operations in ((_SUCCESS, success), (_FAILURE, failure)):
         for operation in operations:
             encoded = _encode_operation(operation)
-            parts += (branch, protobuf.varint(len(encoded)), encoded)
+            parts += (branch, varint(len(encoded)), encoded)
     return b"".join(parts)
 
 
 def _encode_operation(operation: Operation) -> bytes:
     if isinstance(operation, Put) and not operation.lease_id:
         key, value = encode_key(operation.key), operation.value
-        put = _KEY + protobuf.varint(len(key)) + key + _VALUE + protobuf.varint(len(value)) + value
-        return _REQUEST_PUT + protobuf.varint(len(put)) + put
+        content = _KEY + varint(len(key)) + key + _VALUE + varint(len(value)) + value
+        return _REQUEST_PUT + varint(len(content)) + content
+    if isinstance(operation, Delete) and not operation.prefix:
+        key = encode_key(operation.key)
+        content = _DELETED_KEY + varint(len(key)) + key
+        return _REQUEST_DELETE + varint(len(content)) + content
     encoded: bytes = operation_message(operation).SerializeToString()
     return encoded
 
 
 def answers(operations: Sequence[Operation], response: Any) -> tuple[Answer, ...]:
-    """Return the answers to `operations`, the branch that ran; what answers a put says nothing."""
-    if all(isinstance(operation, Put) for operation in operations):
-        return (_WRITTEN,) * len(operations)
+    """Return the answers to `operations`, the branch that ran; only what answers a `Get` is looked at."""
+    if Get not in {type(operation) for operation in operations}:
+        return (_DONE,) * len(operations)
     revision = response.header.revision
     return tuple(
-        _WRITTEN if isinstance(operation, Put) else answer(message, revision)
+        rows(message.response_range, revision) if isinstance(operation, Get) else _DONE
         for operation, message in zip(operations, response.responses, strict=True)
     )
 
@@ -167,17 +172,6 @@ def key_value(message: Any) -> KeyValue:
 def rows(message: Any, revision: int) -> Rows:
     """Return the rows of a read made at `revision`."""
     return Rows(revision, tuple(key_value(kv) for kv in message.kvs), message.more)
-
-
-def answer(message: Any, revision: int) -> Answer:
-    """Return the answer to one operation of a transaction."""
-    match message.WhichOneof("response"):
-        case "response_range":
-            return rows(message.response_range, revision)
-        case "response_delete_range":
-            return Deleted(message.response_delete_range.deleted)
-        case _:
-            return _WRITTEN
 
 
 def key_event(message: Any) -> KeyEvent:

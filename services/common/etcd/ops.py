@@ -7,7 +7,7 @@ prefix) survive the round trip by Python's surrogate escapes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 # etcd refuses a transaction with more operations in one branch (its flag --max-txn-ops).
 TXN_OPERATIONS_MAX = 128
@@ -27,8 +27,7 @@ class KeyValue:
     lease_id: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
+class Put(NamedTuple):
     """Write a key; with a `lease_id` the key is deleted when that lease ends."""
 
     key: str
@@ -36,8 +35,7 @@ class Put:
     lease_id: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(NamedTuple):
     """Delete a key, or with `prefix` every key that starts with it."""
 
     key: str
@@ -104,15 +102,8 @@ class Compare:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """The answer to a `Put`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Deleted:
-    """The answer to a `Delete`: how many keys went."""
-
-    count: int
+class Done:
+    """The answer to a `Put` or a `Delete`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +120,7 @@ class Rows:
         return self.kvs[0] if self.kvs else None
 
 
-Answer = Written | Deleted | Rows
+Answer = Done | Rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,8 @@ class EtcdStore:
         self._layout = Layout(key_prefix)
         self._lock_ttl_s = lock_ttl_s
         self._leases = LockLeases(client, lock_ttl_s)
+        # Collaborations that may have keys below their own: found there by `load`, or written since.
+        self._spread: set[CollaborationId] = set()
         # Keys of locks as `load` found them.
         self._lock_keys: set[str] = set()
 
@@ -55,8 +57,10 @@ class EtcdStore:
             for kv in page.kvs:
                 if (parsed := layout.parse_task(kv.key)) is not None:
                     below.setdefault(parsed[0], []).append(kv)
+        self._spread = set(below)
         found = [self._read_collaboration(kv, below) for kv in headers]
         await self._delete_orphans([*below], leadership)
+        self._spread.difference_update(below)
         self._leases = LockLeases(self._client, self._lock_ttl_s)
         locks, foreign = await self._load_locks(revision)
         stored = tuple(collaboration for collaboration in found if collaboration is not None)
@@ -139,7 +143,7 @@ class EtcdStore:
         """See `SchedulerStore.commit`."""
         instances = [*dict.fromkeys(lock.instance for lock in batch.put_locks)]
         await self._leases.ensure(instances)
-        lanes = cut(batch, self._layout, self._leases.ids)
+        lanes = cut(batch, self._layout, self._leases.ids, self._spread)
         try:
             written = await self._run_lanes(lanes, leadership)
         except LeaseGoneError:
@@ -147,7 +151,9 @@ class EtcdStore:
             # there; all of them are idempotent.
             await self._leases.drop_ended(instances)
             await self._leases.ensure(instances)
-            written = await self._run_lanes(cut(batch, self._layout, self._leases.ids), leadership)
+            lanes = cut(batch, self._layout, self._leases.ids, self._spread)
+            written = await self._run_lanes(lanes, leadership)
+        self._spread.difference_update(batch.forgotten)
         return tuple(written)
 
     async def _run_lanes(self, lanes: list[Lane], leadership: Leadership) -> list[LockWritten]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from services.common.core.ids import CollaborationId
 from services.common.etcd.ops import TXN_OPERATIONS_MAX, Delete, Get, Operation, Put
 from services.scheduler.core.model import InstanceKey, TaskKey
-from services.scheduler.core.records import SpecRecord, StoredLock, is_small
+from services.scheduler.core.records import StoredLock, is_small
 from services.scheduler.store import Batch
 from services.scheduler.stores.layout import Layout
 from services.scheduler.wire import learned, records
@@ -45,12 +45,16 @@ class Transaction:
 Lane = list[Transaction]
 
 
-def cut(batch: Batch, layout: Layout, leases: Mapping[InstanceKey, int]) -> list[Lane]:
+def cut(
+    batch: Batch, layout: Layout, leases: Mapping[InstanceKey, int], spread: set[CollaborationId]
+) -> list[Lane]:
     """Return lanes of transactions; lanes may be committed side by side.
 
     Collaborations without locks are independent of each other and packed together; one that fills more than
     a transaction gets a lane of its own. Everything that touches locks shares one lane, deletions first: no
     reader ever sees a claim before the one that it follows.
+
+    `spread` has the collaborations that may have more keys than their own; those of the batch are added.
     """
     locks_of: dict[CollaborationId, dict[TaskKey, list[StoredLock]]] = {}
     for lock in batch.put_locks:
@@ -61,8 +65,8 @@ def cut(batch: Batch, layout: Layout, leases: Mapping[InstanceKey, int]) -> list
         _append(locking, [Delete(layout.lock(resource, claim_id))])
     packed: Lane = []
     lanes: list[Lane] = []
-    for collaboration_id, operations in _by_collaboration(batch, layout).items():
-        if (locks := locks_of.pop(collaboration_id, None)) is not None:
+    for collaboration_id, operations in _by_collaboration(batch, layout, spread).items():
+        if locks_of and (locks := locks_of.pop(collaboration_id, None)) is not None:
             _append_locking(locking, layout, leases, operations, locks)
             continue
         size = _size(operations)
@@ -84,37 +88,41 @@ def cut(batch: Batch, layout: Layout, leases: Mapping[InstanceKey, int]) -> list
     return [lane for lane in [locking, *lanes] if lane]
 
 
-def _by_collaboration(batch: Batch, layout: Layout) -> dict[CollaborationId, list[Operation]]:
+def _by_collaboration(
+    batch: Batch, layout: Layout, spread: set[CollaborationId]
+) -> dict[CollaborationId, list[Operation]]:
     """Return each collaboration's writes in their order: specifications, tasks, itself."""
     writes: dict[CollaborationId, list[Operation]] = {}
-    small: dict[CollaborationId, SpecRecord] = {}
+    small: dict[CollaborationId, Operation] = {}
     for collaboration_id, spec in batch.specs.items():
-        if is_small(spec.submission) and collaboration_id in batch.collaborations:
-            small[collaboration_id] = spec
+        record = batch.collaborations.get(collaboration_id)
+        if record is not None and is_small(spec.submission):
+            only = TaskKey(collaboration_id, spec.submission.spec.tasks[0].task_id)
+            value = records.encode_small(spec, record, batch.tasks.get(only))
+            small[collaboration_id] = Put(layout.collaboration(collaboration_id), value)
             continue
+        spread.add(collaboration_id)
         writes[collaboration_id] = [
             Put(layout.spec(collaboration_id, number), part)
             for number, part in enumerate(records.encode_specs(spec))
         ]
     for key, task in batch.tasks.items():
         if key.collaboration_id not in small:
+            spread.add(key.collaboration_id)
             put = Put(layout.task(*key), records.encode_task(task))
             writes.setdefault(key.collaboration_id, []).append(put)
     for collaboration_id, record in batch.collaborations.items():
-        known = small.get(collaboration_id)
-        if known is None:
-            value = records.encode_collaboration(record)
-        else:
-            only = TaskKey(collaboration_id, known.submission.spec.tasks[0].task_id)
-            value = records.encode_small(known, record, batch.tasks.get(only))
-        put = Put(layout.collaboration(collaboration_id), value)
+        whole = small.get(collaboration_id)
+        if whole is not None:
+            writes[collaboration_id] = [whole]
+            continue
+        put = Put(layout.collaboration(collaboration_id), records.encode_collaboration(record))
         writes.setdefault(collaboration_id, []).append(put)
     for collaboration_id in batch.forgotten:
-        writes[collaboration_id] = [
-            # Its own record first: what is left without it is an orphan that the next `load` deletes.
-            Delete(layout.collaboration(collaboration_id)),
-            Delete(layout.below(collaboration_id), prefix=True),
-        ]
+        # Its own record first: what is left without it is an orphan that the next `load` deletes.
+        writes[collaboration_id] = [Delete(layout.collaboration(collaboration_id))]
+        if collaboration_id in spread:
+            writes[collaboration_id].append(Delete(layout.below(collaboration_id), prefix=True))
     return writes
 
 

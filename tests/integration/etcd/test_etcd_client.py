@@ -15,11 +15,10 @@ from services.common.etcd.ops import (
     TXN_OPERATIONS_MAX,
     Compare,
     Delete,
-    Deleted,
+    Done,
     Get,
     Operation,
     Put,
-    Written,
 )
 from services.common.etcd.watch import Watch
 from services.local.certs import PlaneCertificates
@@ -32,7 +31,7 @@ async def test_transaction_runs_the_branch_that_its_conditions_choose(
     key = f"{etcd_prefix}/a"
     first = await etcd_client.txn([Compare.absent(key)], [Put(key, b"1")], [Get(key)])
     assert first.succeeded
-    assert first.answers == (Written(),)
+    assert first.answers == (Done(),)
 
     second = await etcd_client.txn([Compare.absent(key)], [Put(key, b"2")], [Get(key)])
     assert not second.succeeded
@@ -79,9 +78,9 @@ async def test_answers_come_in_the_order_of_the_operations(etcd_client: EtcdClie
             Get(f"{etcd_prefix}/", prefix=True),
         ],
     )
-    assert result.answers[0] == Written()
+    assert result.answers[0] == Done()
     assert [kv.key for kv in result.rows(1).kvs] == [f"{etcd_prefix}/old/1", f"{etcd_prefix}/old/2"]
-    assert result.answers[2] == Deleted(2)
+    assert result.answers[2] == Done()
     assert [kv.key for kv in result.rows(3).kvs] == [f"{etcd_prefix}/new"]
     with pytest.raises(TypeError, match="not a Get"):
         result.rows(0)

@@ -20,7 +20,7 @@ from services.common.etcd.messages import (
 from services.common.etcd.ops import (
     Compare,
     Delete,
-    Deleted,
+    Done,
     Get,
     KeyEvent,
     KeyValue,
@@ -28,7 +28,6 @@ from services.common.etcd.ops import (
     Put,
     Rows,
     WatchBatch,
-    Written,
     decode_key,
     encode_key,
     prefix_end,
@@ -102,8 +101,8 @@ def test_answers_follow_the_operations_that_ran() -> None:
     ]
     response = rpc.TxnResponse(header=rpc.ResponseHeader(revision=7), responses=responses)
     found = answers([Put("/a", b""), Delete("/b"), Get("/a")], response)
-    assert found == (Written(), Deleted(2), Rows(7, (KeyValue("/a", b"1", 0, 4, 0),)))
-    assert answers([Put("/a", b"")] * 2, rpc.TxnResponse(responses=responses[:1] * 2)) == (Written(),) * 2
+    assert found == (Done(), Done(), Rows(7, (KeyValue("/a", b"1", 0, 4, 0),)))
+    assert answers([Put("/a", b"")] * 2, rpc.TxnResponse(responses=responses[:1] * 2)) == (Done(),) * 2
 
 
 def test_targets() -> None:

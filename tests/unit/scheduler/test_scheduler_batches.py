@@ -132,7 +132,7 @@ def test_of_a_small_collaboration_everything_is_written_whenever_any_of_it_chang
     for effect in (SaveTask(collaboration.tasks[TaskId("x")]), SaveCollaboration(collaboration)):
         found = sort([effect]).batch
         assert [len(some) for some in (found.specs, found.tasks, found.collaborations)] == [1, 1, 1]
-    [[transaction]] = cut(found, LAYOUT, {})
+    [[transaction]] = cut(found, LAYOUT, {}, set())
     [put] = transaction.operations
     assert put.key == "/muster/collaborations/c-r1"
     assert isinstance(put, Put)
@@ -146,7 +146,7 @@ def test_of_a_small_collaboration_everything_is_written_whenever_any_of_it_chang
 def test_a_task_that_never_changed_has_no_record() -> None:
     stage = Stage()
     effects = stage.state.handle(stage.submission(wired("x")), stage.now)
-    [[transaction]] = cut(sort(effects).batch, LAYOUT, {})
+    [[transaction]] = cut(sort(effects).batch, LAYOUT, {}, set())
     [put] = transaction.operations
     assert isinstance(put, Put)
     kept = records.decode_small(CollaborationId("c-r1"), put.value)
@@ -180,7 +180,7 @@ def test_what_follows_from_durable_locks_goes_out_and_the_rest_waits_for_its_own
 
 
 def test_small_collaborations_share_transactions_and_stay_whole() -> None:
-    lanes = cut(batch(*(f"c{number}" for number in range(100)), tasks=2), LAYOUT, {})
+    lanes = cut(batch(*(f"c{number}" for number in range(100)), tasks=2), LAYOUT, {}, set())
     assert [len(lane) for lane in lanes] == [1, 1, 1]
     for [transaction] in lanes:
         assert len(transaction.operations) <= TXN_OPERATIONS_MAX
@@ -194,7 +194,7 @@ def test_small_collaborations_share_transactions_and_stay_whole() -> None:
 
 
 def test_a_large_collaboration_has_a_lane_of_its_own_with_its_record_last() -> None:
-    lanes = cut(batch("big", tasks=400), LAYOUT, {})
+    lanes = cut(batch("big", tasks=400), LAYOUT, {}, set())
     [lane] = lanes
     assert len(lane) == 4
     assert keys(lane)[-1][-1] == "/muster/collaborations/big"
@@ -205,7 +205,7 @@ def test_a_transaction_is_bounded_by_its_bytes() -> None:
     for number in range(40):
         key = TaskKey(CollaborationId("big"), TaskId(f"t{number}"))
         made.tasks[key] = record(f"t{number}", Payload("", bytes(65_000)))
-    [lane] = cut(made, LAYOUT, {})
+    [lane] = cut(made, LAYOUT, {}, set())
     assert len(lane) == 3
     assert all(transaction.size_bytes <= TXN_BYTES_MAX for transaction in lane)
 
@@ -215,7 +215,7 @@ def test_specifications_come_before_tasks() -> None:
     stage.submit(task("t0"), task("t1"))
     made = batch("c-r1")
     made.specs[CollaborationId("c-r1")] = spec_record(stage.collaboration())
-    [[transaction]] = cut(made, LAYOUT, {})
+    [[transaction]] = cut(made, LAYOUT, {}, set())
     assert [operation.key.removeprefix("/muster/") for operation in transaction.operations] == [
         "tasks/c-r1/spec/00000",
         "tasks/c-r1/state/t0",
@@ -228,7 +228,7 @@ def test_an_attempt_shares_its_transaction_with_its_locks_and_deletions_come_fir
     ref = AttemptRef(CollaborationId("c1"), TaskId("t0"), FencingToken(7, 1))
     made.put_locks = [lock("bridge", ref), lock("road", ref), lock("boat", claim_id="two")]
     made.deleted_locks = [(ResourceName("bridge"), "before")]
-    locking, others = cut(made, LAYOUT, {A: 99})
+    locking, others = cut(made, LAYOUT, {A: 99}, set())
     [transaction] = locking
     kinds = [type(operation) for operation in transaction.operations]
     assert kinds == [Delete, Put, Put, Put, Get, Get, Put, Put, Get]
@@ -244,7 +244,7 @@ def test_an_attempt_shares_its_transaction_with_its_locks_and_deletions_come_fir
 
 def test_a_lock_of_code_whose_attempt_does_not_change_is_written_too() -> None:
     ref = AttemptRef(CollaborationId("c1"), TaskId("t0"), FencingToken(7, 1))
-    [[transaction]] = cut(Batch(put_locks=[lock("bridge", ref)]), LAYOUT, {A: 99})
+    [[transaction]] = cut(Batch(put_locks=[lock("bridge", ref)]), LAYOUT, {A: 99}, set())
     assert [type(operation) for operation in transaction.operations] == [Put, Get]
 
 
@@ -254,7 +254,7 @@ def test_the_locks_of_a_small_collaborations_attempt_share_its_transaction() -> 
     made = sort([SaveCollaboration(stage.collaboration())]).batch
     ref = AttemptRef(CollaborationId("c-r1"), TaskId("t0"), FencingToken(7, 1))
     made.put_locks = [lock("bridge", ref)]
-    [[transaction]] = cut(made, LAYOUT, {A: 99})
+    [[transaction]] = cut(made, LAYOUT, {A: 99}, set())
     assert [operation.key for operation in transaction.operations] == [
         "/muster/collaborations/c-r1",
         "/muster/locks/bridge/one",
@@ -268,7 +268,7 @@ def test_many_locks_that_the_code_of_one_attempt_takes_are_cut_between_requests(
     made.put_locks = [
         lock(f"r{number}", ref, claim_id=f"q{number // 2}", declared=False) for number in range(300)
     ]
-    [lane] = cut(made, LAYOUT, {A: 1})
+    [lane] = cut(made, LAYOUT, {A: 1}, set())
     assert all(len(transaction.operations) <= TXN_OPERATIONS_MAX for transaction in lane)
     for transaction in lane:
         claims = [row.claim_id for _, row in transaction.locks]
@@ -281,7 +281,7 @@ def test_many_locks_are_cut_between_requests_only() -> None:
     for number in range(60):
         ref = AttemptRef(CollaborationId(f"c{number}"), TaskId("t0"), FencingToken(7, 1))
         made.put_locks += [lock(f"r{number}", ref), lock(f"s{number}", ref)]
-    [lane] = cut(made, LAYOUT, {A: 1})
+    [lane] = cut(made, LAYOUT, {A: 1}, set())
     assert len(lane) > 1
     for transaction in lane:
         assert len(transaction.operations) <= TXN_OPERATIONS_MAX
@@ -293,11 +293,24 @@ def test_many_locks_are_cut_between_requests_only() -> None:
 
 
 def test_a_forgotten_collaborations_record_goes_first() -> None:
-    [[transaction]] = cut(Batch(forgotten={CollaborationId("c1"): None}), LAYOUT, {})
+    c1, c2 = CollaborationId("c1"), CollaborationId("c2")
+    [[transaction]] = cut(Batch(forgotten={c1: None, c2: None}), LAYOUT, {}, {c1})
     assert transaction.operations == [
         Delete("/muster/collaborations/c1"),
         Delete("/muster/tasks/c1/", prefix=True),
+        # Of one that never had keys below its own nothing else is looked for.
+        Delete("/muster/collaborations/c2"),
     ]
+
+
+def test_who_has_keys_below_its_own_is_noted() -> None:
+    spread = {CollaborationId("c0")}
+    cut(batch("c1", tasks=2), LAYOUT, {}, spread)
+    stage = Stage()
+    small = stage.state.handle(stage.submission(wired("x"), request_id="small"), stage.now)
+    large = stage.state.handle(stage.submission(wired("x"), wired("y"), request_id="large"), stage.now)
+    cut(sort(small + large).batch, LAYOUT, {}, spread)
+    assert spread == {"c0", "c1", "c-large"}
 
 
 def test_keys_are_read_as_they_are_written() -> None:
