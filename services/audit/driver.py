@@ -8,8 +8,8 @@ checkpoint over it is durable.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,7 @@ from services.audit.store import LogStore
 from services.common import logs
 from services.common.clock import Clock
 from services.common.core.errors import Reason, ServiceError
+from services.common.worker import Worker
 
 _log = logs.get("audit.driver")
 
@@ -67,8 +68,8 @@ class Driver:
     ) -> None:
         self._store, self._origin, self._limits = store, origin, limits
         self._clock, self._metrics = clock, metrics
-        self._committer = ThreadPoolExecutor(1, "audit-commit")
-        self._integrator = ThreadPoolExecutor(1, "audit-integrate")
+        self._committer = Worker("audit-commit")
+        self._integrator = Worker("audit-integrate")
         self._machine: LogMachine
         self._signer: Signer
         self._published: Published
@@ -89,10 +90,7 @@ class Driver:
 
     async def open(self, *, first_start: bool) -> None:
         """Open the log; raises `LogUnusableError` or `ContradictionError`."""
-        loop = asyncio.get_running_loop()
-        opened = await loop.run_in_executor(
-            self._committer, lambda: self._store.open(first_start=first_start)
-        )
+        opened = await self._committer.run(lambda: self._store.open(first_start=first_start))
         self._signer = opened.signer
         self._machine = LogMachine(opened.recovered, self._limits)
         self._published = Published(opened.recovered.tree, opened.recovered.checkpoint)
@@ -184,8 +182,8 @@ class Driver:
     async def close(self) -> None:
         """Close the store after `run` has ended; what was acked is durable anyway."""
         loop = asyncio.get_running_loop()
-        for executor in (self._integrator, self._committer):
-            await loop.run_in_executor(None, executor.shutdown)
+        for worker in (self._integrator, self._committer):
+            await loop.run_in_executor(None, worker.close)
         await loop.run_in_executor(None, self._store.close)
 
     async def _wait_stirred(self) -> None:
@@ -231,8 +229,8 @@ class Driver:
         else:
             answer.set_result(result)
 
-    def _begin(self, executor: ThreadPoolExecutor, work: Callable[..., Event | None], *given: Any) -> None:
-        """Run `work` on the executor's thread; what it returns is the next event."""
+    def _begin(self, worker: Worker, work: Callable[..., Event | None], *given: Any) -> None:
+        """Run `work` on the worker's thread; what it returns is the next event."""
 
         def ended(future: asyncio.Future[Event | None]) -> None:
             if future.cancelled():
@@ -243,7 +241,7 @@ class Driver:
             elif (event := future.result()) is not None:
                 self._happened(event)
 
-        asyncio.get_running_loop().run_in_executor(executor, work, *given).add_done_callback(ended)
+        worker.run(functools.partial(work, *given)).add_done_callback(ended)
 
     # On the threads: no access to anything that the loop changes.
 
