@@ -8,7 +8,7 @@ from typing import Protocol
 from services.common.core.errors import ServiceError
 from services.common.core.ids import CollaborationId
 from services.scheduler.core.book import Book
-from services.scheduler.core.course import Change, Progress
+from services.scheduler.core.changes import Change, Progress
 from services.scheduler.wire import views
 
 

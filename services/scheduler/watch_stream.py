@@ -10,7 +10,8 @@ from muster.scheduler.v1 import scheduler_service_pb2 as pb
 from services.common.core.errors import ServiceError
 from services.common.core.ids import CollaborationId
 from services.scheduler.core.book import Book
-from services.scheduler.core.course import Change, Collaboration, Progress, TaskView
+from services.scheduler.core.changes import Change, Progress, TaskView
+from services.scheduler.core.course import Collaboration
 from services.scheduler.driver import Driver
 from services.scheduler.wire import views
 

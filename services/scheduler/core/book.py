@@ -12,7 +12,8 @@ from services.common.core.fencing import FencingToken
 from services.common.core.ids import CollaborationId, ResourceName
 from services.common.core.instants import Instant
 from services.scheduler.core.analysis.classifier import Classifier
-from services.scheduler.core.course import Attempt, Change, Collaboration, CollaborationView, Task
+from services.scheduler.core.changes import Change, CollaborationView
+from services.scheduler.core.course import Attempt, Collaboration, Task
 from services.scheduler.core.directory import Directory
 from services.scheduler.core.effects import Effect, Publish, SaveCollaboration, SaveTask
 from services.scheduler.core.events import HeldLock, StreamId

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from services.common.core.fencing import FencingToken
 from services.common.core.ids import AgentId, CollaborationId, TaskId
 from services.common.core.instants import NEVER, Instant
+from services.scheduler.core.changes import CollaborationView, SavepointNote, TaskView
 from services.scheduler.core.history import History
 from services.scheduler.core.locking.queue import LockId
 from services.scheduler.core.model import (
@@ -35,7 +36,7 @@ from services.scheduler.core.model import (
 )
 from services.scheduler.core.placing.fairness import Account
 from services.scheduler.core.placing.placement import Demand
-from services.scheduler.core.running.deadlines import WHOLE, DeadlineView, DeadlineWarning, Lateness
+from services.scheduler.core.running.deadlines import WHOLE, DeadlineWarning, Lateness
 from services.scheduler.core.timers import Timer
 
 if TYPE_CHECKING:
@@ -90,6 +91,31 @@ class Attempt(NamedTuple):
         """Whether its agent may still act under its token."""
         return self.state in ATTEMPT_OPEN
 
+    def moved_on(
+        self,
+        state: AttemptState,
+        start_time: Instant | None,
+        end_time: Instant | None = None,
+        failure: Failure | None = None,
+    ) -> Attempt:
+        """Return it as it is in its next state."""
+        # One by one: `_replace` costs several times as much, and each attempt moves on twice.
+        token, instance, incarnation, _, assigned, why, _, _, _, predicted, speculative, until = self
+        return Attempt(
+            token,
+            instance,
+            incarnation,
+            state,
+            assigned,
+            why,
+            start_time,
+            end_time,
+            failure,
+            predicted,
+            speculative,
+            until,
+        )
+
 
 class Savepoint(NamedTuple):
     """From where the next attempt of a task goes on."""
@@ -98,15 +124,6 @@ class Savepoint(NamedTuple):
     attempt_number: int
     save_time: Instant
     payload: Payload
-
-
-class SavepointNote(NamedTuple):
-    """What views tell of a savepoint; the payload itself would stay in the history with every one of them."""
-
-    attempt_number: int
-    save_time: Instant
-    #: Length of the payload.
-    size_bytes: int
 
 
 class Place(IntEnum):
@@ -155,9 +172,11 @@ class Task:
     generation: int = 0
     #: The collaboration's generation at its last change.
     collaboration_generation: int = 0
-    #: The newest ATTEMPTS_KEPT_MAX, oldest first. At most two are open, at different instances: one, and a
-    #: speculative one that began after it.
+    #: The newest ATTEMPTS_KEPT_MAX, oldest first.
     attempts: tuple[Attempt, ...] = ()
+    #: Those that are open, oldest first. At most two, at different instances: one, and a speculative one that
+    #: began after it.
+    open_attempts: tuple[Attempt, ...] = ()
     #: Attempts made in all: the number of the newest token.
     attempt_count: int = 0
     #: Attempts that failed or timed out; a lost agent does not count.
@@ -227,25 +246,23 @@ class Task:
         return self.attempts[-1] if self.attempts else None
 
     @property
-    def open_attempts(self) -> tuple[Attempt, ...]:
-        """The open attempts, oldest first: none, one, or one with a speculative one beside it."""
-        return tuple(attempt for attempt in self.attempts if attempt.open)
-
-    @property
     def current(self) -> Attempt | None:
         """The oldest open attempt; None when there is none."""
-        return next((attempt for attempt in self.attempts if attempt.open), None)
+        return self.open_attempts[0] if self.open_attempts else None
 
     def at(self, instance: InstanceKey) -> Attempt | None:
         """Return the open attempt that an instance holds, None when it holds none."""
-        for each in reversed(self.attempts):
-            if each.open and each.instance == instance:
+        for each in self.open_attempts:
+            if each.instance == instance:
                 return each
         return None
 
     def find(self, token: FencingToken) -> Attempt | None:
         """Return the attempt under `token`, None when it is not kept."""
-        return next((attempt for attempt in reversed(self.attempts) if attempt.token == token), None)
+        for each in reversed(self.attempts):
+            if each.token == token:
+                return each
+        return None
 
     def ref(self, attempt: Attempt) -> AttemptRef:
         """Return the name of one of its attempts."""
@@ -254,14 +271,18 @@ class Task:
     def add_attempt(self, attempt: Attempt) -> None:
         """Append the next attempt; the oldest one beyond the bound goes."""
         self.attempts = (*self.attempts[-(ATTEMPTS_KEPT_MAX - 1) :], attempt)
+        self.open_attempts = (*self.open_attempts, attempt)
         self.attempt_count = attempt.token.number
 
     def replace(self, attempt: Attempt) -> None:
         """Put an attempt's next value in its place."""
-        if self.attempts[-1].token == attempt.token:
-            self.attempts = (*self.attempts[:-1], attempt)
-        else:
-            self.attempts = tuple(attempt if each.token == attempt.token else each for each in self.attempts)
+        token = attempt.token
+        self.keep_attempts(tuple([attempt if each.token == token else each for each in self.attempts]))
+
+    def keep_attempts(self, attempts: tuple[Attempt, ...]) -> None:
+        """Let these be its attempts, oldest first."""
+        self.attempts = attempts
+        self.open_attempts = tuple([each for each in attempts if each.state in ATTEMPT_OPEN])
 
     def view(self) -> TaskView:
         """Return what it is now, immutable."""
@@ -280,20 +301,6 @@ class Task:
 
 def _note(saved: Savepoint) -> SavepointNote:
     return SavepointNote(saved.attempt_number, saved.save_time, len(saved.payload.data))
-
-
-class TaskView(NamedTuple):
-    """A task as it was at one generation. `task` gives what never changes: key and spec."""
-
-    task: Task
-    state: TaskState
-    attempts: tuple[Attempt, ...]
-    result: Payload | None
-    failure: Failure | None
-    generation: int
-    ready_time: Instant | None
-    end_time: Instant | None
-    savepoint: SavepointNote | None
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -372,38 +379,3 @@ class Collaboration:
             self.failure,
             self.warnings,
         )
-
-
-class CollaborationView(NamedTuple):
-    """A collaboration as it was at one generation; `collaboration` gives what never changes."""
-
-    collaboration: Collaboration
-    state: CollaborationState
-    generation: int
-    end_time: Instant | None
-    coordinator_agent: str
-    members: tuple[AgentId, ...]
-    succeeded_count: int
-    failure: Failure | None
-    warnings: tuple[DeadlineWarning, ...]
-
-
-class Change(NamedTuple):
-    """One durable change, as watchers see it."""
-
-    collaboration_id: CollaborationId
-    #: The collaboration's generation after the change.
-    generation: int
-    time: Instant
-    subject: TaskView | CollaborationView | DeadlineView
-
-
-class Progress(NamedTuple):
-    """A live report of one attempt; not durable, may be skipped."""
-
-    collaboration_id: CollaborationId
-    task_id: TaskId
-    attempt_number: int
-    progress: float
-    stage: str
-    time: Instant

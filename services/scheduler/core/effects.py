@@ -13,7 +13,8 @@ from services.common.core.entries import EntryDraft
 from services.common.core.errors import ServiceError
 from services.common.core.ids import CollaborationId, ResourceName
 from services.common.core.instants import Instant
-from services.scheduler.core.course import Attempt, Change, Collaboration, Progress, Task
+from services.scheduler.core.changes import Change, Progress
+from services.scheduler.core.course import Attempt, Collaboration, Task
 from services.scheduler.core.events import HeldLock, ReplyId, StreamId
 from services.scheduler.core.model import AttemptRef, InstanceKey
 from services.scheduler.core.planning.problem import Problem

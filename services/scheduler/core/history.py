@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from services.scheduler.core.course import Change
+    from services.scheduler.core.changes import Change
 
 
 class History:

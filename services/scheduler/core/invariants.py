@@ -62,6 +62,7 @@ def _check_task(book: Book, task: Task) -> None:
     tokens = [attempt.token for attempt in task.attempts]
     assert tokens == sorted(set(tokens)), task
     current = task.open_attempts
+    assert current == tuple(attempt for attempt in task.attempts if attempt.open), task
     assert bool(current) == (task.state in TASK_HELD), task
     assert len(current) <= 2, f"{task}: {current}"
     assert len(current) < 2 or current[1].speculative, f"{task}: {current}"

@@ -11,14 +11,8 @@ from muster.scheduler.v1 import task_pb2 as task_pb
 from services.common.core.instants import Instant
 from services.common.protobuf import tag, varint
 from services.scheduler.core.book import Book
-from services.scheduler.core.course import (
-    Attempt,
-    Change,
-    Collaboration,
-    CollaborationView,
-    Progress,
-    TaskView,
-)
+from services.scheduler.core.changes import Change, CollaborationView, Progress, TaskView
+from services.scheduler.core.course import Attempt, Collaboration
 from services.scheduler.core.locking.words import LockView
 from services.scheduler.core.model import TaskState
 from services.scheduler.core.queries import waiting_for

@@ -19,7 +19,7 @@ from services.common.testing.clock import FakeClock
 from services.common.testing.election import MemoryBallot
 from services.common.testing.outbox import MemoryOutbox
 from services.scheduler.core.book import Settings
-from services.scheduler.core.course import Change, Progress
+from services.scheduler.core.changes import Change, Progress
 from services.scheduler.core.events import AgentsChanged, ReplyId, Submitted
 from services.scheduler.core.model import CollaborationSpec, Submission
 from services.scheduler.driver import Driver, DriverParts

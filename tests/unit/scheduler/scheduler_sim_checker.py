@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from services.common.core.ids import CollaborationId, TaskId
 from services.common.core.instants import Instant
-from services.scheduler.core.course import Attempt, Change, Savepoint
+from services.scheduler.core.changes import Change
+from services.scheduler.core.course import Attempt, Savepoint
 from services.scheduler.core.events import ForeignLock, HeldLock, ResultReport, StreamId
 from services.scheduler.core.model import (
     COLLABORATION_ENDED,

@@ -15,7 +15,8 @@ from services.common.core.errors import Reason, ServiceError
 from services.common.core.ids import CollaborationId, InstanceId, ResourceName, Skill
 from services.common.core.instants import Instant
 from services.scheduler.core.book import Settings
-from services.scheduler.core.course import Change, Collaboration
+from services.scheduler.core.changes import Change
+from services.scheduler.core.course import Collaboration
 from services.scheduler.core.effects import (
     Accepted,
     AckResult,

@@ -17,7 +17,7 @@ from services.common.core.fencing import FencingToken
 from services.common.core.ids import CollaborationId, ResourceName
 from services.common.core.instants import Instant
 from services.scheduler.core.book import Settings
-from services.scheduler.core.course import Change
+from services.scheduler.core.changes import Change
 from services.scheduler.core.effects import (
     AckResult,
     AckSavepoint,

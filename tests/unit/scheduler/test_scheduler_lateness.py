@@ -8,7 +8,7 @@ import pytest
 
 from services.common.core.instants import Instant
 from services.scheduler.core.book import Settings
-from services.scheduler.core.course import Change
+from services.scheduler.core.changes import Change
 from services.scheduler.core.effects import Effect, Publish
 from services.scheduler.core.events import ResultReport
 from services.scheduler.core.model import CollaborationState, Failure, FailureKind, TaskState

@@ -12,7 +12,8 @@ from services.common.core.errors import Reason, ServiceError
 from services.common.core.ids import CollaborationId
 from services.common.core.instants import Instant
 from services.scheduler.core.book import Settings
-from services.scheduler.core.course import Change, Collaboration, CollaborationView, TaskView
+from services.scheduler.core.changes import Change, CollaborationView, TaskView
+from services.scheduler.core.course import Collaboration
 from services.scheduler.core.effects import (
     Accepted,
     CancelAttempt,

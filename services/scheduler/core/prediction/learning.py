@@ -62,17 +62,16 @@ def expected_ms(book: Book, spec: TaskSpec) -> int:
     return round(book.predictor.typical(type_of(spec), declared_ms, skill).mean_ms)
 
 
-def predict(step: Step, task: Task, agent_id: str) -> Predicted:
-    """Return how long a task is expected to take on an agent, as it is kept with the attempt."""
-    found = estimate(step.book, task.spec, agent_id, learned_type(step, task))
+def expect(step: Step, task: Task, agent_id: str) -> Estimate:
+    """Return how long a task is expected to take on an agent, now that it may go there."""
+    return estimate(step.book, task.spec, agent_id, learned_type(step, task))
+
+
+def predicted(found: Estimate) -> Predicted:
+    """Return an estimate as it is kept with the attempt."""
     return Predicted(
         round(found.mean_ms), round(found.low_ms), round(found.high_ms), round(found.observations, 1)
     )
-
-
-def quantile_ms(step: Step, task: Task, agent_id: str, share: float) -> int:
-    """Return the duration that a share of a task's runs on an agent is not expected to exceed."""
-    return round(estimate(step.book, task.spec, agent_id, task.task_type).quantile(share))
 
 
 def learn(step: Step, task: Task, attempt: Attempt) -> None:

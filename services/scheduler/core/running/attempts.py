@@ -22,6 +22,7 @@ from services.scheduler.core.model import AttemptState, CollaborationState, Fail
 from services.scheduler.core.monitoring import observing
 from services.scheduler.core.placing import places
 from services.scheduler.core.prediction import learning
+from services.scheduler.core.prediction.estimate import Estimate
 from services.scheduler.core.running import lateness, savepoints
 from services.scheduler.core.timers import TimerKind
 
@@ -71,6 +72,7 @@ def _hand_over(
     """Make the next attempt of a task, at an instance with a free slot."""
     book = step.book
     token = FencingToken(book.epoch, task.attempt_count + 1)
+    expected = learning.expect(step, task, instance.key.agent_id)
     attempt = Attempt(
         token,
         instance.key,
@@ -78,7 +80,7 @@ def _hand_over(
         AttemptState.ASSIGNED,
         step.now,
         explanation,
-        predicted=learning.predict(step, task, instance.key.agent_id),
+        predicted=learning.predicted(expected),
         speculative=speculative,
     )
     task.add_attempt(attempt)
@@ -88,7 +90,7 @@ def _hand_over(
     instance.turn = book.index.next_turn()
     book.index.touch(instance)
     book.victims.put(task, attempt, instance)
-    watch_straggling(step, task, attempt)
+    watch_straggling(step, task, attempt, expected)
     lateness.watch(step, task)
     return attempt
 
@@ -105,11 +107,11 @@ def assign_beside(step: Step, task: Task, instance: Instance, why: str) -> Attem
 
 def expected_at(step: Step, task: Task, instance: Instance) -> int:
     """Return how long a task is expected to take at an instance, in milliseconds."""
-    return learning.predict(step, task, instance.key.agent_id).mean_ms
+    return round(learning.expect(step, task, instance.key.agent_id).mean_ms)
 
 
-def watch_straggling(step: Step, task: Task, attempt: Attempt) -> None:
-    """Have an attempt noticed when it takes longer than predicted, if a second one may help it."""
+def watch_straggling(step: Step, task: Task, attempt: Attempt, expected: Estimate) -> None:
+    """Have an attempt noticed when it takes longer than expected, if a second one may help it."""
     spec, settings = task.spec, step.book.settings
     if (
         settings.speculation_share <= 0.0
@@ -118,7 +120,7 @@ def watch_straggling(step: Step, task: Task, attempt: Attempt) -> None:
         or spec.gang is not None
     ):
         return
-    slow_ms = learning.quantile_ms(step, task, attempt.instance.agent_id, settings.straggle_quantile)
+    slow_ms = round(expected.quantile(settings.straggle_quantile))
     subject = (task, attempt.token.number)
     due = after(attempt.assign_time, slow_ms)
     # Of two attempts the newer one is watched.
@@ -135,10 +137,10 @@ def start(step: Step, task: Task, attempt: Attempt, *, ended: bool) -> None:
         return
     observing.stage(step, "started", step.now - attempt.assign_time)
     if ended:
-        task.replace(attempt._replace(start_time=step.now))
+        task.replace(attempt.moved_on(attempt.state, step.now))
         return
     state = ATTEMPT.next(task.key, attempt.state, AttemptInput.START)
-    task.replace(attempt._replace(state=state, start_time=step.now))
+    task.replace(attempt.moved_on(state, step.now))
     if task.state is TaskState.ASSIGNED:
         task.state = TASK.next(task.key, task.state, TaskInput.START)
     step.task_changed(task)
@@ -175,12 +177,13 @@ def close(
     """
     book = step.book
     state = ATTEMPT.next(task.key, attempt.state, given)
-    task.replace(attempt._replace(state=state, end_time=step.now, failure=failure))
+    task.replace(attempt.moved_on(state, attempt.start_time, step.now, failure))
     book.timers.cancel(task.watches.pop(attempt.token.number, None))
-    # A savepoint that waits for its turn becomes durable with the attempt's end.
-    book.timers.cancel(task.savepoint_timer)
-    task.savepoint_timer = None
-    savepoints.acknowledge(step, task)
+    if task.savepoint_unacked:
+        # A savepoint that waits for its turn becomes durable with the attempt's end.
+        book.timers.cancel(task.savepoint_timer)
+        task.savepoint_timer = None
+        savepoints.acknowledge(step, task)
     book.victims.drop(task, attempt)
     elapsed_ms = step.now - attempt.assign_time
     if attempt.speculative:
@@ -192,7 +195,6 @@ def close(
         book.timers.cancel(task.straggle_timer)
         task.straggle_timer = None
         book.stragglers.pop(task.key, None)
-    if not task.open_attempts:
         task.progress, task.stage = 0.0, ""
     instance = book.instance_of(attempt)
     if instance is not None:

@@ -6,7 +6,8 @@ from collections.abc import Collection
 
 from services.common.core.entries import Outcome
 from services.scheduler.core.book import Step
-from services.scheduler.core.course import Attempt, Progress, Task
+from services.scheduler.core.changes import Progress
+from services.scheduler.core.course import Attempt, Task
 from services.scheduler.core.effects import AckResult, CancelAttempt, Publish
 from services.scheduler.core.events import Cancelled, ProgressReport, ResultReport, StreamId, Suspended
 from services.scheduler.core.instances import Instance

@@ -15,12 +15,11 @@ Never speculated: what says so (`speculation`), members of gangs, and what holds
 
 from __future__ import annotations
 
-from services.scheduler.core.book import Step
+from services.scheduler.core.book import Book, Step
 from services.scheduler.core.course import Attempt, Task
 from services.scheduler.core.instances import Instance
 from services.scheduler.core.model import AttemptState, CollaborationState
 from services.scheduler.core.placing.placement import Demand
-from services.scheduler.core.placing.ranking import Pool
 from services.scheduler.core.running import attempts, outcomes
 
 #: Free slots that are looked at for one second attempt.
@@ -52,8 +51,7 @@ def help_stragglers(step: Step) -> bool:
     if not book.index.fleet.live:
         # A full fleet may have thousands of slow attempts: none of them is looked at for each event.
         return False
-    # Demands for which no agent is free now.
-    hopeless: set[Demand] = set()
+    free = _Free(book)
     for task in sorted(book.stragglers.values(), key=lambda each: (-each.rank_ms, each.arrival)):
         slow = task.open_attempts
         if task.collaboration.state is CollaborationState.SUSPENDED:
@@ -62,20 +60,14 @@ def help_stragglers(step: Step) -> bool:
         if not _may_help(step, task, slow):
             del book.stragglers[task.key]
             continue
-        if task.demand in hopeless:
-            continue
-        # Also what the one before has just taken.
-        book.index.settle()
-        pool = book.index.pool(task.demand, spare_withheld=True)
-        instance = None if pool is None else _find(step, pool, slow)
+        instance = _other(free.of(task.demand), slow)
         if instance is None:
-            if pool is None:
-                hopeless.add(task.demand)
             continue
         if len(slow) == 1 and slow[0].state is AttemptState.ASSIGNED and slow[0].start_time is None:
             outcomes.move(step, task, slow[0], f"{slow[0].instance} has not started it, {instance.key} can")
             if not task.ended:
                 attempts.assign(step, task, instance, "moved: its agent before had not started it")
+            free.changed()
             moved = True
             continue
         expected_ms = attempts.expected_at(step, task, instance)
@@ -86,18 +78,52 @@ def help_stragglers(step: Step) -> bool:
                 outcomes.excuse(step, task, slow[-1], "it takes longer than predicted, too")
             book.budget.reserve(expected_ms, step.now)
             _begin(step, task, slow[0], instance)
+            free.changed()
     return moved
 
 
+class _Free:
+    """The best instances with a free slot for a demand: looked for once, until one of them gets something."""
+
+    def __init__(self, book: Book) -> None:
+        self._index = book.index
+        #: Each instance once, best first.
+        self._found: dict[Demand, list[Instance]] = {}
+        #: Those for which nobody was free: for this time that stays so.
+        self._hopeless: set[Demand] = set()
+
+    def of(self, demand: Demand) -> list[Instance]:
+        """Return them, best first."""
+        if demand in self._hopeless:
+            return []
+        if demand not in self._found:
+            self._found[demand] = self._find(demand)
+        return self._found[demand]
+
+    def changed(self) -> None:
+        """Look for them anew."""
+        self._found.clear()
+
+    def _find(self, demand: Demand) -> list[Instance]:
+        index = self._index
+        # Also what the one before has just taken.
+        index.settle()
+        pool = index.pool(demand, spare_withheld=True)
+        if pool is None:
+            self._hopeless.add(demand)
+            return []
+        pool.rank(_LOOK_MAX)
+        best = (index.fleet.instances[row] for row in dict.fromkeys(row for row, _, _ in pool.ranking()))
+        return [instance for instance in best if instance is not None and instance.free > 0]
+
+
 def _may_help(step: Step, task: Task, slow: tuple[Attempt, ...]) -> bool:
-    seconds = sum(attempt.speculative for attempt in task.attempts)
-    return (
-        bool(slow)
-        and seconds < SECONDS_MAX
-        and not any(
-            attempt.state is AttemptState.SUSPENDING or _locks(step, task, attempt) for attempt in slow
-        )
-    )
+    if not slow or sum([attempt.speculative for attempt in task.attempts]) >= SECONDS_MAX:
+        return False
+    for attempt in slow:
+        if attempt.state is AttemptState.SUSPENDING or _locks(step, task, attempt):
+            return False
+    return True
 
 
 def _begin(step: Step, task: Task, slow: Attempt, instance: Instance) -> None:
@@ -115,14 +141,11 @@ def _begin(step: Step, task: Task, slow: Attempt, instance: Instance) -> None:
     )
 
 
-def _find(step: Step, pool: Pool, slow: tuple[Attempt, ...]) -> Instance | None:
-    """Return the best instance with a free slot for a second attempt, at an agent that does not run one."""
-    taken = {attempt.instance.agent_id for attempt in slow}
-    index = step.book.index
-    pool.rank(_LOOK_MAX)
-    for row, _, _ in pool.ranking():
-        instance = index.fleet.instances[row]
-        if instance is not None and instance.free > 0 and instance.key.agent_id not in taken:
+def _other(free: list[Instance], slow: tuple[Attempt, ...]) -> Instance | None:
+    """Return the best instance for a second attempt: of an agent that does not run one."""
+    taken = [attempt.instance.agent_id for attempt in slow]
+    for instance in free:
+        if instance.key.agent_id not in taken:
             return instance
     return None
 
@@ -132,5 +155,7 @@ def _locks(step: Step, task: Task, attempt: Attempt) -> bool:
     instance = step.book.instance_of(attempt)
     if instance is None:
         return True
+    if not instance.lock_ids:
+        return False
     ref = task.ref(attempt)
     return any(step.book.lock_uses[lock_id].attempt == ref for lock_id in instance.lock_ids)
