@@ -182,16 +182,18 @@ def _accept(step: Step, event: Submitted) -> Accepted:
     step.collaboration_changed(collaboration)
     for task in collaboration.tasks.values():
         open_task(step, task)
+    attributes: dict[str, str] = {
+        "request_id": submission.request_id,
+        "tasks": str(len(collaboration.tasks)),
+    }
+    if why:
+        attributes["policy"] = why
     step.entry(
         "collaboration.submit",
         f"collaboration/{event.collaboration_id}",
         submission.requester,
         collaboration_id=event.collaboration_id,
-        attributes={
-            "request_id": submission.request_id,
-            "tasks": str(len(collaboration.tasks)),
-            **({"policy": why} if why else {}),
-        },
+        attributes=attributes,
     )
     return Accepted(
         event.collaboration_id, collaboration.generation, already_accepted=False, warnings=warnings

@@ -19,7 +19,7 @@ _TOGETHER_MAX = 5
 
 def size_of(spec: CollaborationSpec) -> int:
     """Return the bytes of a submission as counted against the plane's bound."""
-    return len(spec.shared_context.data) + sum(len(task.encoded) for task in spec.tasks)
+    return len(spec.shared_context.data) + sum([len(task.encoded) for task in spec.tasks])
 
 
 def admit(book: Book, spec: CollaborationSpec, now: Instant) -> tuple[str, ...]:
@@ -38,9 +38,8 @@ def _check_meetable(book: Book, spec: CollaborationSpec) -> tuple[str, ...]:
     """Return what no known agents could do, however long one waits; refuse it when that was asked for."""
     missing: dict[str, None] = {}
     for task in spec.tasks:
-        demand = demand_of(task)
         # Skills that nobody has are another story: `_check_skills` tells it.
-        if task.needs and book.directory.serves(demand):
+        if task.needs and book.directory.serves(demand := demand_of(task)):
             missing.update(dict.fromkeys(_lacking(book, task.task_id, demand)))
     for task in spec.tasks:
         if task.gang is not None and task.gang.rank == 0:
@@ -55,10 +54,12 @@ def _check_meetable(book: Book, spec: CollaborationSpec) -> tuple[str, ...]:
                 missing[
                     f"task {task.task_id}: a gang of {alike} with {wanted} needed, {known} such agents known"
                 ] = None
+    if not missing:
+        return ()
     stories = [*missing][:_NAMED_MAX]
     if len(missing) > _NAMED_MAX:
         stories.append(f"and {len(missing) - _NAMED_MAX} more of the kind")
-    if stories and spec.unknown_skill_policy is UnknownSkillPolicy.FAIL:
+    if spec.unknown_skill_policy is UnknownSkillPolicy.FAIL:
         raise ServiceError(
             Reason.UNMEETABLE,
             "; ".join(stories) + ": register such agents first, or submit with UNKNOWN_SKILL_POLICY_WAIT",
@@ -83,19 +84,21 @@ def _lacking(book: Book, task_id: str, demand: Demand) -> list[str]:
 
 def _check_bounds(book: Book, spec: CollaborationSpec) -> None:
     settings = book.settings
-    for name, used, more, bound in (
-        ("open_collaboration_max", book.open_collaboration_count, 1, settings.open_collaboration_max),
-        ("open_task_max", book.open_task_count, len(spec.tasks), settings.open_task_max),
-        ("open_bytes_max", book.open_bytes, size_of(spec), settings.open_bytes_max),
-    ):
-        if used + more > bound:
-            raise ServiceError(
-                Reason.QUOTA_EXCEEDED,
-                f"the plane holds {used} of at most {bound} ({name}) and {more} more do not fit: "
-                "try again when open collaborations have ended",
-                metadata={"limit": name},
-                retry_after_ms=RETRY_AFTER_MS,
-            )
+    most = settings.open_collaboration_max
+    _check_bound("open_collaboration_max", book.open_collaboration_count, 1, most)
+    _check_bound("open_task_max", book.open_task_count, len(spec.tasks), settings.open_task_max)
+    _check_bound("open_bytes_max", book.open_bytes, size_of(spec), settings.open_bytes_max)
+
+
+def _check_bound(name: str, used: int, more: int, most: int) -> None:
+    if used + more > most:
+        raise ServiceError(
+            Reason.QUOTA_EXCEEDED,
+            f"the plane holds {used} of at most {most} ({name}) and {more} more do not fit: "
+            "try again when open collaborations have ended",
+            metadata={"limit": name},
+            retry_after_ms=RETRY_AFTER_MS,
+        )
 
 
 def _check_skills(book: Book, spec: CollaborationSpec) -> tuple[str, ...]:

@@ -31,7 +31,8 @@ def due_times(spec: CollaborationSpec, dependents: Mapping[TaskId, Sequence[Task
     modified deadlines, Blazewicz, "Scheduling dependent tasks with different arrival times to meet deadlines"
     (1976).
     """
-    if spec.deadline is None and all(task.deadline is None for task in spec.tasks):
+    dated = [task for task in spec.tasks if task.deadline is not None]
+    if spec.deadline is None and not dated:
         return {}
     tasks = {task.task_id: task for task in spec.tasks}
     due: dict[TaskId, Due] = {}

@@ -20,7 +20,14 @@ from services.common.core.errors import FieldViolation, Reason, ServiceError
 from services.common.core.ids import AGENT_ID, NAME_64, RESOURCE, SKILL, TaskId
 from services.common.core.instants import Instant, rfc3339
 from services.scheduler.core.intake.graph import critical_path, earliest_finish, find_cycle
-from services.scheduler.core.model import CollaborationSpec, Limits, Payload, ResourceClaim, TaskSpec
+from services.scheduler.core.model import (
+    ALIKE,
+    CollaborationSpec,
+    Limits,
+    Payload,
+    ResourceClaim,
+    TaskSpec,
+)
 
 # Violations named in one error; the others are counted.
 VIOLATIONS_NAMED_MAX = 16
@@ -54,9 +61,10 @@ def validate(spec: CollaborationSpec, now: Instant, limits: Limits) -> None:
     for index, task in enumerate(spec.tasks):
         found.check_task(f"collaboration.tasks[{index}]", task)
     found.check_dependencies(spec.tasks)
-    found.check_deadlines_ahead(spec, now)
-    if found.none:
-        found.check_deadlines_possible(spec, now)
+    if deadlines := _deadlines(spec):
+        found.check_deadlines_ahead(deadlines, now)
+        if found.none:
+            found.check_deadlines_possible(spec, now)
     found.raise_if_any()
 
 
@@ -77,7 +85,11 @@ def validate_payload(payload: Payload, path: str, limits: Limits) -> None:
 
 
 class _Findings:
-    """What was found so far, by kind, in the order of the fields."""
+    """What was found so far, by kind, in the order of the fields.
+
+    A field is named by the path of what it belongs to and its own name: nearly all are in order, and then
+    nobody puts the two together. Optional fields that are empty are not looked at.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -112,13 +124,13 @@ class _Findings:
 
     # One field.
 
-    def check_size(self, path: str, text: str, bytes_max: int) -> None:
+    def check_size(self, path: str, field: str, text: str, bytes_max: int) -> None:
         if (size := len(text.encode())) > bytes_max:
-            self.add(path, f"has {size} bytes: shorten it to at most {bytes_max}")
+            self.add(f"{path}.{field}", f"has {size} bytes: shorten it to at most {bytes_max}")
 
-    def check_name(self, path: str, name: str, pattern: re.Pattern[str], allowed: str) -> None:
+    def check_name(self, path: str, field: str, name: str, pattern: re.Pattern[str], allowed: str) -> None:
         if not pattern.match(name):
-            self.add(path, f"{_shown(name)} is not allowed: use {allowed}")
+            self.add(f"{path}.{field}", f"{_shown(name)} is not allowed: use {allowed}")
 
     def check_count(self, path: str, count: int, least: int, most: int) -> None:
         if count < least:
@@ -126,12 +138,14 @@ class _Findings:
         elif count > most:
             self.add(path, f"has {count} items: give at most {most}")
 
-    def check_range(self, path: str, value: int, least: int, most: int, unit: str = "") -> None:
+    def check_range(
+        self, path: str, field: str, value: int, least: int, most: int, *, unit: str = ""
+    ) -> None:
         if not least <= value <= most:
-            self.add(path, f"is {value}{unit}: choose {least}{unit} to {most}{unit}")
+            self.add(f"{path}.{field}", f"is {value}{unit}: choose {least}{unit} to {most}{unit}")
 
     def check_payload(self, path: str, payload: Payload) -> None:
-        self.check_size(f"{path}.content_type", payload.content_type, self._limits.content_type_bytes_max)
+        self.check_size(path, "content_type", payload.content_type, self._limits.content_type_bytes_max)
         size, most = len(payload.data), self._limits.payload_bytes_max
         if size > most:
             self.add(
@@ -145,60 +159,65 @@ class _Findings:
         self.check_count(path, len(claims), 0, self._limits.resource_max)
         first: dict[str, int] = {}
         for index, claim in enumerate(claims):
-            at = f"{path}[{index}].resource"
-            self.check_name(at, claim.resource, RESOURCE, "1 to 128 of A-Z a-z 0-9 . _ -")
+            at = f"{path}[{index}]"
+            self.check_name(at, "resource", claim.resource, RESOURCE, "1 to 128 of A-Z a-z 0-9 . _ -")
             if (other := first.setdefault(claim.resource, index)) != index:
-                self.add(at, f"names the resource of {path}[{other}] again: claim it once")
+                self.add(f"{at}.resource", f"names the resource of {path}[{other}] again: claim it once")
 
     # The parts of a submission.
 
     def check_collaboration(self, spec: CollaborationSpec) -> None:
-        limits = self._limits
-        self.check_size("collaboration.name", spec.name, limits.name_bytes_max)
-        self.check_size(
-            "collaboration.collaboration_type", spec.collaboration_type, limits.collaboration_type_bytes_max
-        )
+        limits, path = self._limits, "collaboration"
+        if spec.name:
+            self.check_size(path, "name", spec.name, limits.name_bytes_max)
+        if kind := spec.collaboration_type:
+            self.check_size(path, "collaboration_type", kind, limits.collaboration_type_bytes_max)
         self.check_count("collaboration.tasks", len(spec.tasks), 1, limits.task_max)
         if spec.coordinator_agent:
-            self.check_name(
-                "collaboration.coordinator_agent", spec.coordinator_agent, AGENT_ID, _AGENT_ALLOWED
-            )
+            self.check_name(path, "coordinator_agent", spec.coordinator_agent, AGENT_ID, _AGENT_ALLOWED)
         self.check_payload("collaboration.shared_context", spec.shared_context)
-        for name, weight in spec.weights._asdict().items():
-            if not 0.0 <= weight <= limits.weight_max:
-                most = f"{limits.weight_max:g}"
-                self.add(f"collaboration.policy_weights.{name}", f"is {weight:g}: choose 0 to {most}")
+        if spec.weights != ALIKE:
+            for name, weight in spec.weights._asdict().items():
+                if not 0.0 <= weight <= limits.weight_max:
+                    most = f"{limits.weight_max:g}"
+                    self.add(f"collaboration.policy_weights.{name}", f"is {weight:g}: choose 0 to {most}")
 
     def check_task(self, path: str, task: TaskSpec) -> None:
         limits = self._limits
-        self.check_name(f"{path}.task_id", task.task_id, NAME_64, "1 to 64 of A-Z a-z 0-9 . _ -")
-        self.check_size(f"{path}.task_name", task.task_name, limits.name_bytes_max)
-        self.check_size(f"{path}.description", task.description, limits.description_bytes_max)
+        self.check_name(path, "task_id", task.task_id, NAME_64, "1 to 64 of A-Z a-z 0-9 . _ -")
+        if task.task_name:
+            self.check_size(path, "task_name", task.task_name, limits.name_bytes_max)
+        if task.description:
+            self.check_size(path, "description", task.description, limits.description_bytes_max)
         if task.task_type:
-            self.check_name(f"{path}.task_type", task.task_type, SKILL, _SKILL_ALLOWED)
+            self.check_name(path, "task_type", task.task_type, SKILL, _SKILL_ALLOWED)
         self.check_count(f"{path}.required_skills", len(task.required_skills), 1, limits.skill_max)
         for index, skill in enumerate(task.required_skills):
-            self.check_name(f"{path}.required_skills[{index}]", skill, SKILL, _SKILL_ALLOWED)
-        self.check_count(f"{path}.required_agents", len(task.required_agents), 0, limits.required_agent_max)
-        for index, agent in enumerate(task.required_agents):
-            self.check_name(f"{path}.required_agents[{index}]", agent, AGENT_ID, _AGENT_ALLOWED)
-        self.check_claims(f"{path}.resources", task.resources)
-        self.check_count(f"{path}.needs", len(task.needs), 0, limits.need_max)
-        for name, amount in task.needs:
-            self.check_name(f"{path}.needs", name, SKILL, _SKILL_ALLOWED)
-            self.check_range(f"{path}.needs", amount, 1, limits.need_amount_max)
-        self.check_payload(f"{path}.payload", task.payload)
+            self.check_name(path, f"required_skills[{index}]", skill, SKILL, _SKILL_ALLOWED)
+        if agents := task.required_agents:
+            self.check_count(f"{path}.required_agents", len(agents), 0, limits.required_agent_max)
+            for index, agent in enumerate(agents):
+                self.check_name(path, f"required_agents[{index}]", agent, AGENT_ID, _AGENT_ALLOWED)
+        if task.resources:
+            self.check_claims(f"{path}.resources", task.resources)
+        if task.needs:
+            self.check_count(f"{path}.needs", len(task.needs), 0, limits.need_max)
+            for name, amount in task.needs:
+                self.check_name(path, "needs", name, SKILL, _SKILL_ALLOWED)
+                self.check_range(path, "needs", amount, 1, limits.need_amount_max)
+        if task.payload.data or task.payload.content_type:
+            self.check_payload(f"{path}.payload", task.payload)
         self._check_times(path, task)
 
     def _check_times(self, path: str, task: TaskSpec) -> None:
         limits = self._limits
         longest = limits.duration_ms_max
-        self.check_range(f"{path}.estimated_duration", task.estimated_duration_ms, 1, longest, " ms")
-        self.check_range(f"{path}.attempt_timeout", task.attempt_timeout_ms, 1, longest, " ms")
-        retry = f"{path}.retry_policy"
-        self.check_range(f"{retry}.attempt_max", task.retry.attempt_max, 1, limits.attempt_max)
-        self.check_range(f"{retry}.backoff", task.retry.backoff_ms, 0, limits.backoff_ms_max, " ms")
-        self.check_range(f"{retry}.backoff_max", task.retry.backoff_max_ms, 0, longest, " ms")
+        self.check_range(path, "estimated_duration", task.estimated_duration_ms, 1, longest, unit=" ms")
+        self.check_range(path, "attempt_timeout", task.attempt_timeout_ms, 1, longest, unit=" ms")
+        retry = task.retry
+        self.check_range(path, "retry_policy.attempt_max", retry.attempt_max, 1, limits.attempt_max)
+        self.check_range(path, "retry_policy.backoff", retry.backoff_ms, 0, limits.backoff_ms_max, unit=" ms")
+        self.check_range(path, "retry_policy.backoff_max", retry.backoff_max_ms, 0, longest, unit=" ms")
 
     # The graph.
 
@@ -210,6 +229,8 @@ class _Findings:
                     f"collaboration.tasks[{index}].task_id",
                     f"{_shown(task.task_id)} is already tasks[{other}]: give each task an id of its own",
                 )
+        if not [task for task in tasks if task.dependencies]:
+            return
         suggest = _suggester(index_of)
         for index, task in enumerate(tasks):
             path = f"collaboration.tasks[{index}].dependencies"
@@ -238,8 +259,8 @@ class _Findings:
 
     # Time.
 
-    def check_deadlines_ahead(self, spec: CollaborationSpec, now: Instant) -> None:
-        for path, deadline in _deadlines(spec):
+    def check_deadlines_ahead(self, deadlines: Iterable[tuple[str, Instant]], now: Instant) -> None:
+        for path, deadline in deadlines:
             if deadline <= now:
                 at = {"deadline": rfc3339(deadline), "now": rfc3339(now)}
                 self.add(
@@ -250,8 +271,6 @@ class _Findings:
                 )
 
     def check_deadlines_possible(self, spec: CollaborationSpec, now: Instant) -> None:
-        if spec.deadline is None and all(task.deadline is None for task in spec.tasks):
-            return
         deps = {task.task_id: task.dependencies for task in spec.tasks}
         durations = {task.task_id: task.estimated_duration_ms for task in spec.tasks}
         if spec.deadline is not None:
@@ -283,12 +302,12 @@ _SKILL_ALLOWED = "1 to 64 of a-z 0-9 . _ -"
 _AGENT_ALLOWED = "1 to 64 of a-z 0-9 -, beginning and ending with a letter or digit"
 
 
-def _deadlines(spec: CollaborationSpec) -> Iterable[tuple[str, Instant]]:
-    if spec.deadline is not None:
-        yield "collaboration.deadline", spec.deadline
+def _deadlines(spec: CollaborationSpec) -> list[tuple[str, Instant]]:
+    found = [] if spec.deadline is None else [("collaboration.deadline", spec.deadline)]
     for index, task in enumerate(spec.tasks):
         if task.deadline is not None:
-            yield f"collaboration.tasks[{index}].deadline", task.deadline
+            found.append((f"collaboration.tasks[{index}].deadline", task.deadline))
+    return found
 
 
 def _suggester(names: Iterable[TaskId]) -> Callable[[TaskId], str]:

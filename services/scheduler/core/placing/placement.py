@@ -13,6 +13,7 @@ accept a part.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from services.common.core.ids import AgentId, Skill
@@ -73,7 +74,15 @@ def demand_of(
             task_type = spec.task_type or spec.required_skills[0]
             declared_ms, skill = spec.estimated_duration_ms, spec.required_skills[0]
             style = Style(policy, collaboration.weights, task_type, declared_ms, skill)
-    return Demand(frozenset(spec.required_skills), frozenset(spec.required_agents), spec.needs, style)
+    return _demand(spec.required_skills, spec.required_agents, spec.needs, style)
+
+
+@lru_cache(maxsize=4_096)
+def _demand(
+    skills: tuple[Skill, ...], agents: tuple[AgentId, ...], needs: tuple[tuple[str, int], ...], style: Style
+) -> Demand:
+    """Return a demand, as a rule the one that others with the same wishes have: that compares fastest."""
+    return Demand(frozenset(skills), frozenset(agents), needs, style)
 
 
 class Snapshot(NamedTuple):
