@@ -7,6 +7,8 @@ and that many bytes.
 
 from __future__ import annotations
 
+#: A map is a list of messages with these two fields.
+MAP_KEY, MAP_VALUE = 1, 2
 _SMALL = 1 << 14
 
 

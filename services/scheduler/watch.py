@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 from services.common.core.errors import ServiceError
@@ -26,6 +27,9 @@ class Watcher(Protocol):
     def end(self, error: ServiceError) -> None:
         """End the stream."""
         ...
+
+
+_NOBODY: Mapping[Watcher, None] = MappingProxyType({})
 
 
 class WatchHub:
@@ -54,11 +58,10 @@ class WatchHub:
     def publish(self, book: Book, change: Change | Progress) -> None:
         """Tell everybody who wants to know; the event is encoded once, and only if somebody does."""
         event = b""
-        for watchers in self._interested(book, change):
-            for watcher in watchers:
-                if watcher.wants(change):
-                    event = event or views.encode_event(book, change)
-                    watcher.offer(event)
+        for watcher in self._interested(book, change):
+            if watcher.wants(change):
+                event = event or views.encode_event(book, change)
+                watcher.offer(event)
 
     def end_all(self, error: ServiceError) -> None:
         """End every watch."""
@@ -68,15 +71,13 @@ class WatchHub:
         self._by_collaboration.clear()
         self._by_requester.clear()
 
-    def _interested(self, book: Book, change: Change | Progress) -> list[Iterable[Watcher]]:
-        found: list[Iterable[Watcher]] = []
-        if self._by_collaboration:
-            found.append(self._by_collaboration.get(change.collaboration_id, ()))
-        if self._by_requester:
-            collaboration = book.collaborations.get(change.collaboration_id)
-            if collaboration is not None:
-                found.append(self._by_requester.get(collaboration.requester, ()))
-        return found
+    def _interested(self, book: Book, change: Change | Progress) -> Iterable[Watcher]:
+        of_one = self._by_collaboration.get(change.collaboration_id, _NOBODY)
+        collaboration = book.collaborations.get(change.collaboration_id) if self._by_requester else None
+        if collaboration is None:
+            return of_one
+        of_all = self._by_requester.get(collaboration.submission.requester, _NOBODY)
+        return [*of_one, *of_all] if of_one else of_all
 
 
 def _remove(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 from typing import Any
 
 import pytest
@@ -32,7 +34,6 @@ from services.common.core.instants import Instant
 from services.common.rpc.status import from_status
 from services.scheduler.core.course import Attempt, Predicted, Savepoint, Trial
 from services.scheduler.core.effects import (
-    Accepted,
     AckResult,
     AckSavepoint,
     Assign,
@@ -75,7 +76,7 @@ from services.scheduler.core.model import (
 )
 from services.scheduler.core.records import CollaborationRecord, SpecRecord, StoredLock, TaskRecord
 from services.scheduler.core.running.deadlines import DeadlineWarning
-from services.scheduler.wire import answers, records, specs, values, views, work
+from services.scheduler.wire import records, specs, values, views, work
 from tests.unit.scheduler.scheduler_stage import Stage, only, task
 
 NAMES = st.text("abcXYZ019._-", min_size=1, max_size=20)
@@ -236,6 +237,10 @@ def test_a_collaborations_id_follows_from_who_asked_and_the_request() -> None:
         for requester, request in (("operator/admin", "r2"), ("agent/admin", "r1"), ("operator/adminr", "1"))
     }
     assert len(others | {first}) == 4
+    for number in range(100):
+        digest = hashlib.sha256(f"agent/a\0{number}".encode()).digest()
+        letters = base64.b32encode(digest[:10]).decode().lower()
+        assert specs.collaboration_id("agent/a", str(number)) == f"c-{letters}"
     assert set(first.removeprefix("c-")) <= set("abcdefghijklmnopqrstuvwxyz234567")
 
 
@@ -465,95 +470,6 @@ def test_a_frame_holds_everything_that_waits() -> None:
     assert frame.lock_revocations[0].reason == "gone"
     assert work.size_of(assign) > len("river")
     assert work.size_of(items[0]) == 0
-
-
-# What requesters and watchers see.
-
-
-def test_a_collaboration_is_shown_whole() -> None:
-    stage = Stage()
-    stream = stage.agent("a", slots=1)
-    rows = {name: task_pb.TaskSpec(task_id=name).SerializeToString() for name in ("x", "y")}
-    stage.submit(task("x", encoded=rows["x"]), task("y", "x", encoded=rows["y"]))
-    shown = views.whole_collaboration(stage.state.book, stage.collaboration())
-    assert [row.spec.task_id for row in shown.tasks] == ["x", "y"]
-    assert shown.tasks[1].waiting_for == "tasks x"
-    assert shown.tasks[0].attempts[0].agent_id == "a"
-    assert not shown.HasField("result")
-    stage.finish(stream, "x")
-    stage.finish(stream, "y")
-    shown = views.whole_collaboration(stage.state.book, stage.collaboration())
-    assert shown.result.outputs["y"].data == b"y"
-    assert shown.task_succeeded_count == shown.task_count == 2
-    assert shown.collaboration_type == "general"
-    assert shown.end_time.seconds
-
-
-def test_results_beyond_the_bound_are_left_to_the_tasks() -> None:
-    stage = Stage()
-    stream = stage.agent("a", slots=50)
-    names = [f"t{number}" for number in range(50)]
-    stage.submit(*(task(name) for name in names))
-    big = Payload("", bytes(60_000))
-    stage.frame(stream, results=tuple(ResultReport(stage.ref(name), big) for name in names))
-    message = views.collaboration_message(stage.collaboration().view())
-    assert 30 <= len(message.result.outputs) < 50
-    assert message.ByteSize() < views.ANSWER_BYTES_MAX
-    assert len(message.result.contributions) == 50
-
-
-def test_changes_become_events() -> None:
-    stage = Stage()
-    stream = stage.agent("a")
-    stage.submit(task("x"), task("y", "x"), name="n", shared_context=Payload("t/x", b"ctx"))
-    for _ in range(2):
-        for change in stage.collaboration().history.since(0) or []:
-            raw = views.encode_event(stage.state.book, change)
-            event = collaboration_pb.CollaborationEvent.FromString(raw)
-            assert event.collaboration_id == stage.collaboration().collaboration_id
-            assert event.generation == change.generation
-        stage.finish(stream, "x")
-        stage.finish(stream, "y")
-    shown = views.collaboration_message(stage.collaboration().view())
-    assert (shown.name, shown.request_id) == ("n", stage.collaboration().submission.request_id)
-    assert shown.shared_context.data == b"ctx"
-    assert [row.task_id for row in shown.result.contributions] == ["x", "y"]
-    assert shown.members == ["a"]
-
-
-def test_a_failed_collaboration_says_why() -> None:
-    stage = Stage()
-    stream = stage.agent("a")
-    stage.submit(task("x"))
-    why = Failure(FailureKind.PERMANENT, "NO", "it can not be done")
-    stage.frame(stream, results=(ResultReport(stage.ref("x"), why),))
-    shown = views.collaboration_message(stage.collaboration().view())
-    assert (shown.failure.reason, shown.state) == ("NO", collaboration_pb.COLLABORATION_STATE_FAILED)
-    assert not shown.HasField("result")
-
-
-def test_outcomes_of_a_submit_stream_are_messages() -> None:
-    accepted = Accepted(CollaborationId("c-1"), 3, already_accepted=True, warnings=("w",))
-    refused = ServiceError(Reason.QUOTA_EXCEEDED, "later")
-    raw = answers.submit_frame(
-        [answers.encode_outcome("r1", accepted), answers.encode_outcome("r2", refused)]
-    )
-    first, second = service_pb.SubmitResponse.FromString(raw).outcomes
-    assert (first.request_id, first.accepted.generation, first.accepted.already_accepted) == ("r1", 3, True)
-    assert second.request_id == "r2"
-    assert from_status(second.error).reason is Reason.QUOTA_EXCEEDED
-
-
-def test_frames_of_events_are_bounded_by_count_and_bytes() -> None:
-    def sizes(count: int, events_max: int, bytes_max: int) -> list[int]:
-        frames = views.watch_frames([event] * count, events_max, bytes_max)
-        return [len(service_pb.WatchCollaborationsResponse.FromString(frame).events) for frame in frames]
-
-    event = collaboration_pb.CollaborationEvent(collaboration_id="c" * 100).SerializeToString()
-    assert sizes(10, 4, 10**6) == [4, 4, 2]
-    assert sizes(10, 100, 250) == [2, 2, 2, 2, 2]
-    assert sizes(1, 100, 1) == [1]
-    assert sizes(0, 1, 1) == []
 
 
 @given(st.binary(max_size=200))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
+from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 from muster.scheduler.v1 import record_pb2 as record_pb
 from muster.scheduler.v1 import task_pb2 as task_pb
 
 from services.common.core.fencing import FencingToken
 from services.common.core.ids import AgentId, CollaborationId, InstanceId, RequestId, ResourceName, TaskId
 from services.common.core.instants import Instant
-from services.common.protobuf import block, scalar, tag, varint
+from services.common.protobuf import block, scalar
 from services.scheduler.core.course import Attempt, Predicted, Savepoint, Trial
 from services.scheduler.core.model import (
     AttemptRef,
@@ -38,7 +39,7 @@ from services.scheduler.wire import specs, values
 
 #: Bytes of task specifications in one record: well below etcd's limit for a request, with room for others.
 SPEC_BYTES_MAX = 256 * 1024
-_TASKS = tag(record_pb.SpecRecord.TASKS_FIELD_NUMBER)
+_TASKS = record_pb.SpecRecord.TASKS_FIELD_NUMBER
 _SUBMISSION = record_pb.SpecRecord.SUBMISSION_FIELD_NUMBER
 _SUBMIT_MS = record_pb.SubmissionRecord.SUBMIT_MS_FIELD_NUMBER
 _ARRIVAL = record_pb.SubmissionRecord.ARRIVAL_FIELD_NUMBER
@@ -54,7 +55,8 @@ def encode_collaboration(record: CollaborationRecord) -> bytes:
         end_ms=record.end_time or 0,
         coordinator_agent=record.coordinator_agent,
     )
-    values.put_failure(message.failure, record.failure)
+    if record.failure is not None:
+        values.put_failure(message.failure, record.failure)
     for warning in record.warnings:
         message.deadline_warnings.add(
             task_id=warning.task_id,
@@ -99,25 +101,30 @@ def _collaboration(
 
 def encode_specs(record: SpecRecord) -> list[bytes]:
     """Return a collaboration's immutable half in parts."""
+    parts = [
+        b"".join([block(_TASKS, task.encoded) for task in chunk])
+        for chunk in _chunks(record.submission.spec.tasks)
+    ]
+    return [_encode_header(record) + parts[0], *parts[1:]]
+
+
+def _encode_header(record: SpecRecord) -> bytes:
+    """Return what a SpecRecord says of the submission itself."""
     submission = record.submission
     header = submission.encoded or specs.encode_submission(
         submission.requester, submission.request_id, submission.spec, submission.content_hash
     )
     # Concatenated encodings are the encoding of the merged message (protobuf, "Encoding": "Last One Wins"),
     # so that what was submitted is serialized once in its life.
-    header += scalar(_SUBMIT_MS, record.submit_time) + scalar(_ARRIVAL, record.arrival)
-    parts = [block(_SUBMISSION, header)]
-    for chunk in _chunks(submission.spec.tasks):
-        fields = (_TASKS + varint(len(task.encoded)) + task.encoded for task in chunk)
-        parts.append(b"".join(fields))
-    if len(parts) > 1:
-        parts[:2] = [parts[0] + parts[1]]
-    return parts
+    return block(
+        _SUBMISSION, header + scalar(_SUBMIT_MS, record.submit_time) + scalar(_ARRIVAL, record.arrival)
+    )
 
 
 def encode_small(spec: SpecRecord, record: CollaborationRecord, task: TaskRecord | None) -> bytes:
     """Return a small collaboration with all that is kept of it; `task` is None before its first change."""
-    [raw] = encode_specs(spec)
+    [only] = spec.submission.spec.tasks
+    raw = _encode_header(spec) + block(_TASKS, only.encoded)
     whole = encode_collaboration(record) + block(_SPEC, raw)
     return whole if task is None else whole + block(_TASK, encode_task(task))
 
@@ -172,29 +179,33 @@ def encode_task(record: TaskRecord) -> bytes:
         message.savepoint.save_ms = saved.save_time
         values.put_payload(message.savepoint.payload, saved.payload)
     for attempt in record.attempts:
-        row = message.attempts.add(
-            agent_id=attempt.instance.agent_id,
-            instance_id=attempt.instance.instance_id,
-            incarnation=attempt.incarnation,
-            state=attempt.state,
-            assign_ms=attempt.assign_time,
-            start_ms=attempt.start_time or 0,
-            end_ms=attempt.end_time or 0,
-            explanation=attempt.explanation,
-            speculative=attempt.speculative,
-            suspend_ms=attempt.suspend_time or 0,
-        )
-        values.put_token(row.token, attempt.token)
-        values.put_failure(row.failure, attempt.failure)
-        if (predicted := attempt.predicted) is not None:
-            row.predicted_ms = predicted.mean_ms
-            row.predicted_low_ms = predicted.low_ms
-            row.predicted_high_ms = predicted.high_ms
-            row.predicted_observations = predicted.observations
+        _put_attempt(message.attempts, attempt)
     if record.result is not None:
         values.put_payload(message.result, record.result)
-    values.put_failure(message.failure, record.failure)
+    if record.failure is not None:
+        values.put_failure(message.failure, record.failure)
     return message.SerializeToString()
+
+
+def _put_attempt(rows: RepeatedCompositeFieldContainer[record_pb.AttemptRecord], attempt: Attempt) -> None:
+    instance = attempt.instance
+    row = rows.add(
+        agent_id=instance.agent_id,
+        instance_id=instance.instance_id,
+        incarnation=attempt.incarnation,
+        state=attempt.state,
+        assign_ms=attempt.assign_time,
+        start_ms=attempt.start_time or 0,
+        end_ms=attempt.end_time or 0,
+        explanation=attempt.explanation,
+        speculative=attempt.speculative,
+        suspend_ms=attempt.suspend_time or 0,
+    )
+    values.put_token(row.token, attempt.token)
+    if attempt.failure is not None:
+        values.put_failure(row.failure, attempt.failure)
+    if (predicted := attempt.predicted) is not None:
+        row.predicted_ms, row.predicted_low_ms, row.predicted_high_ms, row.predicted_observations = predicted
 
 
 def decode_task(task_id: TaskId, raw: bytes) -> TaskRecord:

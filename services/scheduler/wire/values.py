@@ -29,6 +29,8 @@ from services.scheduler.core.model import (
 
 E = TypeVar("E", bound=IntEnum)
 
+#: The payload of whoever gave none.
+NOTHING = Payload()
 #: An UPPER_SNAKE reason, and a message for people.
 FAILURE_REASON_BYTES_MAX = 64
 FAILURE_MESSAGE_BYTES_MAX = 4_096
@@ -88,8 +90,7 @@ def token(message: fencing_pb2.FencingToken) -> FencingToken:
 
 def put_token(message: fencing_pb2.FencingToken, value: FencingToken) -> None:
     """Set a message's fencing token."""
-    message.epoch = value.epoch
-    message.number = value.number
+    message.epoch, message.number = value
 
 
 def attempt_ref(message: work_pb.AttemptRef) -> AttemptRef:
