@@ -32,6 +32,11 @@ _AT_SCRAPE: tuple[tuple[str, str, Callable[[Book], float]], ...] = (
         lambda book: len(book.foresight.holds),
     ),
     (
+        "slots_kept",
+        "Slots that are kept for urgent work while what makes room for it saves.",
+        lambda book: sum(len(room.places) for room in book.rooms.values()),
+    ),
+    (
         "prediction_coverage",
         "Share of the latest runs inside their 80 % interval; 0.8 is calibrated.",
         lambda book: book.predictor.coverage(),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from services.common.core.entries import EntryDraft, Outcome
 from services.common.core.fencing import FencingToken
@@ -132,6 +133,18 @@ class LockUse:
         return tuple(HeldLock(name, token) for name in names if name not in self.ended)
 
 
+class Room(NamedTuple):
+    """Slots that are kept for an urgent task, or for all members of an urgent gang, while others save.
+
+    In memory only: a new leader chooses anew, and counts what still saves as leaving.
+    """
+
+    #: Who waits, where it will start, and on which link: another link counts its slots anew.
+    places: tuple[tuple[Task, Instance, StreamId], ...]
+    #: Since when.
+    since: Instant
+
+
 @dataclass(slots=True)
 class Book:
     """The state of one leadership. Owned by `SchedulerState`."""
@@ -166,6 +179,8 @@ class Book:
     victims: Victims = field(default_factory=Victims)
     #: Tasks in the placement index that may take the slot of another, in the order in which they came.
     urgent: dict[TaskKey, Task] = field(default_factory=dict)
+    #: What is kept for whom while others save, by the task or the gang.
+    rooms: dict[TaskKey, Room] = field(default_factory=dict)
     #: Lock requests of agents' code so far: makes their ids unique.
     lock_serial: int = 0
     #: Ended collaborations, oldest end first, and their tasks together.

@@ -212,8 +212,6 @@ class Task:
     timer: Timer | None = None
     #: What ends each open attempt if nothing else does, by its number: its time-out, or the end of its grace.
     watches: dict[int, Timer] = field(default_factory=dict)
-    #: When a victim was asked to make room for it.
-    room_time: Instant | None = None
     #: When its first attempt will have taken longer than predicted.
     straggle_timer: Timer | None = None
     #: When the newest savepoint will be made durable; None when it is.

@@ -12,6 +12,7 @@ from services.scheduler.core.instances import Instance
 from services.scheduler.core.intake import graph
 from services.scheduler.core.model import InstanceKey, Priority, SchedulingPolicy
 from services.scheduler.core.placing.fairness import dominant_share
+from services.scheduler.core.placing.index import gang_key
 from services.scheduler.core.placing.pools import level_for
 from services.scheduler.core.queries import waiting_for
 from services.scheduler.core.running import lateness
@@ -84,7 +85,10 @@ def _wait(book: Book, task: Task, free_count: int) -> str:
 def _priority(book: Book, task: Task, now: Instant) -> list[Fact]:
     account, totals = task.account, book.index.fleet.totals
     share = dominant_share(account.held, account.needs, account.weight, totals)
-    facts = [Fact("class", task.priority.name, "a more urgent class always comes first")]
+    first = "a more urgent class always comes first"
+    if task.priority <= book.settings.preempting_priority:
+        first += ", and takes slots of less urgent work when none is free"
+    facts = [Fact("class", task.priority.name, first)]
     if task.ready_time is not None and task.place is not Place.NOWHERE:
         waited, ageing = now - task.ready_time, book.settings.ageing_ms
         aged = task.priority is not Priority.EMERGENCY and waited >= ageing
@@ -195,5 +199,9 @@ def _obstacle(task: Task, instance: Instance) -> str:
         left = instance.capacities.get(name, 0) - instance.used.get(name, 0)
         if left < amount:
             return f"{name}: {amount} needed, {left} left"
+    if instance.credits and instance.kept:
+        return (
+            f"its free slots are kept for {', '.join(str(gang_key(each)) for each in instance.kept.values())}"
+        )
     mine = " (this task among them)" if task.key in instance.held else ""
     return f"no free slot: it holds {len(instance.held)}{mine}"

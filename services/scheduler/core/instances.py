@@ -53,7 +53,9 @@ class Instance:
     probe_nonce: int = 0
     #: PROBE while the stream is open, GRACE while it is not.
     timer: Timer | None = None
-    #: What its capacities are, by name, and what the attempts that it holds take of them.
+    #: Urgent tasks that a slot is kept for while attempts that make room for them save.
+    kept: dict[TaskKey, Task] = field(default_factory=dict)
+    #: What its capacities are, by name, and what is taken of them: by what it holds, and by what is kept.
     capacities: Mapping[str, int] = field(default_factory=lambda: NO_CAPACITIES)
     used: dict[str, int] = field(default_factory=dict)
     #: What a slot costs for an hour, in whatever unit its operators agreed on; 0 when nobody said.
@@ -68,6 +70,18 @@ class Instance:
     def __repr__(self) -> str:
         link = "linked" if self.stream is not None else "unlinked"
         return f"<Instance {self.key}@{self.incarnation} {link} held {len(self.held)} credits {self.credits}>"
+
+    def keep(self, task: Task) -> None:
+        """Keep one of its slots, and what a task needs, for that task; nobody else gets it."""
+        self.kept[task.key] = task
+        for name, amount in task.spec.needs:
+            self.used[name] = self.used.get(name, 0) + amount
+
+    def let_go(self, task: Task) -> None:
+        """Keep nothing for a task any more."""
+        del self.kept[task.key]
+        for name, amount in task.spec.needs:
+            self.used[name] -= amount
 
     def hold(self, task: Task) -> None:
         """Take in a task of which it now has an open attempt."""
@@ -88,8 +102,10 @@ class Instance:
 
     @property
     def free(self) -> int:
-        """Attempts that may be assigned to it now."""
-        return self.credits if self.stream is not None and not self.draining else 0
+        """Attempts that may be assigned to it now, those left out that are kept for somebody."""
+        if self.stream is None or self.draining:
+            return 0
+        return max(0, self.credits - len(self.kept)) if self.kept else self.credits
 
     @property
     def load(self) -> float:

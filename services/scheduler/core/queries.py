@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterator, Sequence
 
 from services.common.core.errors import Reason, ServiceError
 from services.common.core.ids import CollaborationId, TaskId
-from services.scheduler.core.book import Book
+from services.scheduler.core.book import Book, Room
 from services.scheduler.core.course import Collaboration, Place, Task
 from services.scheduler.core.locking.words import LockView
-from services.scheduler.core.model import CollaborationState, TaskState
+from services.scheduler.core.model import AttemptState, CollaborationState, TaskState
 from services.scheduler.core.placing import gangs
+from services.scheduler.core.placing.index import gang_key
 from services.scheduler.core.placing.placement import Demand
 
 #: Names in one explanation; the others are counted.
@@ -83,6 +84,8 @@ def waiting_for(book: Book, task: Task) -> str:
 
 def _agents(book: Book, task: Task) -> str:
     demand = task.demand
+    if (room := book.rooms.get(gang_key(task))) is not None:
+        return _kept(room)
     if (gang := task.spec.gang) is not None:
         mates = [mate for mate in gangs.members(task) if not mate.ended]
         away = [mate.key.task_id for mate in mates if mate.place is not Place.QUEUE]
@@ -99,6 +102,18 @@ def _agents(book: Book, task: Task) -> str:
     if demand.agents:
         return f"a free slot of {_some(sorted(demand.agents))} with {wanted}"
     return f"a free agent with {wanted}"
+
+
+def _kept(room: Room) -> str:
+    """Return for what the slots wait that are kept for a task or a gang."""
+    instances = [instance for _, instance, _ in room.places]
+    leaving = [
+        key.task_id
+        for instance in instances
+        for key, held in instance.held.items()
+        if (attempt := held.at(instance.key)) is not None and attempt.state is AttemptState.SUSPENDING
+    ]
+    return f"{_some(leaving)} to save: kept for it meanwhile: {_some([str(each.key) for each in instances])}"
 
 
 def _missing(book: Book, task: Task, wanted: str) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 
 from services.common.core.entries import EntryDraft
 from services.common.core.fencing import FencingToken
-from services.common.core.instants import after
 from services.scheduler.core.course import Task
 from services.scheduler.core.locking.queue import TaskOwner
 from services.scheduler.core.model import LockMode, TaskKey
@@ -60,9 +59,7 @@ def check_nothing_urgent_waits_in_vain(stage: Stage) -> None:
     """No inversion: no EMERGENCY waits for a slot that less urgent work, lent to by nobody, could give."""
     book = stage.state.book
     for urgent in book.urgent.values():
-        if urgent.room_time is not None and stage.now < after(
-            urgent.room_time, stage.settings.suspend_grace_ms
-        ):
+        if urgent.key in book.rooms:
             continue
         for victim in book.victims.candidates(urgent.demand, urgent.priority, stage.now):
             use = None if victim.task.lock_id is None else book.lock_uses[victim.task.lock_id]

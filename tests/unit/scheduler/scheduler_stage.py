@@ -300,13 +300,16 @@ class Stage:
         incarnation: int = 1,
         gone: bool = False,
         instances: tuple[str, ...] = ("0",),
+        capacities: tuple[tuple[str, int], ...] = (),
     ) -> list[Effect]:
         """Let the registry tell of an agent."""
         levels = tuple((Skill(name), level) for name in skills)
         view = AgentView(
             AgentId(agent),
             frozenset(Skill(name) for name in skills),
-            tuple(InstanceView(InstanceId(name), incarnation, gone, levels) for name in instances),
+            tuple(
+                InstanceView(InstanceId(name), incarnation, gone, levels, capacities) for name in instances
+            ),
         )
         self.agents[agent] = view
         return self.batch(AgentsChanged("agents", 0.5, (view,)))

@@ -15,7 +15,7 @@ from services.scheduler.core.foreseeing import predictive, standing
 from services.scheduler.core.instances import Instance
 from services.scheduler.core.locking import claims
 from services.scheduler.core.model import Priority, SchedulingPolicy
-from services.scheduler.core.placing import gangs, preemption
+from services.scheduler.core.placing import gangs, preemption, rooms
 from services.scheduler.core.placing.placement import Placement, plan
 from services.scheduler.core.placing.pools import fits
 from services.scheduler.core.running import attempts, speculation
@@ -25,6 +25,8 @@ def place(step: Step) -> None:
     """Assign every ready task for which an agent is free and whose claims are granted."""
     book = step.book
     while True:
+        if book.rooms:
+            rooms.settle(step)
         if not book.index.gangs:
             # The gang that instances were kept for may be gone without having started.
             book.index.withheld.clear()

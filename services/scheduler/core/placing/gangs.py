@@ -48,13 +48,17 @@ def member_id(gang_id: str, rank: int) -> TaskId:
     return TaskId(gang_id if rank == 0 else f"{gang_id}.{rank}")
 
 
+def complete(book: Book, priority: Priority) -> Iterator[list[Task]]:
+    """Yield the open members of each gang of a class of which all wait for an agent, in serving order."""
+    for first in book.index.gangs_of(priority)[:_LOOKED_AT_MAX]:
+        open_members = [each for each in members(first) if not each.ended]
+        if all(each.place is Place.QUEUE for each in open_members):
+            yield open_members
+
+
 def start_next(step: Step, priority: Priority) -> bool:
     """Start the first gang of a class that can start; return whether anything changed."""
-    for first in step.book.index.gangs_of(priority)[:_LOOKED_AT_MAX]:
-        open_members = [each for each in members(first) if not each.ended]
-        if all(each.place is Place.QUEUE for each in open_members) and _start(step, open_members):
-            return True
-    return False
+    return any(_start(step, open_members) for open_members in complete(step.book, priority))
 
 
 def regroup(step: Step, task: Task, cause_id: str) -> None:

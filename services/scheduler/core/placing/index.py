@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from services.common.core.instants import Instant
 from services.scheduler.core.course import Task
 from services.scheduler.core.instances import Instance
-from services.scheduler.core.model import GangPlace, InstanceKey, Priority, TaskKey
+from services.scheduler.core.model import InstanceKey, Priority, TaskKey
 from services.scheduler.core.placing.fairness import Account
 from services.scheduler.core.placing.fleet import Fleet
 from services.scheduler.core.placing.lanes import Lane, is_live, order_of
@@ -69,7 +69,7 @@ class PlacementIndex:
         """Let a ready task wait for an agent."""
         if (gang := task.spec.gang) is not None:
             task.queue_number = self._next()
-            self.gangs.setdefault(_gang_key(task, gang), {})[gang.rank] = task
+            self.gangs.setdefault(gang_key(task), {})[gang.rank] = task
             self.waiting_count += 1
             return
         queue = self._queues.open(task.demand)
@@ -91,10 +91,11 @@ class PlacementIndex:
         if (gang := task.spec.gang) is not None:
             task.queue_number = 0
             self.waiting_count -= 1
-            waiting = self.gangs[_gang_key(task, gang)]
+            key = gang_key(task)
+            waiting = self.gangs[key]
             del waiting[gang.rank]
             if not waiting:
-                del self.gangs[_gang_key(task, gang)]
+                del self.gangs[key]
             return
         lane = task.lane
         if lane is None:
@@ -332,5 +333,7 @@ class PlacementIndex:
         return self._number
 
 
-def _gang_key(task: Task, gang: GangPlace) -> TaskKey:
-    return TaskKey(task.key.collaboration_id, gang.gang_id)
+def gang_key(task: Task) -> TaskKey:
+    """Return the name of a task's gang: that of its rank 0; a task without a gang has its own."""
+    gang = task.spec.gang
+    return task.key if gang is None else TaskKey(task.key.collaboration_id, gang.gang_id)

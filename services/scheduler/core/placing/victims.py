@@ -88,15 +88,24 @@ class Victims:
         self._by_agent: dict[AgentId, dict[_Name, _Entry]] = {}
         #: The valid entry of each attempt.
         self._entries: dict[_Name, _Entry] = {}
+        #: Attempts that make room already and save, with their instance.
+        self._saving: dict[_Name, Instance] = {}
         self._number = 0
 
-    def __len__(self) -> int:
-        return len(self._entries)
+    def saving(self) -> list[Instance]:
+        """Return the instances at which an attempt makes room already."""
+        return [*dict.fromkeys(self._saving.values())]
 
     def put(self, task: Task, attempt: Attempt, instance: Instance) -> None:
-        """Note an attempt, or that less would be lost with it than before; passed over if it can never go."""
+        """Note an attempt, that it was asked to go, or that less would be lost with it than before.
+
+        Passed over if it can never go.
+        """
         name = (task.key, attempt.token.number)
         self._drop(name)
+        if attempt.state is AttemptState.SUSPENDING:
+            self._saving[name] = instance
+            return
         if (
             task.priority not in WEIGHTS
             # Stopping one member would stop its whole gang.
@@ -174,6 +183,7 @@ class Victims:
                     return
 
     def _drop(self, name: _Name) -> None:
+        self._saving.pop(name, None)
         entry = self._entries.pop(name, None)
         if entry is None:
             return

@@ -30,8 +30,6 @@ from services.scheduler.core.timers import TimerKind
 def assign(step: Step, task: Task, instance: Instance, explanation: str) -> None:
     """Give a task that waits, its claims granted, to an instance with a free slot."""
     places.leave(step, task)
-    # If it comes back, it may take a slot again at once.
-    task.room_time = None
     resumes = task.state is TaskState.SUSPENDED
     task.state = TASK.next(task.key, task.state, TaskInput.ASSIGN)
     attempt = _hand_over(step, task, instance, explanation)
