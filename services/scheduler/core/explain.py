@@ -198,10 +198,9 @@ def _obstacle(task: Task, instance: Instance) -> str:
     for name, amount in task.demand.needs:
         left = instance.capacities.get(name, 0) - instance.used.get(name, 0)
         if left < amount:
-            return f"{name}: {amount} needed, {left} left"
+            return f"{name}: {amount} needed, {max(0, left)} left"
     if instance.credits and instance.kept:
-        return (
-            f"its free slots are kept for {', '.join(str(gang_key(each)) for each in instance.kept.values())}"
-        )
+        names = ", ".join(str(gang_key(each)) for each in instance.kept.values())
+        return f"its free slots are kept for {names}"
     mine = " (this task among them)" if task.key in instance.held else ""
     return f"no free slot: it holds {len(instance.held)}{mine}"

@@ -35,16 +35,21 @@ from services.scheduler.core.model import (
 )
 from services.scheduler.core.records import CollaborationRecord, StoredLock, TaskRecord
 from services.scheduler.store import Batch
+from tests.unit.scheduler.scheduler_sim_room import RoomChecker, all_served
 from tests.unit.scheduler.scheduler_sim_seen import BrokenPromise, Case, Link, Seen
 
 
 class Checker:
     """Feed it facts as they happen."""
 
-    def __init__(self, *, ageing_ms: int, ageing_share: int, slots_max: int) -> None:
+    def __init__(
+        self, *, ageing_ms: int, ageing_share: int, slots_max: int, grace_ms: int, class_lent: bool
+    ) -> None:
         self.ageing_ms = ageing_ms
         self.ageing_share = ageing_share
         self.slots_max = slots_max
+        #: What urgent work takes from others.
+        self.room = RoomChecker(self, grace_ms=grace_ms, class_lent=class_lent)
         #: Until when a task waits by choice for a better agent than one that is free, None when it does not:
         #: the scheduler's own word, which PREDICTIVE has to give. The plane sets it.
         self.patience: Callable[[TaskKey], Instant | None] = lambda _: None
@@ -217,7 +222,7 @@ class Checker:
 
     def _check_new_attempt(self, seen: Seen, attempt: Attempt, before: TaskRecord | None) -> None:
         key = seen.key
-        self._must(not self._paused(seen), "T12", f"{key} begins {attempt.token} and is paused")
+        self._must(not self.is_paused(seen), "T12", f"{key} begins {attempt.token} and is paused")
         self._must(attempt.token > seen.newest, "T2", f"{key}: {attempt.token} after {seen.newest}")
         seen.newest = attempt.token
         self._must(attempt.token.epoch == self.epoch, "T2", f"{key}: {attempt.token} in epoch {self.epoch}")
@@ -278,6 +283,7 @@ class Checker:
     def leads(self, epoch: int) -> None:
         """Another leadership began."""
         self.epoch = epoch
+        self.room.disturbed()
         self.links.clear()
         for case in self.cases.values():
             case.published = None
@@ -295,17 +301,30 @@ class Checker:
     # Agents.
 
     def linked(
-        self, stream: StreamId, instance: InstanceKey, skills: frozenset[str], capacities: Mapping[str, int]
+        self,
+        stream: StreamId,
+        instance: InstanceKey,
+        skills: frozenset[str],
+        capacities: Mapping[str, int],
+        *,
+        suspendable: bool,
     ) -> None:
         """The scheduler took in an agent's hello."""
+        self.room.disturbed()
         for other in [name for name, link in self.links.items() if link.instance == instance]:
             del self.links[other]
-        self.links[stream] = Link(instance, skills, capacities)
+        self.links[stream] = Link(instance, skills, capacities, suspendable)
+
+    def unlinked(self, stream: StreamId) -> None:
+        """A link is gone."""
+        self.room.disturbed()
+        self.links.pop(stream, None)
 
     def declared(self, instance: InstanceKey, skills: frozenset[str]) -> None:
         """The scheduler took in what an agent can do now."""
         for link in self.links.values():
             if link.instance == instance and link.skills != skills:
+                self.room.disturbed()
                 link.skills = skills
                 for seen in self.waiting.values():
                     seen.passed_over.clear()
@@ -333,6 +352,7 @@ class Checker:
         link.credits -= 1
         self._must(link.credits >= 0, "SLOTS", f"{link.instance} gets {ref} without a slot")
         self._must(not link.draining, "SLOTS", f"{link.instance} drains and gets {ref}")
+        self.room.started(seen, link)
         lacking = set(seen.spec.required_skills) - link.skills
         self._must(not lacking, "SKILLS", f"{link.instance} gets {ref} and lacks {lacking}")
         self._check_needs(link, ref)
@@ -424,7 +444,12 @@ class Checker:
             self._count_starts()
             self._check_urgent()
             self.handed.clear()
-        free = [link for link in self.links.values() if link.credits > 0 and not link.draining]
+        self.room.settled(now)
+        free = [
+            link
+            for link in self.links.values()
+            if link.credits > self.room.kept(link.instance) and not link.draining
+        ]
         if free and self.waiting:
             self._check_progress(free)
 
@@ -436,7 +461,7 @@ class Checker:
             if seen.waiting_since is not None
             and seen.waiting_since + self.ageing_ms < self.now
             and seen.priority is not Priority.EMERGENCY
-            and not self._paused(seen)
+            and not self.is_paused(seen)
         ]
         # Those that have just been started were aged beside it.
         rivals = aged + [
@@ -465,7 +490,7 @@ class Checker:
 
     def _check_urgent(self) -> None:
         for seen in self.waiting.values():
-            if seen.priority is not Priority.EMERGENCY or not seen.simple or not self._ready(seen):
+            if seen.priority is not Priority.EMERGENCY or not seen.simple or not self.is_ready(seen):
                 continue
             if self._waits_by_choice(seen):
                 continue
@@ -481,12 +506,12 @@ class Checker:
             seen.spec.gang is not None
             and seen.waiting_since is not None
             and seen.waiting_since + self.ageing_ms <= self.now
-            and not self._paused(seen)
+            and not self.is_paused(seen)
             for seen in self.waiting.values()
         ):
             return
         for seen in self.waiting.values():
-            if seen.spec.resources or seen.spec.gang is not None or not self._ready(seen):
+            if seen.spec.resources or seen.spec.gang is not None or not self.is_ready(seen):
                 continue
             able = [link for link in free if self._can(link, seen)]
             if able and self._waits_by_choice(seen):
@@ -499,11 +524,11 @@ class Checker:
         until = self.patience(seen.key) if policy is SchedulingPolicy.PREDICTIVE else None
         return until is not None and until >= self.now
 
-    def _ready(self, seen: Seen) -> bool:
+    def is_ready(self, seen: Seen) -> bool:
         since = seen.waiting_since
-        return since is not None and since <= self.now and not self._paused(seen)
+        return since is not None and since <= self.now and not self.is_paused(seen)
 
-    def _paused(self, seen: Seen) -> bool:
+    def is_paused(self, seen: Seen) -> bool:
         record = self.cases[seen.key.collaboration_id].record
         return record is not None and record.state is CollaborationState.SUSPENDED
 
@@ -528,9 +553,14 @@ class Checker:
             for name in seen.spec.dependencies
         ):
             return False
-        members = [seen] if seen.spec.gang is None else case.gangs[seen.spec.gang.gang_id]
-        able = {link.instance.agent_id for link in self.links.values() if self._could(link, seen.spec)}
-        return len(able) >= len([each for each in members if each.state not in TASK_ENDED])
+        mates = [seen] if seen.spec.gang is None else case.gangs[seen.spec.gang.gang_id]
+        return all_served(
+            [
+                {link.instance for link in self.links.values() if self._could(link, mate.spec)}
+                for mate in mates
+                if mate.state not in TASK_ENDED
+            ]
+        )
 
     def _could(self, link: Link, spec: TaskSpec) -> bool:
         return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
@@ -93,6 +94,49 @@ class Halt:
         return PauseRequested("pause", self.collaboration_id, actor, why, self.suspends, reply)
 
 
+DrawAlarm = Callable[[Random, Flavour, int], Submission]
+
+
+def draw_crowd(rng: Random, flavour: Flavour, number: int) -> Submission:
+    """Return work that keeps everybody busy for a while."""
+    count = flavour.agents * flavour.slots + 2
+    tasks = tuple(
+        TaskSpec(
+            TaskId(f"t{index}"),
+            (Skill(rng.choice(SKILLS)),),
+            estimated_duration_ms=rng.choice((800, 3_000)),
+            attempt_timeout_ms=12_000,
+            needs=(("gpu", rng.choice((1, 1, 2))),) if rng.random() < 0.5 and not flavour.unmeetable else (),
+            priority=rng.choice((Priority.LOW, Priority.LOW, Priority.NORMAL, Priority.HIGH)),
+        )
+        for index in range(count)
+    )
+    return _submission(rng, number, CollaborationSpec(tasks))
+
+
+def draw_alarm(rng: Random, flavour: Flavour, number: int) -> Submission:
+    """Return an urgent gang, now and then with a single task beside it."""
+    size = rng.randint(2, min(3, flavour.agents))
+    needs = (("gpu", rng.choice((1, 1, 2))),) if rng.random() < 0.4 and not flavour.unmeetable else ()
+    skills = [rng.choice(SKILLS) for _ in range(size)] if rng.random() < 0.5 else [rng.choice(SKILLS)] * size
+    tasks = [
+        TaskSpec(
+            TaskId("g" if rank == 0 else f"g.{rank}"),
+            (Skill(skill),),
+            estimated_duration_ms=rng.choice((20, 400)),
+            attempt_timeout_ms=12_000,
+            needs=needs,
+            gang=GangPlace(TaskId("g"), rank, size),
+        )
+        for rank, skill in enumerate(skills)
+    ]
+    if rng.random() < 0.4:
+        tasks.append(
+            TaskSpec(TaskId("one"), (Skill(rng.choice(SKILLS)),), needs=needs, attempt_timeout_ms=12_000)
+        )
+    return _submission(rng, number, CollaborationSpec(tuple(tasks), priority=Priority.EMERGENCY))
+
+
 def draw_order(rng: Random, flavour: Flavour, number: int, now: Instant) -> Submission:
     """Return the next submission."""
     tasks: list[TaskSpec] = []
@@ -117,6 +161,10 @@ def draw_order(rng: Random, flavour: Flavour, number: int, now: Instant) -> Subm
         deadline=Instant(now + rng.randint(15_000, 60_000)) if rng.random() < flavour.deadlines else None,
         policy=rng.choice((None, *SchedulingPolicy)),
     )
+    return _submission(rng, number, spec)
+
+
+def _submission(rng: Random, number: int, spec: CollaborationSpec) -> Submission:
     digest = hashlib.sha256(repr(spec).encode()).digest()
     requester = rng.choice(("operator/admin", "agent/x", "agent/y"))
     return Submission(requester, RequestId(f"r{number}"), spec, digest)

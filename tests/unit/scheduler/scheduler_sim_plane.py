@@ -63,7 +63,16 @@ from services.scheduler.stores.memory import MemoryPlane, MemoryStore
 from tests.unit.scheduler.scheduler_sim_checker import Checker
 from tests.unit.scheduler.scheduler_sim_fleet import Agent, Fleet
 from tests.unit.scheduler.scheduler_sim_leader import Death, Leader, LeaderDied, MakeState
-from tests.unit.scheduler.scheduler_sim_orders import RESOURCES, SKILLS, Flavour, Halt, draw_order
+from tests.unit.scheduler.scheduler_sim_orders import (
+    RESOURCES,
+    SKILLS,
+    DrawAlarm,
+    Flavour,
+    Halt,
+    draw_alarm,
+    draw_crowd,
+    draw_order,
+)
 from tests.unit.scheduler.scheduler_sim_seen import BrokenPromise, Seen
 
 SETTINGS = Settings(
@@ -109,8 +118,11 @@ class World(Fleet):
             ageing_ms=SETTINGS.ageing_ms,
             ageing_share=SETTINGS.ageing_share,
             slots_max=max(self.flavour.slots, 1),
+            grace_ms=SETTINGS.suspend_grace_ms,
+            class_lent=self.flavour.code_locks > 0.0,
         )
         self.checker.patience = self._patience
+        self.checker.room.kept = self._kept
         self.leader: Leader | None = None
         self.inbox: list[Event] = []
         self.streams: dict[StreamId, Agent] = {}
@@ -120,6 +132,10 @@ class World(Fleet):
         self.halts = Random(seed + 1_000_003)
         paused = self.halts.random() < 0.3 and not self.flavour.flood
         self.pauses = self.halts.randint(1, 6) if paused else 0
+        #: The same of planes in which the alarm is given while everybody is busy.
+        self.alarms = Random(seed + 2_000_003)
+        alarmed = self.alarms.random() < 0.4 and not self.flavour.flood and self.flavour.agents > 1
+        self.alarm_count = self.alarms.randint(1, 3) if alarmed else 0
         self.replies = 0
         self.orders: list[Submission] = []
         self.views: dict[str, AgentView] = {}
@@ -151,6 +167,10 @@ class World(Fleet):
             self.later(self.some_ms(1, 300), lambda agent=agent: self._link(agent))  # type: ignore[misc]
         for _ in range(self.flavour.orders):
             self.later(self.random.random() * CHAOS_MS * 0.7, self._submit)
+        if self.alarm_count:
+            self.later(self.alarms.randint(1, 400), lambda: self._alarm(draw_crowd))
+        for _ in range(self.alarm_count):
+            self.later(500 + self.alarms.random() * CHAOS_MS * 0.5, lambda: self._alarm(draw_alarm))
         for _ in range(self.flavour.troubles):
             self.later(self.random.random() * CHAOS_MS, self._trouble)
         for _ in range(self.pauses):
@@ -207,6 +227,10 @@ class World(Fleet):
         hold = None if self.leader is None else self.leader.state.book.foresight.holds.get(key)
         return None if hold is None else hold.wait.until
 
+    def _kept(self, key: InstanceKey) -> int:
+        instance = None if self.leader is None else self.leader.state.book.instances.get(key)
+        return 0 if instance is None else len(instance.kept)
+
     def _note(self, event: Event) -> None:
         """Tell the checker what reaches the scheduler now."""
         checker = self.checker
@@ -214,18 +238,22 @@ class World(Fleet):
             case WorkFrame(_, stream) if (link := checker.links.get(stream)) is not None:
                 if event.drain:
                     link.draining, link.credits = True, 0
+                    checker.room.disturbed()
                 if not link.draining:
                     link.credits += event.credits
                 for report in event.results:
                     checker.said_result(link.instance, report)
             case WorkOpened(_, stream, instance):
                 agent = self._named(instance.agent_id)
-                checker.linked(stream, instance, frozenset(agent.skills), dict(agent.capacities))
+                skills = frozenset(agent.skills)
+                checker.linked(
+                    stream, instance, skills, dict(agent.capacities), suspendable=event.suspendable
+                )
                 known = self.views[agent.name]
                 skills = frozenset(str(each) for each in known.skills)
                 checker.declared(instance, skills)
             case WorkClosed(_, stream):
-                checker.links.pop(stream, None)
+                checker.unlinked(stream)
             case AgentsChanged(_, _, views):
                 for view in views:
                     name = InstanceKey(view.agent_id, InstanceId("0"))
@@ -297,7 +325,7 @@ class World(Fleet):
             case Answer(reply, value):
                 self._take_answer(reply, value)
             case CloseStream(stream):
-                self.checker.links.pop(stream, None)
+                self.checker.unlinked(stream)
                 agent = self.streams.get(stream)
                 if agent is not None:
                     self._close_soon(agent, stream)
@@ -310,6 +338,7 @@ class World(Fleet):
             case GrantLocks():
                 self._deliver(said)
             case SuspendAttempt():
+                self.checker.room.asked(said.attempt, said.reason, self.now)
                 link = self.checker.links.get(said.stream)
                 if link is not None and not link.draining:
                     link.credits += 1
@@ -355,6 +384,11 @@ class World(Fleet):
 
     def _submit(self) -> None:
         order = draw_order(self.random, self.flavour, len(self.orders), self.now)
+        self.orders.append(order)
+        self._ask(0, order)
+
+    def _alarm(self, draw: DrawAlarm) -> None:
+        order = draw(self.alarms, self.flavour, len(self.orders))
         self.orders.append(order)
         self._ask(0, order)
 

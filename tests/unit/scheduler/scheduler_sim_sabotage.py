@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from services.common.core.entries import EntryDraft
 from services.common.core.instants import Instant
 from services.common.election import Leadership
-from services.scheduler.core.book import Settings, Step
+from services.scheduler.core.book import Book, Settings, Step
 from services.scheduler.core.course import Attempt, Collaboration, Place, Task
 from services.scheduler.core.effects import (
     AckResult,
@@ -25,7 +25,7 @@ from services.scheduler.core.events import AgentsChanged, Event, LockWritten, Wo
 from services.scheduler.core.instances import Instance
 from services.scheduler.core.locking import claims
 from services.scheduler.core.model import AttemptRef, Payload, TaskState
-from services.scheduler.core.placing import gangs, index, places
+from services.scheduler.core.placing import gangs, index, places, preemption, rooms, slots, victims
 from services.scheduler.core.running import attempts, outcomes, pausing, reports
 from services.scheduler.core.state import _ON_TIMER, SchedulerState
 from services.scheduler.core.timers import TimerKind
@@ -196,6 +196,44 @@ def _no_deadline(step: Step, task: Task) -> None:
     """Time passes and nobody cares."""
 
 
+def _ask_in_vain(step: Step, tasks: Sequence[Task]) -> list[slots.Slot] | None:
+    """Whoever could make room for one member is asked, whether the others have a place or not."""
+    chosen = _REAL_CHOOSE(step, tasks)
+    for task in tasks if chosen is None and len(tasks) > 1 else ():
+        for slot in _REAL_CHOOSE(step, [task]) or ():
+            if slot.victim is not None and slot.attempt is not None:
+                preemption._ask(step, task, slot.victim, slot.attempt)
+    return chosen
+
+
+_REAL_CHOOSE = slots.choose
+
+
+def _singles_only(book: Book) -> list[list[Task]]:
+    """Urgent gangs wait."""
+    return [[task] for task in book.urgent.values()]
+
+
+def _all_credits(self: Instance) -> int:
+    """What is kept for somebody is free for all."""
+    return self.credits if self.stream is not None and not self.draining else 0
+
+
+def _keep_for_ever(_: Step) -> None:
+    """What is kept is neither used nor given back."""
+
+
+def _put_members(self: victims.Victims, task: Task, attempt: Attempt, instance: Instance) -> None:
+    """Members of gangs can be asked like anybody else."""
+    spec = task.spec
+    task.spec = replace(spec, gang=None)
+    _REAL_PUT(self, task, attempt, instance)
+    task.spec = spec
+
+
+_REAL_PUT = victims.Victims.put
+
+
 @dataclass(frozen=True)
 class Bug:
     """One defect, and the promises of which it breaks one."""
@@ -216,7 +254,7 @@ def _bug(promises: str, **how: Any) -> Bug:
 BUGS = {
     "a store without a guard": _bug("L1", first=20),
     "a lost commit": _bug("T1"),
-    "tokens are not compared": _bug("T2", patch=(reports, "_current", _reports_without_tokens), first=260),
+    "tokens are not compared": _bug("T2", patch=(reports, "_current", _reports_without_tokens), first=100),
     "every result is acked": _bug("T2", tamper=_ack_all),
     "a result is changed": _bug("T2", patch=(outcomes, "succeed", _succeed_again)),
     "an assignment goes out twice": _bug("T3", tamper=_hand_over_twice),
@@ -233,6 +271,13 @@ BUGS = {
     "agents have more than they have": _bug("NEEDS", event=_richer),
     "agents have twice the slots": _bug("SLOTS", event=_more_slots),
     "a lost task is left": _bug("PROGRESS", patch=(outcomes, "lose", _lose_and_leave)),
+    "victims are asked for a gang that cannot start": _bug(
+        "VAIN", patch=(preemption, "choose", _ask_in_vain)
+    ),
+    "urgent gangs wait": _bug("ROOM", patch=(preemption, "_wanting", _singles_only)),
+    "slots are not kept": _bug("KEPT", patch=(Instance, "free", property(_all_credits))),
+    "slots are kept for ever": _bug("KEPT", patch=(rooms, "settle", _keep_for_ever), first=80),
+    "members of gangs make room": _bug("VICTIM", patch=(victims.Victims, "put", _put_members), first=115),
     "locks are not written": _bug("PROGRESS", tamper=_no_lock_keys),
     "a gang keeps agents in vain": _bug(
         "PROGRESS", patch=(gangs, "_can_ever_start", lambda *_: True), first=50

@@ -71,6 +71,7 @@ class Link:
     instance: InstanceKey
     skills: frozenset[str]
     capacities: Mapping[str, int]
+    suspendable: bool = True
     credits: int = 0
     draining: bool = False
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 from services.scheduler.core.book import Book, Step
 from services.scheduler.core.course import Attempt, Place, Task
+from services.scheduler.core.instances import Instance
 from services.scheduler.core.locking import claims
 from services.scheduler.core.model import Priority
 from services.scheduler.core.placing import gangs, rooms
@@ -36,6 +37,7 @@ def make_room(step: Step) -> bool:
     To be called when no ready task has a free agent.
     """
     hopeless: set[tuple[Demand, Priority]] = set()
+    promised: list[tuple[Task, Instance]] = []
     changed = False
     for tasks in _wanting(step.book):
         first = tasks[0]
@@ -44,9 +46,12 @@ def make_room(step: Step) -> bool:
             continue
         chosen = choose(step, tasks)
         if chosen is not None:
-            changed = _take(step, tasks, chosen) or changed
+            changed = _take(step, tasks, chosen, promised) or changed
         elif alone:
             hopeless.add((first.demand, first.priority))
+    for task, instance in promised:
+        instance.let_go(task)
+        step.book.index.touch(instance)
     return changed
 
 
@@ -60,8 +65,12 @@ def _wanting(book: Book) -> list[list[Task]]:
     return sorted(found, key=lambda tasks: (tasks[0].priority, tasks[0].arrival))
 
 
-def _take(step: Step, tasks: list[Task], chosen: list[Slot]) -> bool:
-    """Have the slots that were chosen for `tasks` made free; return whether anything changed."""
+def _take(step: Step, tasks: list[Task], chosen: list[Slot], promised: list[tuple[Task, Instance]]) -> bool:
+    """Have the slots that were chosen for `tasks` made free; return whether anything changed.
+
+    A gang starts in them. A single task is placed in its turn, when all that are to be asked were: until then
+    its slot is among the `promised` ones, so that nobody who comes after it chooses the same.
+    """
     fit = all(has_left(slot.instance, task.demand) for task, slot in zip(tasks, chosen, strict=True))
     alone = tasks[0].spec.gang is None
     if alone and fit and chosen[0].victim is None:
@@ -81,6 +90,9 @@ def _take(step: Step, tasks: list[Task], chosen: list[Slot]) -> bool:
         rooms.keep(step, tasks, [slot.instance for slot in chosen])
     elif not alone:
         _start(step, tasks, chosen)
+    else:
+        chosen[0].instance.keep(tasks[0])
+        promised.append((tasks[0], chosen[0].instance))
     return True
 
 
