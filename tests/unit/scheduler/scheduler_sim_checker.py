@@ -1,4 +1,4 @@
-"""Checks the history of one simulated plane against guarantees T1 to T6, T9, T11, T12, L1 and L3.
+"""Checks the history of one simulated plane against guarantees T1 to T6, T9, T11, T12, T15, L1 and L3.
 
 A history is what is outside of the scheduler: what requesters asked for and were answered, what agents were
 told and said, what the store took, in order. The checker keeps its own small model of what that entitles
