@@ -15,15 +15,17 @@ its class to their holders.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterator, Sequence
 
 from services.scheduler.core.book import Book, Step
 from services.scheduler.core.course import Attempt, Place, Task
-from services.scheduler.core.instances import Instance
 from services.scheduler.core.locking import claims
 from services.scheduler.core.model import Priority
 from services.scheduler.core.placing import gangs, rooms
+from services.scheduler.core.placing.fairness import Account
 from services.scheduler.core.placing.index import gang_key
+from services.scheduler.core.placing.lanes import order_of
 from services.scheduler.core.placing.placement import Demand
 from services.scheduler.core.placing.pools import has_left
 from services.scheduler.core.placing.slots import Slot, choose
@@ -37,71 +39,86 @@ def make_room(step: Step) -> bool:
     To be called when no ready task has a free agent.
     """
     hopeless: set[tuple[Demand, Priority]] = set()
-    promised: list[tuple[Task, Instance]] = []
     changed = False
-    for tasks in _wanting(step.book):
+    for tasks in _in_turn(step.book):
         first = tasks[0]
         alone = first.spec.gang is None
-        if gang_key(first) in step.book.rooms or (alone and (first.demand, first.priority) in hopeless):
+        if alone and (first.demand, first.priority) in hopeless:
             continue
         chosen = choose(step, tasks)
         if chosen is not None:
-            changed = _take(step, tasks, chosen, promised) or changed
+            _take(step, tasks, chosen)
+            changed = True
         elif alone:
             hopeless.add((first.demand, first.priority))
-    for task, instance in promised:
-        instance.let_go(task)
-        step.book.index.touch(instance)
     return changed
 
 
+def _in_turn(book: Book) -> Iterator[list[Task]]:
+    """Yield the urgent tasks that wait for an agent, and the members of each urgent gang, one by one.
+
+    In serving order: by class, then the requester with the smallest share, counting what it got meanwhile.
+    """
+    lines: dict[tuple[Priority, Account], list[list[Task]]] = {}
+    for tasks in _wanting(book):
+        if gang_key(tasks[0]) not in book.rooms:
+            lines.setdefault((tasks[0].priority, tasks[0].account), []).append(tasks)
+    if not lines:
+        return
+    totals = book.index.fleet.totals
+    for line in lines.values():
+        # Taken from the end.
+        line.sort(key=lambda tasks: order_of(tasks[0]), reverse=True)
+    heap = [
+        (priority, account.share(totals), order_of(line[-1][0]), account, line)
+        for (priority, account), line in lines.items()
+    ]
+    heapq.heapify(heap)
+    while heap:
+        priority, _, _, account, line = heapq.heappop(heap)
+        yield line.pop()
+        if line:
+            heapq.heappush(heap, (priority, account.share(totals), order_of(line[-1][0]), account, line))
+
+
 def _wanting(book: Book) -> list[list[Task]]:
-    """Return the urgent tasks that wait for an agent, and the members of each urgent gang, in order."""
+    """Return the urgent tasks that wait for an agent, and the members of each urgent gang."""
     found = [[task] for task in book.urgent.values()]
     if book.index.gangs:
         for priority in Priority:
             if priority <= book.settings.preempting_priority:
                 found += gangs.complete(book, priority)
-    return sorted(found, key=lambda tasks: (tasks[0].priority, tasks[0].arrival))
+    return found
 
 
-def _take(step: Step, tasks: list[Task], chosen: list[Slot], promised: list[tuple[Task, Instance]]) -> bool:
-    """Have the slots that were chosen for `tasks` made free; return whether anything changed.
-
-    A gang starts in them. A single task is placed in its turn, when all that are to be asked were: until then
-    its slot is among the `promised` ones, so that nobody who comes after it chooses the same.
-    """
+def _take(step: Step, tasks: list[Task], chosen: list[Slot]) -> None:
+    """Have the slots that were chosen for `tasks` made free; they start there, or have them kept."""
     fit = all(has_left(slot.instance, task.demand) for task, slot in zip(tasks, chosen, strict=True))
-    alone = tasks[0].spec.gang is None
-    if alone and fit and chosen[0].victim is None:
-        # It has a free agent: the next placement is for that.
-        return False
     # Only rank 0 of a gang has claims. Without them it leaves the index, and the gang waits for it.
     for task in tasks:
         if not claims.claim(step, task):
-            return True
+            return
         if task.lock_id is not None and task.place is Place.QUEUE:
-            # Granted and not written: given back if the slot goes to another after all.
+            # Granted and not written: given back if it does not start now.
             step.book.reserved[task.lock_id] = task
     for task, slot in zip(tasks, chosen, strict=True):
         if slot.victim is not None and slot.attempt is not None:
             _ask(step, task, slot.victim, slot.attempt)
-    if not fit:
-        rooms.keep(step, tasks, [slot.instance for slot in chosen])
-    elif not alone:
+    if fit:
         _start(step, tasks, chosen)
     else:
-        chosen[0].instance.keep(tasks[0])
-        promised.append((tasks[0], chosen[0].instance))
-    return True
+        rooms.keep(step, tasks, [slot.instance for slot in chosen])
 
 
 def _start(step: Step, tasks: Sequence[Task], chosen: Sequence[Slot]) -> None:
     asked = sum(slot.victim is not None for slot in chosen)
+    whole = f"gang of {len(tasks)}, {asked} make room for it: " if len(tasks) > 1 else ""
     for task, slot in zip(tasks, chosen, strict=True):
         here = "free" if slot.victim is None else f"made free by {slot.victim.task.key}"
-        why = f"gang of {len(tasks)}, {asked} make room for it: this slot is {here}; {task.priority.name}"
-        attempts.assign(step, task, slot.instance, why)
+        attempts.assign(step, task, slot.instance, f"{whole}this slot is {here}; {task.priority.name}")
+        if task.priority is not Priority.EMERGENCY and task.spec.gang is None:
+            # As any start beside those that are owed to age: see `lanes`.
+            slot.instance.fresh_starts += 1
 
 
 def _ask(step: Step, task: Task, victim: Victim, attempt: Attempt) -> None:
