@@ -44,9 +44,10 @@ class Outbox(Protocol):
                 "spool.overflow" then says how many operations are missing (guarantee A3).
     """
 
-    async def record(self, entries: Sequence[EntryDraft], *, privileged: bool = False) -> None:
-        """Keep `entries`; call it before replying, alongside the store's commit.
+    def record(self, entries: Sequence[EntryDraft], *, privileged: bool = False) -> Awaitable[None]:
+        """Keep `entries`; call it before replying, alongside the store's commit, and await what it returns.
 
+        An outbox on a disk begins with the call, and not when it is awaited.
         With `privileged` raises AUDIT_UNAVAILABLE when they can not be kept: the operation must then not
         happen. Without it never raises for lack of room.
         """
@@ -75,10 +76,24 @@ class _Pending:
     kept: asyncio.Future[None]
 
 
+@dataclass(eq=False, slots=True)
+class _Flush:
+    """What is on its way to the disk, and who waits for it."""
+
+    # The loop's time at which it was begun.
+    started: float
+    payloads: list[bytes]
+    kept: list[_Pending]
+    refused: list[_Pending]
+    # Dropped operations of which one of the payloads tells.
+    reported: int
+
+
 class SpooledOutbox:
     """An `Outbox` on a `Spool`. Owned by the event loop; the disk is touched on two threads only.
 
-    Group commit: what comes while a flush is on its way to the disk shares the next one.
+    Group commit: what comes while a flush is on its way to the disk shares the next one. A flush is a chain
+    of callbacks and no task: each turn of the loop on this way is a part of what a single commit costs.
     """
 
     def __init__(
@@ -98,7 +113,8 @@ class SpooledOutbox:
         self._writer = Worker("spool-write")
         self._shipper = shipper.Shipper(spool, self._writer, self._made_room)
         self._pending: list[_Pending] = []
-        self._flushing: asyncio.Task[None] | None = None
+        # Done when nothing is pending any more; None while nothing is.
+        self._flushing: asyncio.Future[None] | None = None
         # Operations whose entries were dropped since there was room last; 0 while all is well.
         self._dropped = 0
         self._dropped_metric = metrics.counter(
@@ -111,14 +127,15 @@ class SpooledOutbox:
         size = metrics.gauge("outbox_bytes", "Bytes of the spool on disk.")
         size.set_function(lambda: spool.size_bytes)
 
-    async def record(self, entries: Sequence[EntryDraft], *, privileged: bool = False) -> None:
+    def record(self, entries: Sequence[EntryDraft], *, privileged: bool = False) -> asyncio.Future[None]:
         """See `Outbox.record`. A cancelled caller's entries are kept all the same."""
-        if not entries:
-            return
         kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pending.append(_Pending(entries, privileged, kept))
-        self._start_flush()
-        await kept
+        if entries:
+            self._pending.append(_Pending(entries, privileged, kept))
+            self._start_flush()
+        else:
+            kept.set_result(None)
+        return kept
 
     async def ship(self, connect: Callable[[], Awaitable[grpc.aio.Channel]]) -> None:
         """Bring what is recorded to audit, for ever; run it supervised.
@@ -146,68 +163,85 @@ class SpooledOutbox:
         if self._dropped:
             self._start_flush()
 
-    def _start_flush(self, *, closing: bool = False) -> asyncio.Task[None]:
+    def _start_flush(self, *, closing: bool = False) -> asyncio.Future[None]:
+        """Flush what is pending from the next turn of the loop on; return what is done when nothing is."""
         if self._flushing is None:
-            self._flushing = asyncio.create_task(self._flush(closing=closing), name="outbox-flush")
+            loop = asyncio.get_running_loop()
+            self._flushing = loop.create_future()
+            loop.call_soon(self._flush, closing)
         return self._flushing
 
-    async def _flush(self, *, closing: bool) -> None:
-        """Run while something is pending. Every pending call gets its answer, whatever happens here."""
+    def _flush(self, closing: bool = False) -> None:
+        """Hand what is pending to the disk. Every pending call gets its answer, whatever happens here."""
+        batch, self._pending = self._pending, []
         try:
-            while True:
-                batch, self._pending = self._pending, []
-                try:
-                    with self._flush_metric.time():
-                        await self._keep(batch, closing=closing)
-                except BaseException as error:
-                    # A defect, or the loop is closing: nobody shall wait for an answer for ever.
-                    for call in batch + self._pending:
-                        _settle(call, ServiceError(Reason.AUDIT_UNAVAILABLE, f"recording failed: {error!r}"))
-                    self._pending = []
-                    raise
-                if not self._pending:
-                    return
-        finally:
-            self._flushing = None
+            flush = self._choose(batch, closing=closing)
+            if flush.payloads:
+                keep = partial(_append, self._spool, flush.payloads)
+                self._writer.run_then(keep, partial(self._flushed, flush))
+                return
+        except Exception as error:  # noqa: BLE001  # a defect: nobody shall wait for an answer for ever
+            self._give_up(batch, error)
+            return
+        self._flushed(flush, None)
 
-    async def _keep(self, batch: Sequence[_Pending], *, closing: bool) -> None:
+    def _flushed(self, flush: _Flush, error: OSError | None) -> None:
+        """Answer those whose entries are on disk, or are not; go on with what has come meanwhile."""
+        why = "the spool is full: bring audit back"
+        kept, refused, reported = flush.kept, flush.refused, flush.reported
+        if error is not None:
+            # Nothing of it is there (see Spool.append), so that all are in the same position.
+            why = f"the spool's disk failed: {error.strerror}"
+            reported, kept, refused = 0, [], [*kept, *refused]
+        # Commit point. From here a crash loses nothing: the shipper starts from the disk.
+        for call in kept:
+            _settle(call, None)
+        self._dropped -= reported
+        self._refuse(refused, why)
+        if flush.payloads and error is None:
+            self._recorded_metric.inc(len(flush.payloads))
+            self._shipper.stir()
+        self._flush_metric.observe(asyncio.get_running_loop().time() - flush.started)
+        if self._pending:
+            self._flush()
+        else:
+            self._rest()
+
+    def _rest(self) -> None:
+        flushing, self._flushing = self._flushing, None
+        if flushing is not None and not flushing.done():
+            flushing.set_result(None)
+
+    def _give_up(self, batch: Sequence[_Pending], error: Exception) -> None:
+        _log.error("recording failed", error=error)
+        for call in [*batch, *self._pending]:
+            _settle(call, ServiceError(Reason.AUDIT_UNAVAILABLE, f"recording failed: {error!r}"))
+        self._pending = []
+        self._rest()
+
+    def _choose(self, batch: Sequence[_Pending], *, closing: bool) -> _Flush:
+        """Return what of a batch there is room for, encoded."""
         limits = self._limits
         room = limits.bytes_max - self._spool.size_bytes
-        payloads: list[bytes] = []
-        kept: list[_Pending] = []
-        refused: list[_Pending] = []
+        flush = _Flush(asyncio.get_running_loop().time(), [], [], [], 0)
+        payloads = flush.payloads
         least_ordinary = limits.privileged_bytes
         if self._dropped and (closing or room > limits.privileged_bytes + limits.resume_bytes):
             room -= self._add(payloads, [self._overflow()])
+            flush.reported = self._dropped
         elif self._dropped:
             least_ordinary = limits.bytes_max
-        reported = self._dropped if payloads else 0
         for call in batch:
             least = 0 if call.privileged else least_ordinary
             before = len(payloads)
             size = self._add(payloads, call.drafts) if room > least else 0
             if room <= least or size > room - least:
                 del payloads[before:]
-                refused.append(call)
+                flush.refused.append(call)
             else:
                 room -= size
-                kept.append(call)
-        why = "the spool is full: bring audit back"
-        if payloads:
-            try:
-                await self._writer.run(partial(self._spool.append, payloads))
-            except OSError as error:
-                # Nothing of it is there (see Spool.append), so that all are in the same position.
-                why = f"the spool's disk failed: {error.strerror}"
-                reported, refused, kept = 0, [*kept, *refused], []
-            else:
-                # Commit point. From here a crash loses nothing: the shipper starts from the disk.
-                self._recorded_metric.inc(len(payloads))
-                self._shipper.stir()
-        self._dropped -= reported
-        for call in kept:
-            _settle(call, None)
-        self._refuse(refused, why)
+                flush.kept.append(call)
+        return flush
 
     def _refuse(self, refused: Sequence[_Pending], why: str) -> None:
         for call in refused:
@@ -328,6 +362,15 @@ def _cut_all(texts: Sequence[str], limit_bytes: int = TEXT_BYTES_MAX) -> Sequenc
     if texts and (len(max(texts, key=len)) > limit_bytes or not "".join(texts).isascii()):
         return [_cut(text, limit_bytes) for text in texts]
     return texts
+
+
+def _append(spool: Spool, payloads: Sequence[bytes]) -> OSError | None:
+    """Append on the writer's thread; return what the disk said against it."""
+    try:
+        spool.append(payloads)
+    except OSError as error:
+        return error
+    return None
 
 
 def _settle(call: _Pending, error: Exception | None) -> None:

@@ -24,6 +24,8 @@ SEGMENT_BYTES_MAX = 4 * 1024 * 1024
 RECORD_BYTES_MAX = 1024 * 1024
 _HEADER = struct.Struct("<II")
 _LENGTH = struct.Struct("<I")
+# A write returns when its bytes, and what is needed to find them, are on the disk; see open(2).
+_APPEND = os.O_WRONLY | os.O_DSYNC
 
 
 class SpoolError(Exception):
@@ -60,7 +62,7 @@ class Spool:
         # Keeps a second process out; closed last.
         self._lock_file = lock_file
         # The last segment's file, or None after a failed write: then the next append starts a new one.
-        self._file: int | None = os.open(segments[-1].path, os.O_WRONLY)
+        self._file: int | None = os.open(segments[-1].path, _APPEND)
         os.lseek(self._file, segments[-1].size, os.SEEK_SET)
         # Owned by the reading thread: where the last read ended (segment, next record's number, its offset).
         self._cursor = (segments[-1].path, 0, 0)
@@ -110,9 +112,10 @@ class Spool:
         assert file is not None  # noqa: S101  # _start_segment opened it or raised
         frames = b"".join([_frame(payload) for payload in payloads])
         try:
+            # Commit point: written with O_DSYNC, what is behind this line is there after any crash; recovery
+            # cuts off the rest. One call instead of two (write, fdatasync), since after each a thread waits
+            # for its turn to run Python.
             _write_all(file, frames)
-            # Commit point: what is behind this line is there after any crash; recovery cuts off the rest.
-            os.fdatasync(file)
         except OSError:
             self._abandon(file, segment)
             raise
@@ -175,7 +178,7 @@ class Spool:
             os.close(self._file)
             self._file = None
         segment = _create_segment(self.directory, self.next_sequence)
-        self._file = os.open(segment.path, os.O_WRONLY)
+        self._file = os.open(segment.path, _APPEND)
         with self._lock:
             if self._segments[-1].count == 0:
                 # The last one was abandoned before its first record: same name, same file.
@@ -184,7 +187,7 @@ class Spool:
                 self._segments.append(segment)
 
     def _abandon(self, file: int, segment: _Segment) -> None:
-        """Leave a segment whose last write failed; a failed fdatasync is not to be tried again (fsyncgate).
+        """Leave a segment whose last write failed; a failed sync is not to be tried again (fsyncgate).
 
         Its tail may or may not be on disk. The next segment's name tells recovery where it ends.
         """

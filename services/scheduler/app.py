@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 
 from muster.scheduler.v1.scheduler_service_pb2_grpc import add_SchedulerServiceServicer_to_server
 
@@ -37,6 +38,10 @@ from services.scheduler.stores.etcd import EtcdStore
 _log = logs.get("scheduler.app")
 #: New containers before a young collection, young ones before a middle one, middle ones before a full one.
 _GC_THRESHOLDS = (50_000, 10, 20)
+#: How long the loop may keep another thread from running, in seconds. The thread that syncs the audit spool
+#: needs its turn before and after each system call: with Python's 5 ms, a sync of half a millisecond took as
+#: long as the decision about the next batch, and a commit waits for it.
+_SWITCH_S = 0.000_5
 
 
 class SchedulerApp:
@@ -100,6 +105,7 @@ class SchedulerApp:
         # The state holds a million objects and next to no cycles: Python's defaults would walk all of them
         # again and again, in pauses of tenths of a second.
         gc.set_threshold(*_GC_THRESHOLDS)
+        sys.setswitchinterval(_SWITCH_S)
         if config.metrics_listen:
             self._exposition, self.metrics_address = await start_exposition(
                 self._metrics, config.metrics_listen, self._tls

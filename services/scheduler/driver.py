@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from services.common.election import Leadership
 from services.common.outbox import Outbox
 from services.scheduler.batches import Sorted, sort, split_written
 from services.scheduler.core.book import Settings
-from services.scheduler.core.effects import Effect, Publish, SearchPlan
+from services.scheduler.core.effects import Assign, Effect, GrantLocks, Publish, SearchPlan
 from services.scheduler.core.events import (
     AgentsChanged,
     Event,
@@ -82,7 +82,7 @@ class DriverParts:
     planner: Planner | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Made:
     """A batch that is decided about: all that is left is to make it durable and to tell it."""
 
@@ -90,8 +90,9 @@ class _Made:
     #: What was asked and by whom, with the answers.
     answers: Sequence[tuple[Query[Any], Any]]
     event_count: int
-    #: Of deciding.
+    #: Of deciding, and of the commit; the latter is 0 until it has ended.
     step_seconds: float
+    commit_seconds: float = 0.0
 
 
 class Driver(Inbox):
@@ -189,9 +190,11 @@ class Driver(Inbox):
         if not self._carried:
             left_ms = self._state.next_due() - self._clock.now()
             if left_ms > 0:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(left_ms / 1_000):
-                        await self._work.wait()
+                alarm = asyncio.get_running_loop().call_later(left_ms / 1_000, self._work.set)
+                try:
+                    await self._work.wait()
+                finally:
+                    alarm.cancel()
         # What becomes ready in the same turn of the loop belongs to this batch.
         await asyncio.sleep(0)
         if self._flight is not None:
@@ -244,7 +247,8 @@ class Driver(Inbox):
 
     async def _carry_out(self, made: _Made) -> None:
         """Make a batch durable, then say what follows from it."""
-        found = made.found
+        found, loop = made.found, asyncio.get_running_loop()
+        started = loop.time()
         try:
             locks = await self._commit(found)
             if locks:
@@ -258,10 +262,12 @@ class Driver(Inbox):
             raise
         # Commit point. Everything that follows was decided and is durable; a crash from here on loses only
         # the telling, and whoever was not told asks again.
+        made.commit_seconds = loop.time() - started
         self._publish(found)
         for query, answer in made.answers:
             settle(query, answer)
-        self._measure(made.event_count, found.entries, made.step_seconds)
+        # In the next turn of the loop: those who were told go on first.
+        loop.call_soon(self._measure, made)
 
     def _step(self, events: Sequence[Event]) -> list[Effect]:
         state, now = self._state, self._clock.now()
@@ -288,23 +294,20 @@ class Driver(Inbox):
         if found.batch.empty:
             await self._record(found.entries)
             return ()
-        loop, metrics = asyncio.get_running_loop(), self.metrics
-        started = loop.time()
         # Side by side: the slower of the two is what a batch costs.
-        recording = asyncio.create_task(self._record(found.entries), name="record")
+        recording = self._record(found.entries)
         try:
             locks = await self._commit_until_known(found.batch)
-        finally:
+        except BaseException:
             # Never left running. Entries of a commit that another leader forestalled stay: they say what this
             # replica tried under its epoch.
             await asyncio.gather(recording, return_exceptions=True)
-        recording.result()
-        metrics.commit_seconds.observe(loop.time() - started)
-        metrics.commit_writes.observe(found.batch.size)
+            raise
+        await recording
         return locks
 
-    async def _record(self, entries: Sequence[EntryDraft]) -> None:
-        await self._outbox.record(together(entries, self._parts.limits.audit_group_max))
+    def _record(self, entries: Sequence[EntryDraft]) -> Awaitable[None]:
+        return self._outbox.record(together(entries, self._parts.limits.audit_group_max))
 
     async def _commit_until_known(self, batch: Batch) -> tuple[LockWritten, ...]:
         """Commit the same batch until it is known to be there, or to be another leader's business.
@@ -330,17 +333,30 @@ class Driver(Inbox):
                 await asyncio.sleep(pause_ms / 1_000)
 
     def _publish(self, found: Sorted) -> None:
-        for effect in found.sends:
-            if isinstance(effect, Publish):
-                self.hub.publish(self._state.book, effect.change)
-            else:
-                self._say(effect)
+        # One stream has an order, several have none among them, and each one's frame is a system call or two.
+        # So those go first with whom work begins; what else agents get are acks, for which nobody waits.
+        if any(isinstance(effect, Assign | GrantLocks) for effect in found.sends):
+            self._say_all(found)
+            self._publish_all(found)
+        else:
+            self._publish_all(found)
+            self._say_all(found)
         for lease in found.leases:
             self._store.end_lease(lease.instance)
         for answer in found.answers:
             self._reply(answer)
         for asked in found.searches:
             self._search(asked)
+
+    def _say_all(self, found: Sorted) -> None:
+        for effect in found.sends:
+            if not isinstance(effect, Publish):
+                self._say(effect)
+
+    def _publish_all(self, found: Sorted) -> None:
+        for effect in found.sends:
+            if isinstance(effect, Publish):
+                self.hub.publish(self._state.book, effect.change)
 
     def _search(self, asked: SearchPlan) -> None:
         """Let a search run beside the loop; there is one at a time, and its end is an event."""
@@ -363,12 +379,15 @@ class Driver(Inbox):
             attributes={"epoch": str(self.leadership.epoch)},
         )
 
-    def _measure(self, event_count: int, entries: Sequence[EntryDraft], step_seconds: float) -> None:
-        metrics = self.metrics
-        metrics.batch_events.observe(event_count)
-        metrics.step_seconds.observe(step_seconds)
+    def _measure(self, made: _Made) -> None:
+        metrics, found = self.metrics, made.found
+        metrics.batch_events.observe(made.event_count)
+        metrics.step_seconds.observe(made.step_seconds)
+        if not found.batch.empty:
+            metrics.commit_seconds.observe(made.commit_seconds)
+            metrics.commit_writes.observe(found.batch.size)
         metrics.take(self._state.book)
         for (operation, outcome), count in Counter(
-            (entry.operation, entry.outcome) for entry in entries
+            (entry.operation, entry.outcome) for entry in found.entries
         ).items():
             metrics.operations.labels(operation, outcome.name).inc(count)

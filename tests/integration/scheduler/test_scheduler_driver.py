@@ -165,8 +165,10 @@ def ask(driver: Driver, make: Callable[[ReplyId], Event]) -> asyncio.Future[Repl
     return answer
 
 
-def link(driver: Driver, slots: int = 1, held: tuple[AttemptRef, ...] = ()) -> tuple[Port, StreamId]:
-    port = Port()
+def link(
+    driver: Driver, slots: int = 1, held: tuple[AttemptRef, ...] = (), port: Port | None = None
+) -> tuple[Port, StreamId]:
+    port = port or Port()
     stream = driver.open_port(port)
     driver.put(WorkOpened("hello", stream, InstanceKey(AgentId("a"), InstanceId("0")), 1, held))
     driver.put(WorkFrame("frame", stream, 0.0, credits=slots))
@@ -188,6 +190,44 @@ async def test_answers_and_assignments_follow_the_commit(rig: Rig, eventually: E
     assert isinstance(await answer, Accepted)
     assert len(port.of(Assign)) == 1
     assert rig.plane.collaborations[C1].state is CollaborationState.ACTIVE
+
+
+class Teller(Port):
+    """An agent's port and a watcher in one, which notes who was told in which order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    def send(self, item: Any) -> None:
+        super().send(item)
+        self.told.append(type(item).__name__)
+
+    def wants(self, _change: object) -> bool:
+        return True
+
+    def offer(self, _event: bytes) -> None:
+        self.told.append("watcher")
+
+
+async def test_an_agent_with_work_is_told_before_watchers_and_they_before_acks(
+    rig: Rig, eventually: Eventually
+) -> None:
+    driver = await rig.lead()
+    teller = Teller()
+    driver.hub.watch_all_of(teller, "operator/admin")
+    port, stream = link(driver, port=teller)
+    await eventually(lambda: port.of(Welcome))
+    teller.told.clear()
+    await submit(driver)
+    await eventually(lambda: "watcher" in teller.told)
+    assert teller.told.index("Assign") < teller.told.index("watcher")
+    teller.told.clear()
+    [assign] = port.of(Assign)
+    ref = assign.task.ref(assign.attempt)
+    driver.put(WorkFrame("f", stream, 0.0, results=(ResultReport(ref, Payload("", b"x")),)))
+    await eventually(lambda: "AckResult" in teller.told)
+    assert teller.told[0] == "watcher"
 
 
 async def test_answers_follow_the_audit_record_too(rig: Rig) -> None:
