@@ -40,7 +40,6 @@ from services.scheduler.core.monitoring import observing
 from services.scheduler.core.placing import gangs, places
 from services.scheduler.core.policies import adapting
 from services.scheduler.core.policies.bandit import PolicyCell
-from services.scheduler.core.prediction import learning
 from services.scheduler.core.records import StoredCollaboration, StoredLock, TaskRecord
 from services.scheduler.core.running import attempts, lateness, outcomes, suspension
 from services.scheduler.core.running.deadlines import restored
@@ -172,8 +171,7 @@ def _resume_task(step: Step, task: Task) -> None:
             suspension.watch_again(step, task, attempt)
         else:
             attempts.watch(step, task, attempt)
-        expected = learning.estimate(step.book, task.spec, attempt.instance.agent_id, task.task_type)
-        attempts.watch_straggling(step, task, attempt, expected)
+        attempts.watch_straggling(step, task, attempt)
     if task.open_attempts:
         lateness.watch(step, task)
     if task.state is TaskState.READY and task.retry_time is not None:

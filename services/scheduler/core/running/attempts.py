@@ -108,8 +108,11 @@ def expected_at(step: Step, task: Task, instance: Instance) -> int:
     return round(learning.expect(step, task, instance.key.agent_id).mean_ms)
 
 
-def watch_straggling(step: Step, task: Task, attempt: Attempt, expected: Estimate) -> None:
-    """Have an attempt noticed when it takes longer than expected, if a second one may help it."""
+def watch_straggling(step: Step, task: Task, attempt: Attempt, expected: Estimate | None = None) -> None:
+    """Have an attempt noticed when it takes longer than predicted, if a second one may help it.
+
+    `expected` is what is predicted, if that is known already.
+    """
     spec, settings = task.spec, step.book.settings
     if (
         settings.speculation_share <= 0.0
@@ -118,6 +121,8 @@ def watch_straggling(step: Step, task: Task, attempt: Attempt, expected: Estimat
         or spec.gang is not None
     ):
         return
+    if expected is None:
+        expected = learning.estimate(step.book, spec, attempt.instance.agent_id, task.task_type)
     slow_ms = round(expected.quantile(settings.straggle_quantile))
     subject = (task, attempt.token.number)
     due = after(attempt.assign_time, slow_ms)
