@@ -142,7 +142,7 @@ def build(  # noqa: PLR0917  # a collaboration is made of all of these, in one p
     return collaboration
 
 
-def open_task(step: Step, task: Task) -> None:
+def open_task(step: Step, task: Task, collaboration: Collaboration) -> None:
     """Begin the life of a task to which nothing has happened yet: its deadline counts, and it may be ready.
 
     That it is ready belongs to the submission's own generation and follows from the specification: it needs
@@ -152,8 +152,8 @@ def open_task(step: Step, task: Task) -> None:
         task.deadline_timer = step.book.timers.set(task.deadline, TimerKind.DEADLINE, task)
     if task.unmet == 0:
         task.state = TASK.next(task.key, task.state, TaskInput.DEPENDENCIES_MET)
-        task.ready_time = task.collaboration.submit_time
-        task.cause_id = task.collaboration.submission.request_id
+        task.ready_time = collaboration.submit_time
+        task.cause_id = collaboration.submission.request_id
         places.enter_queue(step, task)
 
 
@@ -181,7 +181,7 @@ def _accept(step: Step, event: Submitted) -> Accepted:
     step.effects.append(SaveSpecs(collaboration))
     step.collaboration_changed(collaboration)
     for task in collaboration.tasks.values():
-        open_task(step, task)
+        open_task(step, task, collaboration)
     attributes: dict[str, str] = {
         "request_id": submission.request_id,
         "tasks": str(len(collaboration.tasks)),

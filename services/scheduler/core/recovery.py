@@ -162,7 +162,7 @@ def _resume(step: Step, collaboration: Collaboration) -> None:
 def _resume_task(step: Step, task: Task) -> None:
     """Put an open task back where it waited, or watch its open attempt."""
     if task.generation == 0:
-        collaborations.open_task(step, task)
+        collaborations.open_task(step, task, task.collaboration)
         return
     if task.deadline is not None:
         task.deadline_timer = step.book.timers.set(task.deadline, TimerKind.DEADLINE, task)

@@ -83,7 +83,7 @@ def _reports_without_tokens(instance: Instance, ref: AttemptRef) -> tuple[Task, 
 
 
 def _ack_all(_: BrokenState, effects: list[Effect]) -> list[Effect]:
-    return [one._replace(error=None) if isinstance(one, AckResult) else one for one in effects]
+    return [replace(one, error=None) if isinstance(one, AckResult) else one for one in effects]
 
 
 def _skip_a_change(state: BrokenState, effects: list[Effect]) -> list[Effect]:
@@ -163,9 +163,9 @@ def _lose_and_leave(step: Step, task: Task, attempt: Attempt, message: str) -> N
 _REAL_LOSE = outcomes.lose
 
 
-def _succeed_again(step: Step, task: Task, attempt: Attempt, result: Payload) -> None:
+def _succeed_again(step: Step, task: Task, attempt: Attempt, result: Payload) -> Attempt:
     """The result that counts is changed on its way."""
-    _REAL_SUCCEED(step, task, attempt, Payload(result.content_type, result.data + b"!"))
+    return _REAL_SUCCEED(step, task, attempt, Payload(result.content_type, result.data + b"!"))
 
 
 _REAL_SUCCEED = outcomes.succeed

@@ -82,16 +82,15 @@ def missed(step: Step, task_type: str, expected: Estimate, actual_ms: int) -> No
             del observed.drifts[next(iter(observed.drifts))]
         counter = observed.drifts[task_type] = DriftCounter()
     counter.add(expected.score(actual_ms))
-    subject = f"type/{task_type}"
     if counter.drifting:
         way = "longer" if counter.longer > counter.shorter else "shorter"
         message = (
             f"its runs are {way} than predicted, one after the other; the last one took {actual_ms} ms "
             f"where {expected.mean_ms:.0f} were expected: something about this work has changed"
         )
-        _raise(step, AlertKind.DRIFTING_PREDICTION, subject, message)
-    elif counter.settled:
-        _clear(step, AlertKind.DRIFTING_PREDICTION, subject)
+        _raise(step, AlertKind.DRIFTING_PREDICTION, f"type/{task_type}", message)
+    elif observed.alerts.standing and counter.settled:
+        _clear(step, AlertKind.DRIFTING_PREDICTION, f"type/{task_type}")
 
 
 def look(step: Step, _: None = None) -> None:

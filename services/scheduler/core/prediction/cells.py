@@ -62,13 +62,12 @@ class Line:
 
     def add(self, declared: float, actual: float, keep: float) -> None:
         """Take in one run. Method: West's weighted update (CACM 22:9, 1979), older weights times `keep`."""
-        self.scale(keep)
-        self.weight += 1.0
+        weight = self.weight = self.weight * keep + 1.0
         step = declared - self.mean_declared
-        self.mean_declared += step / self.weight
-        self.mean_actual += (actual - self.mean_actual) / self.weight
-        self.declared_squares += step * (declared - self.mean_declared)
-        self.products += step * (actual - self.mean_actual)
+        self.mean_declared += step / weight
+        self.mean_actual += (actual - self.mean_actual) / weight
+        self.declared_squares = self.declared_squares * keep + step * (declared - self.mean_declared)
+        self.products = self.products * keep + step * (actual - self.mean_actual)
 
     def scale(self, factor: float) -> None:
         """Let what was seen so far count `factor` times."""

@@ -35,14 +35,15 @@ def assign(step: Step, task: Task, instance: Instance, explanation: str) -> None
     attempt = _hand_over(step, task, instance, explanation)
     observing.stage(step, "assigned", step.now - (task.ready_time or step.now))
     token = attempt.token
+    collaboration, agent_id = task.collaboration, instance.key.agent_id
     claims.bind(step, task, attempt, instance)
-    _join(step, task.collaboration, instance.key.agent_id)
+    _join(step, collaboration, agent_id)
     step.task_changed(task)
     step.entry(
         "task.assign",
-        f"task/{task.key}",
-        f"agent/{instance.key.agent_id}",
-        collaboration_id=task.key.collaboration_id,
+        f"task/{task.key!s}",
+        f"agent/{agent_id}",
+        collaboration_id=collaboration.collaboration_id,
         cause_id=task.cause_id,
         attributes={"token": str(token), "instance": str(instance.key), "why": explanation},
     )
@@ -50,9 +51,9 @@ def assign(step: Step, task: Task, instance: Instance, explanation: str) -> None
         saved = task.savepoint
         step.entry(
             "task.resume",
-            f"task/{task.key}",
-            f"agent/{instance.key.agent_id}",
-            collaboration_id=task.key.collaboration_id,
+            f"task/{task.key!s}",
+            f"agent/{agent_id}",
+            collaboration_id=collaboration.collaboration_id,
             cause_id=task.cause_id,
             attributes={
                 "token": str(token),
@@ -61,7 +62,7 @@ def assign(step: Step, task: Task, instance: Instance, explanation: str) -> None
         )
     if not task.spec.resources and instance.stream is not None:
         # With claims it goes out when the keys' revision, their token, is known: `lock_changes.written`.
-        step.effects.append(Assign(instance.stream, task.collaboration, task, attempt, ()))
+        step.effects.append(Assign(instance.stream, collaboration, task, attempt, ()))
 
 
 def _hand_over(
@@ -172,15 +173,16 @@ def close(
     failure: Failure | None = None,
     *,
     notice: str = "",
-) -> None:
+) -> Attempt:
     """End an open attempt and all that hangs on it; what the task does next is the caller's business.
 
     With a `notice` its agent is told why its token and its locks are void; without one the agent said so
-    itself, or is gone.
+    itself, or is gone. Returns the attempt as it ended.
     """
     book = step.book
     state = ATTEMPT.next(task.key, attempt.state, given)
-    task.replace(attempt.moved_on(state, attempt.start_time, step.now, failure))
+    ended = attempt.moved_on(state, attempt.start_time, step.now, failure)
+    task.replace(ended)
     book.timers.cancel(task.watches.pop(attempt.token.number, None))
     if task.savepoint_unacked:
         # A savepoint that waits for its turn becomes durable with the attempt's end.
@@ -199,13 +201,15 @@ def close(
         task.straggle_timer = None
         book.stragglers.pop(task.key, None)
         task.progress, task.stage = 0.0, ""
-    instance = book.instance_of(attempt)
+    instance = book.instances.get(attempt.instance)
     if instance is not None:
         instance.drop(task)
         book.index.touch(instance)
         if notice and instance.stream is not None:
             step.effects.append(CancelAttempt(instance.stream, task.ref(attempt), notice))
-    claims.end_attempt(step, task, attempt, notice)
+    if task.lock_id is not None or (instance is not None and instance.lock_ids):
+        claims.end_attempt(step, task, attempt, notice)
+    return ended
 
 
 def begin(step: Step, collaboration: Collaboration, first: AgentId) -> None:

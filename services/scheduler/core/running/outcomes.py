@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from services.common.core.backoff import backoff_ms
 from services.common.core.entries import Outcome
-from services.common.core.instants import after
+from services.common.core.instants import NEVER, after
 from services.scheduler.core.book import Step
 from services.scheduler.core.course import Attempt, Collaboration, Task
 from services.scheduler.core.locking import claims
@@ -23,10 +23,10 @@ SELF = "service/scheduler"
 # An attempt of a task is over.
 
 
-def succeed(step: Step, task: Task, attempt: Attempt, result: Payload) -> None:
-    """Accept the one result of a task (guarantee T3)."""
+def succeed(step: Step, task: Task, attempt: Attempt, result: Payload) -> Attempt:
+    """Accept the one result of a task (guarantee T3); return the attempt as it ended."""
     cause = str(task.ref(attempt))
-    attempts.close(step, task, attempt, AttemptInput.SUCCEED)
+    ended = attempts.close(step, task, attempt, AttemptInput.SUCCEED)
     excuse_open(step, task, "another attempt of this task was done first")
     collaboration = task.collaboration
     task.result = result
@@ -40,6 +40,7 @@ def succeed(step: Step, task: Task, attempt: Attempt, result: Payload) -> None:
         if dependent.unmet == 0 and dependent.state is TaskState.PENDING:
             make_ready(step, dependent, cause)
     end_if_done(step, collaboration, cause)
+    return ended
 
 
 def fail(
@@ -340,9 +341,11 @@ def _cancel_task(step: Step, task: Task, failure: Failure, actor: str) -> None:
 def _end_task(step: Step, task: Task, given: TaskInput) -> None:
     task.state = TASK.next(task.key, task.state, given)
     task.end_time = step.now
-    step.book.timers.cancel(task.deadline_timer)
-    task.deadline_timer = None
-    lateness.leave(step, task)
+    if task.deadline is not None:
+        step.book.timers.cancel(task.deadline_timer)
+        task.deadline_timer = None
+    if task.due != NEVER:
+        lateness.leave(step, task)
     task.savepoint = None
     task.collaboration.open_count -= 1
     step.book.open_task_count -= 1
@@ -363,7 +366,7 @@ def _entry(
     failure = task.failure or (task.attempts[-1].failure if task.attempts else None)
     step.entry(
         operation,
-        f"task/{task.key}",
+        f"task/{task.key!s}",
         actor,
         outcome=outcome,
         reason="" if failure is None or outcome is Outcome.OK else failure.reason,

@@ -62,9 +62,9 @@ def result(step: Step, instance: Instance, stream: StreamId, report: ResultRepor
     whole = attempt.token.number == 1 or task.savepoint is None
     match outcome:
         case Payload():
-            outcomes.succeed(step, task, attempt, outcome)
+            ended = outcomes.succeed(step, task, attempt, outcome)
             if whole:
-                learning.learn(step, task, task.find(ref.token) or attempt)
+                learning.learn(step, task, ended)
         case Failure():
             outcomes.fail(step, task, attempt, outcome)
             learning.learn(step, task, task.find(ref.token) or attempt)
