@@ -180,7 +180,7 @@ class AttemptRef(NamedTuple):
         return TaskKey(self.collaboration_id, self.task_id)
 
     def __str__(self) -> str:
-        return f"{self.collaboration_id}/{self.task_id}#{self.token}"
+        return f"{self.collaboration_id}/{self.task_id}#{self.token!s}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,9 @@ from services.scheduler.core.placing.placement import Placement, plan
 from services.scheduler.core.placing.pools import fits
 from services.scheduler.core.running import attempts, speculation
 
+#: The names of the classes: an enum's own `name` is a search.
+_CLASSES = {priority: priority.name for priority in Priority}
+
 
 def place(step: Step) -> None:
     """Assign every ready task for which an agent is free and whose claims are granted."""
@@ -106,4 +109,4 @@ def _name_of(step: Step) -> Callable[[int], str]:
 def _turn(task: Task, *, aged: bool) -> str:
     """Return why it was this task's turn, for people."""
     due = "" if task.due == NEVER else f", due {rfc3339(task.due)}"
-    return f"{'aged ' if aged else ''}{task.priority.name}{due}, critical path {task.rank_ms} ms"
+    return f"{'aged ' if aged else ''}{_CLASSES[task.priority]}{due}, critical path {task.rank_ms} ms"
