@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from benchmarks.exchange import UNLOADED_RATE, Measure, Volume, both
@@ -68,8 +69,9 @@ async def bare_forwarder(
         return await measure(command, volume, folder)
 
 
-async def etcd_transactions(folder: Path) -> Measured:
-    """Return guarded transactions per second, with one put and with many, alone and 64 at once."""
+@asynccontextmanager
+async def bare_etcd(folder: Path) -> AsyncIterator[Callable[[int, int], Awaitable[None]]]:
+    """Yield `commit(writer, puts)`, a guarded transaction in an etcd that nobody else uses."""
     made = certificates(folder / "plane", [])
     client_port, peer_port = free_ports(2)
     member = EtcdMember("etcd", folder / "etcd", folder / "etcd.log", client_port, peer_port)
@@ -87,13 +89,19 @@ async def etcd_transactions(folder: Path) -> Measured:
                 result = await client.txn([guard], writes)
                 assert result.succeeded
 
-            return {
-                "serial": await _per_second(lambda writer: commit(writer, 1), writers=1),
-                "at_once": await _per_second(lambda writer: commit(writer, 1), writers=64),
-                "batched": await _per_second(lambda writer: commit(writer, ETCD_PUTS), writers=1),
-            }
+            yield commit
     finally:
         await server.child.stop(grace_s=5.0)
+
+
+async def etcd_transactions(folder: Path) -> Measured:
+    """Return guarded transactions per second, with one put and with many, alone and 64 at once."""
+    async with bare_etcd(folder) as commit:
+        return {
+            "serial": await _per_second(lambda writer: commit(writer, 1), writers=1),
+            "at_once": await _per_second(lambda writer: commit(writer, 1), writers=64),
+            "batched": await _per_second(lambda writer: commit(writer, ETCD_PUTS), writers=1),
+        }
 
 
 async def _per_second(work: Callable[[int], Awaitable[None]], *, writers: int) -> float:

@@ -146,6 +146,8 @@ class Requester:
         watch: Stream = self._stub.WatchCollaborations(WatchCollaborationsRequest(collaborations_only=True))
         self._calls = [submits, watch]
         self._loops = [asyncio.create_task(self._answers(submits)), asyncio.create_task(self._ends(watch))]
+        for loop in self._loops:
+            loop.add_done_callback(lambda _: self._changed.set())
         # A watch says nothing until something happens: make something happen until it does.
         while not self._watch_is_open:
             self._changed.clear()
@@ -225,13 +227,11 @@ class Requester:
 
     async def _wait_change(self) -> None:
         """Wait for an event; raise what ended a stream if that comes first."""
-        change = asyncio.create_task(self._changed.wait())
-        try:
-            done, _ = await asyncio.wait({change, *self._loops}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            change.cancel()
-        for loop in done & {*self._loops}:
-            loop.result()
+        if not any(loop.done() for loop in self._loops):
+            await self._changed.wait()
+        for loop in self._loops:
+            if loop.done():
+                loop.result()
 
 
 def main() -> None:

@@ -10,10 +10,12 @@ import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+from benchmarks import task_floor
 from benchmarks.figures import Figure, percentile
 from benchmarks.peer_servers import peer_script, redis
 from benchmarks.plane import running_plane
 from benchmarks.programs import Program, module, running
+from benchmarks.task_floor import FLOOR, floor
 from benchmarks.task_load import SLOTS, WINDOW
 from benchmarks.turns import Contender, Measured, Outcome, take_turns
 
@@ -90,18 +92,21 @@ async def _peer_result(program: Program) -> Measured:
 
 
 async def run_alone(runs: int, directory: Path) -> list[Figure]:
-    """Measure ours only."""
-    outcome = await take_turns([Contender(OURS, ours)], runs, directory)
-    return [*_throughput(outcome), *_latency(outcome), *_cost(outcome)]
+    """Measure ours only, and the parts that it stands on."""
+    return await _measure([], runs, directory)
 
 
 async def run(runs: int, directory: Path) -> list[Figure]:
     """Measure everybody in turn."""
     peers: dict[str, Callable[[Path], Awaitable[Measured]]] = {RAY: ray, DASK: dask, CELERY: celery}
-    contenders = [Contender(OURS, ours)]
-    contenders += [Contender(name, measure, is_peer=True) for name, measure in peers.items()]
+    contenders = [Contender(name, measure, is_peer=True) for name, measure in peers.items()]
+    return await _measure(contenders, runs, directory)
+
+
+async def _measure(peers: list[Contender], runs: int, directory: Path) -> list[Figure]:
+    contenders = [Contender(OURS, ours), Contender(FLOOR, floor), *peers]
     outcome = await take_turns(contenders, runs, directory)
-    return [*_throughput(outcome), *_latency(outcome), *_cost(outcome)]
+    return [*_throughput(outcome), *_latency(outcome), *task_floor.figures(outcome), *_cost(outcome)]
 
 
 def _throughput(outcome: Outcome) -> list[Figure]:
