@@ -21,6 +21,7 @@ from agent_client.connection import Connection, Method
 from agent_client.context import Context, load_context
 from agent_client.errors import NotFoundError
 from agent_client.loop import link_thread
+from agent_client.texts import refuses_half_characters
 from agent_client.tls import Dialer
 from agent_client.verify import (
     Checkpoint,
@@ -69,6 +70,7 @@ class Proven:
     proof: tuple[str, ...]
 
 
+@refuses_half_characters
 class AuditLog:
     """The audit log as the context's operator, or `agent`, may read it; see `Client` for the arguments."""
 

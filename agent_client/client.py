@@ -33,6 +33,7 @@ from agent_client.errors import CallTimeoutError, bad_field
 from agent_client.insight import Insight
 from agent_client.loop import link_thread
 from agent_client.spec import Spec, build_spec
+from agent_client.texts import refuses_half_characters
 from agent_client.tls import Dialer
 from agent_client.views import CollaborationInfo, Result
 from agent_client.watching import Event, Watch
@@ -43,6 +44,7 @@ PAGE_SIZE = 200
 PATIENCE_S = 30.0
 
 
+@refuses_half_characters
 class Client:
     """A requester's or operator's connection to a plane.
 

@@ -10,11 +10,13 @@ from muster.scheduler.v1 import scheduler_service_pb2 as scheduler
 from muster.scheduler.v1.scheduler_service_pb2_grpc import SchedulerServiceStub
 
 from agent_client.connection import Method
+from agent_client.texts import refuses_half_characters
 
 #: (service, method of a channel, request) -> answer.
 Call = Callable[[str, Method, Any], Awaitable[Any]]
 
 
+@refuses_half_characters
 class Insight:
     """Questions to the coordinator about what it has learned; `Client.insight` is one."""
 

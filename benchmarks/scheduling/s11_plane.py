@@ -48,6 +48,7 @@ class Played:
 
     makespan_ms: float
     flow_ms: float
+    task_count: int
     leader_us: float
     planner_us: float
 
@@ -78,6 +79,7 @@ def run(options: Options) -> Iterator[Figure]:
     beside = [*zip(virtual[_OURS], virtual[_PEER], strict=True)]
     params: dict[str, Any] = {
         "seeds": seeds,
+        "tasks": sum(each.task_count for each in played[_OURS]),
         "jobs": JOBS,
         "agents": AGENTS,
         "error": ERROR,
@@ -136,7 +138,7 @@ async def _play(drawn: Drawn, policy: SchedulingPolicy, folder: Path) -> Played:
                 after = _cpu(leader)
     tasks = sum(len(drawn.spec(number, policy).tasks) for number in range(JOBS))
     spent = [(late - early) / tasks * 1e6 for early, late in zip(before, after, strict=True)]
-    return Played(max(ends_ms), _flow(drawn, ends_ms), *spent)
+    return Played(max(ends_ms), _flow(drawn, ends_ms), tasks, *spent)
 
 
 async def _job(client: Client, drawn: Drawn, number: int, policy: SchedulingPolicy, begin: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from services.common.core.errors import Reason, ServiceError
+from services.common.core.errors import Reason, ServiceError, invalid
 from services.common.core.ids import CollaborationId, TaskId
 from services.scheduler.core.book import Book, Room
 from services.scheduler.core.course import Collaboration, Place, Task
@@ -19,7 +19,9 @@ _NAMED_MAX = 5
 
 
 def find(book: Book, collaboration_id: CollaborationId) -> Collaboration:
-    """Return a collaboration; raises COLLABORATION_NOT_FOUND."""
+    """Return a collaboration; raises COLLABORATION_NOT_FOUND, or INVALID_FIELD without an id."""
+    if not collaboration_id:
+        raise invalid("collaboration_id", "is empty: `muster collaborations list` names what there is")
     collaboration = book.collaborations.get(collaboration_id)
     if collaboration is None:
         raise ServiceError(

@@ -513,7 +513,12 @@ class Checker:
         for seen in self.waiting.values():
             if seen.spec.resources or seen.spec.gang is not None or not self.is_ready(seen):
                 continue
-            able = [link for link in free if self._can(link, seen)]
+            # Where a slot is kept, capacities are kept with it.
+            able = [
+                link
+                for link in free
+                if self._can(link, seen) and not (seen.spec.needs and self.room.kept(link.instance))
+            ]
             if able and self._waits_by_choice(seen):
                 continue
             self._must(not able, "PROGRESS", f"{seen.key} waits and {able} could do it")

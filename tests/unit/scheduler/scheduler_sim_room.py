@@ -91,7 +91,11 @@ class RoomChecker:
         self._debts.append(Debt(seen, seen.newest, _instance_of(victim, ref), until))
 
     def started(self, seen: Seen, link: Link) -> None:
-        """Something is handed over: if it is urgent, whoever made room at its agent did so for it."""
+        """Something is handed over: if it is urgent, whoever made room at its agent did so for it.
+
+        What was kept for it elsewhere is for all then.
+        """
+        self._debts = [debt for debt in self._debts if debt.who is not seen]
         here = [debt for debt in self._debts if debt.instance == link.instance]
         if seen.priority is Priority.EMERGENCY:
             self._debts = [debt for debt in self._debts if debt not in here]

@@ -19,7 +19,7 @@ from services.scheduler.core.model import (
     RetryPolicy,
     TaskState,
 )
-from services.scheduler.core.queries import waiting_for
+from services.scheduler.core.queries import find, waiting_for
 from tests.unit.scheduler.scheduler_stage import START, Stage, answer, assigned, gang, only, task
 
 SUSPENDED = CollaborationState.SUSPENDED
@@ -162,3 +162,10 @@ def test_a_pause_survives_a_change_of_leader(stage: Stage) -> None:
     assert stage.task("two").place is Place.PAUSE
     stage.finish(stream, "one", slots=0)
     assert assigned(resume(stage)) == ["two"]
+
+
+def test_an_order_about_no_collaboration_names_the_field() -> None:
+    with pytest.raises(ServiceError, match="collaboration_id: is empty") as error:
+        find(Stage().state.book, CollaborationId(""))
+    assert error.value.reason is Reason.INVALID_FIELD
+    assert [violation.field for violation in error.value.violations] == ["collaboration_id"]
