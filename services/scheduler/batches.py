@@ -56,7 +56,9 @@ def sort(effects: Iterable[Effect]) -> Sorted:
             answers.append(effect)  # type: ignore[arg-type]
         elif (write := _WRITES.get(kind)) is not None:
             write(batch, effect)
-            if isinstance(effect, PutLock) and found.leases:
+        elif isinstance(effect, PutLock):
+            batch.put_locks.append(effect.lock)
+            if found.leases:
                 # The instance came back in the same batch: its new lock hangs on the lease that was to end.
                 found.leases = [lease for lease in found.leases if lease.instance != effect.lock.instance]
         elif isinstance(effect, EndLease):
@@ -105,12 +107,12 @@ def _save_whole(batch: Batch, collaboration: Collaboration) -> None:
 
 def _save_specs(batch: Batch, effect: SaveSpecs) -> None:
     collaboration = effect.collaboration
-    if collaboration.collaboration_id not in batch.specs:
+    if collaboration.collaboration_id in batch.specs:
+        return
+    if is_small(collaboration.submission):
+        _save_whole(batch, collaboration)
+    else:
         batch.specs[collaboration.collaboration_id] = spec_record(collaboration)
-
-
-def _put_lock(batch: Batch, effect: PutLock) -> None:
-    batch.put_locks.append(effect.lock)
 
 
 def _delete_lock(batch: Batch, effect: DeleteLock) -> None:
@@ -129,7 +131,6 @@ _WRITES: dict[type[Any], Callable[[Batch, Any], None]] = {
     SaveTask: _save_task,
     SaveCollaboration: _save_collaboration,
     SaveSpecs: _save_specs,
-    PutLock: _put_lock,
     DeleteLock: _delete_lock,
     SaveLearned: _save_learned,
     Forget: _forget,
