@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from prometheus_client import Histogram
-
 from services.common.metrics import SIZE_BUCKETS, Metrics
 from services.scheduler.core.book import Book
 from services.scheduler.core.monitoring.alerts import AlertKind
@@ -83,17 +81,17 @@ class SchedulerMetrics:
         waiting.set_function(self._count_queue)
         watchers = metrics.gauge("watchers", "Watch streams.")
         watchers.set_function(self._count_watchers)
-        self.stage_seconds = metrics.histogram(
+        self.stage_seconds = metrics.tally(
             "task_stage_seconds",
             "Time of tasks in each stage: ready (submitted to ready), assigned (ready to assigned), started "
             "(assigned to started), done (started to done), and collaboration (submitted to ended).",
+            STAGE_BUCKETS,
             ("stage",),
-            buckets=STAGE_BUCKETS,
         )
-        self.prediction_ratio = metrics.histogram(
+        self.prediction_ratio = metrics.tally(
             "prediction_ratio",
             "Actual over predicted duration of every run that succeeded.",
-            buckets=(0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0),
+            (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0),
         )
         self.predictions = metrics.counter(
             "predictions", "Runs that succeeded, by whether they fell into their 80 % interval.", ("inside",)
@@ -119,10 +117,6 @@ class SchedulerMetrics:
             "By how much earlier everything is predicted to end under a plan that was adopted.",
             buckets=STAGE_BUCKETS,
         )
-        self._stages: dict[str, Histogram] = {}
-        self._inside = {
-            inside: self.predictions.labels(word) for inside, word in ((True, "yes"), (False, "no"))
-        }
         self.watch_gaps = metrics.counter("watch_gaps", "Times that a slow watcher missed events.")
 
     def follow(self, book: Book, queue_events: Callable[[], int], watchers: Callable[[], int]) -> None:
@@ -147,15 +141,15 @@ class SchedulerMetrics:
         observed = book.observed
         if observed.stages:
             for stage, milliseconds in observed.stages:
-                histogram = self._stages.get(stage)
-                if histogram is None:
-                    histogram = self._stages[stage] = self.stage_seconds.labels(stage)
-                histogram.observe(milliseconds / 1_000)
+                self.stage_seconds.observe(milliseconds / 1_000, stage)
             observed.stages.clear()
         if observed.misses:
+            inside = 0
             for miss in observed.misses:
                 self.prediction_ratio.observe(miss.ratio)
-                self._inside[miss.inside].inc()
+                inside += miss.inside
+            self.predictions.labels("yes").inc(inside)
+            self.predictions.labels("no").inc(len(observed.misses) - inside)
             observed.misses.clear()
         outcomes = book.foresight.plan.outcomes
         while outcomes:

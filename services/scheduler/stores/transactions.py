@@ -28,17 +28,16 @@ class Transaction:
     locks: list[tuple[int, StoredLock]] = field(default_factory=list)
     size_bytes: int = 0
 
-    def fits(self, count: int, size_bytes: int) -> bool:
-        """Return whether so many more operations and bytes have room here."""
-        return (
-            len(self.operations) + count <= TXN_OPERATIONS_MAX
-            and self.size_bytes + size_bytes <= TXN_BYTES_MAX
-        )
-
-    def add(self, operations: Sequence[Operation], size_bytes: int) -> None:
-        """Append operations."""
+    def take(self, operations: Sequence[Operation], size_bytes: int) -> bool:
+        """Append operations if they have room here; return whether they have."""
+        if (
+            len(self.operations) + len(operations) > TXN_OPERATIONS_MAX
+            or self.size_bytes + size_bytes > TXN_BYTES_MAX
+        ):
+            return False
         self.operations += operations
         self.size_bytes += size_bytes
+        return True
 
 
 #: Transactions that must be committed one after the other.
@@ -72,10 +71,8 @@ def cut(
         size = _size(operations)
         if len(operations) > TXN_OPERATIONS_MAX or size > TXN_BYTES_MAX:
             lanes.append(_split(operations))
-        else:
-            if not packed or not packed[-1].fits(len(operations), size):
-                packed.append(Transaction())
-            packed[-1].add(operations, size)
+        elif not packed or not packed[-1].take(operations, size):
+            packed.append(Transaction(operations, size_bytes=size))
     for rest in locks_of.values():
         # Taken by the code of attempts about which nothing else changes.
         _append_locking(locking, layout, leases, [], rest)
@@ -185,9 +182,8 @@ def _append_locks(
 
 def _append(lane: Lane, unit: Sequence[Operation]) -> None:
     size = _size(unit)
-    if not lane or not lane[-1].fits(len(unit), size):
-        lane.append(Transaction())
-    lane[-1].add(unit, size)
+    if not lane or not lane[-1].take(unit, size):
+        lane.append(Transaction([*unit], size_bytes=size))
 
 
 def _split(operations: Iterable[Operation]) -> Lane:
@@ -200,7 +196,6 @@ def _split(operations: Iterable[Operation]) -> Lane:
 def _size(operations: Iterable[Operation]) -> int:
     size = 0
     for operation in operations:
-        size += len(operation.key) + _OVERHEAD_BYTES
-        if isinstance(operation, Put):
-            size += len(operation.value)
+        value = len(operation.value) if isinstance(operation, Put) else 0
+        size += len(operation.key) + value + _OVERHEAD_BYTES
     return size

@@ -95,10 +95,11 @@ def put_token(message: fencing_pb2.FencingToken, value: FencingToken) -> None:
 
 def attempt_ref(message: work_pb.AttemptRef) -> AttemptRef:
     """Return the name of an attempt."""
+    number = message.token
     return AttemptRef(
         CollaborationId(message.collaboration_id),
         TaskId(message.task_id),
-        FencingToken(message.token.epoch, message.token.number),
+        FencingToken(number.epoch, number.number),
     )
 
 

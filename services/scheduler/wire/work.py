@@ -178,13 +178,13 @@ def size_of(item: WorkItem) -> int:
     """Return about how many bytes an item adds to a frame; 0 for what is always small."""
     if not isinstance(item, Assign):
         return 0
-    spec, tasks = item.task.spec, item.collaboration.tasks
-    results = (tasks[name].result for name in spec.dependencies)
-    inputs = sum(len(result.data) + 128 for result in results if result is not None)
-    saved = 0 if item.task.savepoint is None else len(item.task.savepoint.payload.data)
-    return (
-        len(spec.encoded) + inputs + saved + len(item.collaboration.submission.spec.shared_context.data) + 512
-    )
+    task, collaboration = item.task, item.collaboration
+    size = len(task.spec.encoded) + len(collaboration.submission.spec.shared_context.data) + 512
+    for name in task.spec.dependencies:
+        result = collaboration.tasks[name].result
+        if result is not None:
+            size += len(result.data) + 128
+    return size if task.savepoint is None else size + len(task.savepoint.payload.data)
 
 
 def _put_assignment(message: work_pb.Assignment, item: Assign) -> None:
@@ -201,10 +201,13 @@ def _put_assignment(message: work_pb.Assignment, item: Assign) -> None:
         message.locks.append(values.held_lock_message(lock))
     if spec.shared_context.data or spec.shared_context.content_type:
         values.put_payload(message.shared_context, spec.shared_context)
-    message.collaboration_name = spec.name
-    message.coordinator_agent = collaboration.coordinator_agent
+    if spec.name:
+        message.collaboration_name = spec.name
+    if collaboration.coordinator_agent:
+        message.coordinator_agent = collaboration.coordinator_agent
     message.members.extend(collaboration.members)
-    values.put_time(message.deadline, task.deadline)
+    if task.deadline is not None:
+        values.put_time(message.deadline, task.deadline)
     if (saved := task.savepoint) is not None:
         values.put_payload(message.savepoint, saved.payload)
     message.requester = submission.requester
