@@ -204,6 +204,8 @@ class Task:
     deadline_of: TaskId = WHOLE
     #: Grows when it enters the placement index; an index entry with another number is stale.
     queue_number: int = 0
+    #: While it waits there: its place in `placing.roster`.
+    seat: int = -1
     #: The fleet's row that the forecast of PREDICTIVE chose for it in this placement; -1 for none.
     wish: int = -1
     #: While `place` is QUEUE: where in the index.

@@ -6,7 +6,7 @@ is passed over, and the next plan takes it up.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from services.common.core.instants import NEVER, rfc3339
 from services.scheduler.core.book import Step
@@ -70,7 +70,7 @@ def _wave(step: Step, above: Priority | None = None) -> bool:
     return snapshot is not None and apply(step, plan(snapshot))
 
 
-def apply(step: Step, placements: list[Placement]) -> bool:
+def apply(step: Step, placements: Iterable[Placement]) -> bool:
     """Carry out what fits of a plan; return whether anything changed."""
     changed = False
     for placement in placements:

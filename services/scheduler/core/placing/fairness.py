@@ -16,11 +16,23 @@ from services.common.core.instants import Instant
 class Account:
     """What one requester's tasks hold of the fleet."""
 
-    __slots__ = ("aged_turn", "held", "last_share", "name", "needs", "open_count", "stamp", "weight")
+    __slots__ = (
+        "aged_turn",
+        "held",
+        "last_share",
+        "name",
+        "needs",
+        "number",
+        "open_count",
+        "stamp",
+        "weight",
+    )
 
-    def __init__(self, name: str, weight: float = 1.0) -> None:
+    def __init__(self, name: str, weight: float = 1.0, number: int = 0) -> None:
         self.name = name
         self.weight = weight
+        #: Its place in arrays, small: no other open account has it.
+        self.number = number
         #: Slots with an open attempt, and what these take of each capacity.
         self.held = 0
         self.needs: dict[str, int] = {}
@@ -63,6 +75,8 @@ class Accounts:
     def __init__(self, weights: Mapping[str, float]) -> None:
         self._weights = weights
         self._accounts: dict[str, Account] = {}
+        #: Numbers of accounts that are gone.
+        self._spare: list[int] = []
 
     def __len__(self) -> int:
         return len(self._accounts)
@@ -71,7 +85,9 @@ class Accounts:
         """Return a requester's account, with one more collaboration open."""
         account = self._accounts.get(requester)
         if account is None:
-            account = self._accounts[requester] = Account(requester, self._weights.get(requester, 1.0))
+            number = self._spare.pop() if self._spare else len(self._accounts)
+            account = Account(requester, self._weights.get(requester, 1.0), number)
+            self._accounts[requester] = account
         account.open_count += 1
         return account
 
@@ -80,6 +96,7 @@ class Accounts:
         account.open_count -= 1
         if account.open_count == 0:
             del self._accounts[account.name]
+            self._spare.append(account.number)
 
 
 class Totals:

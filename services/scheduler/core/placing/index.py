@@ -9,21 +9,25 @@ or when an instance that could serve it may have a free slot; it leaves when a p
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+
+import numpy as np
 
 from services.common.core.instants import Instant
 from services.scheduler.core.course import Task
 from services.scheduler.core.instances import Instance
 from services.scheduler.core.model import InstanceKey, Priority, TaskKey
 from services.scheduler.core.placing.fairness import Account
+from services.scheduler.core.placing.filling import Held, fill
 from services.scheduler.core.placing.fleet import Fleet
 from services.scheduler.core.placing.lanes import Lane, is_live, order_of
 from services.scheduler.core.placing.placement import Demand, Snapshot
-from services.scheduler.core.placing.pools import FewPools, Pools, has_left
+from services.scheduler.core.placing.pools import FewPools, ManyPools, Pools, has_left
 from services.scheduler.core.placing.queues import Queue, Queues, Waiting
 from services.scheduler.core.placing.ranking import Pool
+from services.scheduler.core.placing.roster import Numbers, Roster
 from services.scheduler.core.placing.serving import Asking, Offer, Turn, first, first_aged, serve, serve_aged
-from services.scheduler.core.placing.wave import waves_of
+from services.scheduler.core.placing.wave import Wave, WavePlacements
 
 #: A class is sorted as a whole when no more than so many times what can be served waits.
 _WHOLE_MAX = 8
@@ -35,7 +39,7 @@ _AGEING = (Priority.HIGH, Priority.NORMAL, Priority.LOW)
 _FEW_ROWS = 256
 
 #: The pools that a snapshot may use.
-Open = dict[Queue, Pool]
+Open = FewPools | ManyPools
 
 
 class PlacementIndex:
@@ -54,6 +58,8 @@ class PlacementIndex:
         self._line: list[tuple[int, int, Task]] = []
         self._touched: dict[Instance, None] = {}
         self._number = 0
+        #: The tasks in the queues, as arrays.
+        self._roster = Roster()
         self.fleet = Fleet()
         self.pools = Pools(self.fleet, ageing_share)
         #: Ready tasks that wait for an agent.
@@ -77,6 +83,7 @@ class PlacementIndex:
         task.queue_number = number = self._next()
         task.lane = lane
         lane.add(task, number)
+        self._roster.add(task)
         line = self._line
         heapq.heappush(line, (task.ready_time or 0, number, task))
         if len(line) > max(_LINE_MIN, 2 * self.waiting_count):
@@ -104,6 +111,7 @@ class PlacementIndex:
         task.queue_number = 0
         task.lane = None
         self.waiting_count -= 1
+        self._roster.remove(task)
         lane.remove()
         if lane.live == 0:
             self._waiting[lane.priority].drop(queue, lane)
@@ -178,24 +186,59 @@ class PlacementIndex:
         if not self._runnable:
             return None
         owed = above is not Priority.EMERGENCY and self._any_aged(now)
-        rank: Callable[[float], None] | None = None
-        aged: Collection[Queue] = ()
-        if len(fleet.live) <= _FEW_ROWS:
-            instances = [each for row in sorted(fleet.live) if (each := fleet.instances[row]) is not None]
-            able = self._able(instances)
-            pools: Open = FewPools(self.pools, able)
-            self._runnable = dict.fromkeys(able)
-            if owed:
-                aged = self._able([each for each in instances if self.pools.owes(each)])
-        else:
-            pools, rank = self._many()
-            if owed and self.pools.any_owes():
-                aged = pools
-        turns = self._turns(pools, aged, most, now, above) if self._runnable else []
-        if not turns:
+        if len(fleet.live) > _FEW_ROWS:
+            return self._wave(most, now, above, owed=owed and self.pools.any_owes())
+        instances = [each for row in sorted(fleet.live) if (each := fleet.instances[row]) is not None]
+        able = self._able(instances)
+        self._runnable = dict.fromkeys(able)
+        aged = self._able([each for each in instances if self.pools.owes(each)]) if owed else ()
+        return self._one_by_one(FewPools(self.pools, able), aged, most, now, above)
+
+    def _wave(self, most: int, now: Instant, above: Priority | None, *, owed: bool) -> Snapshot | None:
+        """Return the turns of a wave as arrays, if nothing about them asks for more."""
+        wave = Wave(self.fleet, self._runnable)
+        queues = wave.queues
+        self._runnable = dict.fromkeys(queues)
+        if not queues:
             return None
-        share = len(turns) / fleet.free_count
-        return Snapshot(turns, self.key_of, None if rank is None else lambda: rank(share))
+        waiters = self._roster.waiters()
+        place = wave.places(waiters.queue)
+        old = np.zeros(0, np.int64)
+        if owed:
+            is_old = (waiters.ready + self._ageing_ms <= now) & (waiters.priority != Priority.EMERGENCY)
+            old = np.unique(place[is_old & (place >= 0)])
+        if self.withheld or len(old) or not wave.is_plain(len(place)):
+            aged = [queues[at] for at in old.tolist()]
+            return self._one_by_one(ManyPools(self.pools, queues), aged, most, now, above)
+        turns: list[Numbers] = []
+        left = most
+        for priority in _CLASSES:
+            if left == 0 or (above is not None and priority >= above):
+                break
+            begin, end = np.searchsorted(waiters.priority, (priority, priority + 1)).tolist()
+            mine = begin + np.flatnonzero(place[begin:end] >= 0)
+            if len(mine):
+                held = Held(self._waiting[priority].accounts, self.fleet.totals, wave.room.needs)
+                chosen = fill(waiters.account[mine], place[mine], held, wave.room, left)
+                turns.append(mine[chosen])
+                left -= len(chosen)
+        if left == most:
+            return None
+        chosen = np.concatenate(turns)
+        seats, place = waiters.seat[chosen], place[chosen]
+
+        def give() -> WavePlacements:
+            slots = wave.give(place)
+            given = np.flatnonzero(slots >= 0)
+            return WavePlacements(wave, self._roster.tasks(seats[given]), place[given], slots[given])
+
+        return Snapshot((), self.key_of, give)
+
+    def _one_by_one(
+        self, pools: Open, aged: Collection[Queue], most: int, now: Instant, above: Priority | None
+    ) -> Snapshot | None:
+        turns = self._turns(pools, aged, most, now, above) if self._runnable else []
+        return Snapshot(turns, self.key_of) if turns else None
 
     def _turns(
         self, pools: Open, aged: Collection[Queue], most: int, now: Instant, above: Priority | None
@@ -264,9 +307,10 @@ class PlacementIndex:
 
     def _serve(self, pools: Open, priority: Priority, most: int, served: frozenset[int]) -> list[Turn]:
         """Return the tasks of one class that come next, each with its pool."""
-        queues: Mapping[Queue, object] = pools.able if isinstance(pools, FewPools) else pools
+        queues: Mapping[Queue, object] = pools.able
+        found: Mapping[Queue, Pool] = pools
         if self.withheld and priority is not Priority.EMERGENCY:
-            queues = pools = self._spared(queues)
+            queues = found = self._spared(queues)
         waiting = self._waiting[priority].among(queues, priority)
 
         def lanes_of(account: Account) -> Iterable[Lane]:
@@ -277,7 +321,7 @@ class PlacementIndex:
 
         whole = self.waiting_count <= _WHOLE_MAX * most
         return serve(
-            Asking(waiting, lanes_of, pools.__getitem__), self.fleet.totals, most, served, whole=whole
+            Asking(waiting, lanes_of, found.__getitem__), self.fleet.totals, most, served, whole=whole
         )
 
     def _spared(self, queues: Iterable[Queue]) -> dict[Queue, Pool]:
@@ -304,18 +348,6 @@ class PlacementIndex:
                     else:
                         able.append(instance)
         return found
-
-    def _many(self) -> tuple[dict[Queue, Pool], Callable[[float], None]]:
-        """Return the pools of all queues that may be served, and what ranks them together."""
-        waves = [*waves_of(self.pools, self._runnable)]
-        pools = {queue: pool for wave in waves for queue, pool in wave.pools.items()}
-        self._runnable = dict.fromkeys(pools)
-
-        def rank(share: float) -> None:
-            for wave in waves:
-                wave.rank(share)
-
-        return pools, rank
 
     def pool(self, demand: Demand, *, spare_withheld: bool = False) -> Pool | None:
         """Return the free slots for a demand, None when there is none."""

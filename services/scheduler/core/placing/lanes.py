@@ -30,7 +30,8 @@ from services.scheduler.core.placing.fairness import Account
 
 #: Below this size a rebuild costs more than it frees.
 _REBUILD_SIZE_MIN = 64
-_RANK_MAX = 2**40 - 1
+#: A chain of work behind a task counts up to this long for its place, in milliseconds.
+RANK_MAX = 2**40 - 1
 
 #: (order, number, task): the order as one integer, and the task's number in the index.
 Entry = tuple[int, int, Task]
@@ -39,8 +40,8 @@ E = TypeVar("E", bound=tuple[Any, ...])
 
 def order_of(task: Task) -> int:
     """Return a task's place among the tasks of its class and requester: smallest first."""
-    rank = task.rank_ms if task.rank_ms < _RANK_MAX else _RANK_MAX
-    return (task.due << 40 | (_RANK_MAX - rank)) << 40 | task.arrival
+    rank = task.rank_ms if task.rank_ms < RANK_MAX else RANK_MAX
+    return (task.due << 40 | (RANK_MAX - rank)) << 40 | task.arrival
 
 
 class Lane:

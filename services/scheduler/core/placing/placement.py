@@ -4,7 +4,8 @@ Tasks come in serving order (`placing.lanes`) and each goes to the slot with the
 policy (`core.policies`). The slots of an instance are told apart: the j-th free one is scored as if the ones
 before it were taken. Since a score never rises with j, walking each demand's slots in falling order of score
 and passing over those that others took gives what choosing anew for every task would give, at the price of
-one sort for each demand.
+one sort for each demand. A wave does the same by arrays (`placing.wave`) as long as nothing is owed to age, kept
+for a gang, matched together or predicted for each agent; what is, goes one by one, whatever its number.
 
 The plan is a proposal: `placing.apply` verifies each placement against the state as it then is, and may
 accept a part.
@@ -12,7 +13,7 @@ accept a part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,6 +31,7 @@ from services.scheduler.core.policies.registry import POLICIES
 
 if TYPE_CHECKING:
     from services.scheduler.core.placing.ranking import Pool
+    from services.scheduler.core.placing.wave import WavePool
 
 #: Tasks that are matched together at most: the price of a matching grows with their cube.
 MATCHED_MAX = 256
@@ -92,8 +94,8 @@ class Snapshot(NamedTuple):
     turns: Sequence[tuple[Any, Pool, bool]]
     #: Instance by row.
     key_of: Callable[[int], InstanceKey]
-    #: Ranks what the turns want of all pools that can be ranked together; None when each ranks itself.
-    rank: Callable[[], None] | None = None
+    #: Plans a wave, whose turns are arrays, all at once; None to go through the turns.
+    wave: Callable[[], Collection[Placement]] | None = None
 
 
 class Placement(NamedTuple):
@@ -105,15 +107,15 @@ class Placement(NamedTuple):
     #: Served for its age.
     aged: bool
     #: Where the reasons are: rendered by `explain` when somebody wants them.
-    pool: Pool
+    pool: Pool | WavePool
     at: int
 
 
-def plan(snapshot: Snapshot) -> list[Placement]:
+def plan(snapshot: Snapshot) -> Collection[Placement]:
     """Return a placement for every task of the snapshot that an agent is free for, in serving order."""
+    if snapshot.wave is not None:
+        return snapshot.wave()
     turns = snapshot.turns
-    if snapshot.rank is not None:
-        snapshot.rank()
     taken: dict[int, int] = {}
     spent: dict[int, dict[str, int]] = {}
     placements: list[Placement] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from typing import Any
 
 import numpy as np
@@ -184,4 +184,22 @@ class FewPools(dict[Queue, Pool]):
     def __missing__(self, queue: Queue) -> Pool:
         """Make the pool of a queue."""
         pool = self[queue] = self._pools.few(queue.demand, self.able[queue])
+        return pool
+
+
+class ManyPools(dict[Queue, Pool]):
+    """The pools of what many instances can serve, each made when it is first asked for."""
+
+    def __init__(self, pools: Pools, able: Iterable[Queue]) -> None:
+        super().__init__()
+        self._pools = pools
+        #: The queues for which an instance is free.
+        self.able = dict.fromkeys(able)
+
+    def __missing__(self, queue: Queue) -> Pool:
+        """Make the pool of a queue."""
+        pool = self._pools.among_all(queue.demand)
+        if pool is None:
+            raise AssertionError(f"nobody is free for {queue.demand}")
+        self[queue] = pool
         return pool

@@ -13,7 +13,7 @@ from services.common.core.ids import AgentId, Skill
 from services.scheduler.core.instances import Instance, Levels
 from services.scheduler.core.model import Priority
 from services.scheduler.core.placing.fairness import Account
-from services.scheduler.core.placing.fleet import Eligible
+from services.scheduler.core.placing.fleet import Eligible, Fleet
 from services.scheduler.core.placing.lanes import Lane
 from services.scheduler.core.placing.placement import Demand
 
@@ -30,22 +30,43 @@ _LOG_MAX = 4_096
 _ACCOUNTS_FEW = 64
 
 
+class Family:
+    """Demands that differ in their needs alone: the instances that have the skills are the same."""
+
+    __slots__ = ("demand", "edition", "eligible", "queue_count")
+
+    def __init__(self, demand: Demand) -> None:
+        #: Without needs.
+        self.demand = demand
+        self.queue_count = 0
+        #: The instances with the skills, as the fleet was at this edition.
+        self.eligible: Eligible | None = None
+        self.edition = -1
+
+    def among(self, fleet: Fleet) -> Eligible:
+        """Return the instances with the skills, free or not."""
+        if self.eligible is None or self.edition != fleet.edition:
+            self.eligible = fleet.eligible(self.demand.skills, self.demand.agents)
+            self.edition = fleet.edition
+        return self.eligible
+
+
 class Queue:
     """The ready tasks of one demand."""
 
-    __slots__ = ("classes", "demand", "edition", "eligible", "live", "others", "skill")
+    __slots__ = ("classes", "demand", "family", "live", "number", "others", "skill")
 
-    def __init__(self, demand: Demand, skill: Skill | None) -> None:
+    def __init__(self, demand: Demand, skill: Skill | None, family: Family, number: int) -> None:
         self.demand = demand
+        self.family = family
+        #: Its place in arrays, small: no other queue has it.
+        self.number = number
         #: Under which it is found; None when it is found under its agents.
         self.skill = skill
         self.others = demand.skills - {skill}
         #: Lanes by class, then by requester; none of them is empty.
         self.classes: dict[Priority, dict[Account, Lane]] = {}
         self.live = 0
-        #: The instances with the skills, as the fleet was at this edition.
-        self.eligible: Eligible | None = None
-        self.edition = -1
 
 
 class _Served(NamedTuple):
@@ -63,6 +84,9 @@ class Queues:
 
     def __init__(self) -> None:
         self._queues: dict[Demand, Queue] = {}
+        self._families: dict[Demand, Family] = {}
+        #: Numbers of queues that are gone.
+        self._spare: list[int] = []
         self._idle: dict[Queue, None] = {}
         self._by_skill: dict[Skill, dict[Queue, None]] = {}
         self._by_agent: dict[AgentId, dict[Queue, None]] = {}
@@ -146,7 +170,13 @@ class Queues:
         skill = None
         if not demand.agents:
             skill = min(sorted(demand.skills), key=lambda each: len(self._by_skill.get(each, ())))
-        queue = self._queues[demand] = Queue(demand, skill)
+        bare = demand._replace(needs=())
+        family = self._families.get(bare)
+        if family is None:
+            family = self._families[bare] = Family(bare)
+        family.queue_count += 1
+        number = self._spare.pop() if self._spare else len(self._queues)
+        queue = self._queues[demand] = Queue(demand, skill, family, number)
         if len(self._log) >= _LOG_MAX:
             self._log.clear()
             self._forgotten += 1
@@ -162,6 +192,10 @@ class Queues:
         # Where it is still remembered it is passed over: nobody waits in it any more.
         del self._queues[queue.demand]
         del self._idle[queue]
+        self._spare.append(queue.number)
+        queue.family.queue_count -= 1
+        if not queue.family.queue_count:
+            del self._families[queue.family.demand]
         if queue.skill is not None:
             _discard(self._by_skill, queue.skill, queue)
         for agent_id in queue.demand.agents:

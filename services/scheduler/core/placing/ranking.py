@@ -70,7 +70,7 @@ class Pool:
         self._at = 0
         self._order: list[int] = []
         self._j: list[int] = []
-        # Read by explanations and matchings alone: lists, or arrays that were ranked with other pools'.
+        # Read by explanations and matchings alone.
         self._parts: list[tuple[str, float, Any]] = []
         self._scores: Any = ()
 
@@ -153,16 +153,6 @@ class Pool:
         self._order = [self.rows[position] for _, _, position, _, _ in best]
         self._j = [j for _, _, _, j, _ in best]
 
-    def set(
-        self,
-        order: list[int],
-        j: list[int],
-        scores: Any,
-        parts: list[tuple[str, float, Any]],
-    ) -> None:
-        """Take over its best slots, ranked together with those of other pools."""
-        self._order, self._j, self._scores, self._parts = order, j, scores, parts
-
     def take(self, taken: dict[int, int], spent: Spent, wish: int = -1) -> int:
         """Take the best slot that is left, or one of the row `wish`; return its position, -1 for none."""
         if wish >= 0:
@@ -239,22 +229,7 @@ class Pool:
 
     def explain(self, at: int, name_of: Callable[[int], str]) -> str:
         """Return why the slot at a position won, and who came next."""
-        shown = _shown([(name, weight, values[at]) for name, weight, values in self._parts])
-        order, scores = self._order, self._scores
-        seen = {order[at]}
-        others = []
-        for position in range(at + 1, len(order)):
-            if len(seen) == self.count:
-                # All that were compared are named: what is left are more slots of theirs.
-                break
-            row = order[position]
-            if row not in seen:
-                seen.add(row)
-                others.append(f"{name_of(row)} {scores[position]:.2f}")
-                if len(others) == RUNNERS_UP_MAX:
-                    break
-        text = f"{self.demand.style.policy.name}: {shown} = {scores[at]:.2f}, best of {self.count} free"
-        return f"{text}, then {', '.join(others)}" if others else text
+        return told(self.demand, self.count, self._order, self._scores, self._parts, at, name_of)
 
 
 class LonePool(Pool):
@@ -294,6 +269,33 @@ class LonePool(Pool):
         parts = POLICIES[style.policy].parts(self._lone(), style.weights)
         shown = _shown([(name, weight, float(values)) for name, weight, values in parts])
         return f"{style.policy.name}: {shown} = {total(parts):.2f}, best of 1 free"
+
+
+def told(  # noqa: PLR0917  # all that is known of one ranking
+    demand: Demand,
+    count: int,
+    rows: Sequence[int],
+    scores: Any,
+    parts: Sequence[tuple[str, float, Any]],
+    at: int,
+    name_of: Callable[[int], str],
+) -> str:
+    """Return why the slot at a position of a ranking won among `count` instances, and who came next."""
+    seen = {rows[at]}
+    others = []
+    for position in range(at + 1, len(rows)):
+        if len(seen) == count:
+            # All that were compared are named: what is left are more slots of theirs.
+            break
+        row = rows[position]
+        if row not in seen:
+            seen.add(row)
+            others.append(f"{name_of(row)} {scores[position]:.2f}")
+            if len(others) == RUNNERS_UP_MAX:
+                break
+    shown = _shown([(name, weight, values[at]) for name, weight, values in parts])
+    text = f"{demand.style.policy.name}: {shown} = {scores[at]:.2f}, best of {count} free"
+    return f"{text}, then {', '.join(others)}" if others else text
 
 
 def _shown(parts: Sequence[tuple[str, float, float]]) -> str:
