@@ -4,8 +4,8 @@ Tasks come in serving order (`placing.lanes`) and each goes to the slot with the
 policy (`core.policies`). The slots of an instance are told apart: the j-th free one is scored as if the ones
 before it were taken. Since a score never rises with j, walking each demand's slots in falling order of score
 and passing over those that others took gives what choosing anew for every task would give, at the price of
-one sort for each demand. A wave does the same by arrays (`placing.wave`) as long as nothing is owed to age, kept
-for a gang, matched together or predicted for each agent; what is, goes one by one, whatever its number.
+one sort for each demand. A wave does the same by arrays (`placing.wave`), unless something is owed to age,
+kept for a gang, matched together or predicted for each agent: then it goes one by one, too.
 
 The plan is a proposal: `placing.apply` verifies each placement against the state as it then is, and may
 accept a part.
