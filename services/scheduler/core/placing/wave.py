@@ -107,7 +107,8 @@ class Wave:
         count = len(self._free)
         for name in needs:
             column = self._fleet.left(name)
-            self._left[name] = np.zeros(count, np.int64) if column is None else column[:count].copy()
+            # Where more is taken than there is, nothing is left: who needs none of it is not kept away.
+            self._left[name] = np.maximum(0 if column is None else column[:count], np.zeros(count, np.int64))
         return needs
 
     def _count(self, eligible: list[Eligible], needs: dict[str, Numbers]) -> tuple[Numbers, Numbers]:
