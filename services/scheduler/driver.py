@@ -27,7 +27,16 @@ from services.common.election import Leadership
 from services.common.outbox import Outbox
 from services.scheduler.batches import Sorted, sort, split_written
 from services.scheduler.core.book import Settings
-from services.scheduler.core.effects import Assign, Effect, GrantLocks, Publish, SearchPlan
+from services.scheduler.core.changes import Change, Progress
+from services.scheduler.core.effects import (
+    Assign,
+    CloseStream,
+    Effect,
+    GrantLocks,
+    Publish,
+    SearchPlan,
+    WorkItem,
+)
 from services.scheduler.core.events import (
     AgentsChanged,
     Event,
@@ -56,6 +65,9 @@ _RETRY_BASE_MS = 20
 _RETRY_MAX_MS = 1_000
 #: Why a commit may fail and succeed later: the store is away, full, or a lock's lease has just run out.
 _PASSING = frozenset({Reason.STORE_UNAVAILABLE, Reason.DISK_FULL, Reason.LOCK_LOST})
+
+#: What an agent begins to work on, or goes on with, when it is told.
+_BEGINNINGS = frozenset({Assign, GrantLocks})
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,12 +347,14 @@ class Driver(Inbox):
     def _publish(self, found: Sorted) -> None:
         # One stream has an order, several have none among them, and each one's frame is a system call or two.
         # So those go first with whom work begins; what else agents get are acks, for which nobody waits.
-        if any(isinstance(effect, Assign | GrantLocks) for effect in found.sends):
-            self._say_all(found)
-            self._publish_all(found)
+        changes = [effect.change for effect in found.sends if isinstance(effect, Publish)]
+        items = [effect for effect in found.sends if not isinstance(effect, Publish)]
+        if any(type(item) in _BEGINNINGS for item in items):
+            self._say_all(items)
+            self._publish_all(changes)
         else:
-            self._publish_all(found)
-            self._say_all(found)
+            self._publish_all(changes)
+            self._say_all(items)
         for lease in found.leases:
             self._store.end_lease(lease.instance)
         for answer in found.answers:
@@ -348,15 +362,13 @@ class Driver(Inbox):
         for asked in found.searches:
             self._search(asked)
 
-    def _say_all(self, found: Sorted) -> None:
-        for effect in found.sends:
-            if not isinstance(effect, Publish):
-                self._say(effect)
+    def _say_all(self, items: Sequence[WorkItem | CloseStream]) -> None:
+        for item in items:
+            self._say(item)
 
-    def _publish_all(self, found: Sorted) -> None:
-        for effect in found.sends:
-            if isinstance(effect, Publish):
-                self.hub.publish(self._state.book, effect.change)
+    def _publish_all(self, changes: Sequence[Change | Progress]) -> None:
+        for change in changes:
+            self.hub.publish(self._state.book, change)
 
     def _search(self, asked: SearchPlan) -> None:
         """Let a search run beside the loop; there is one at a time, and its end is an event."""
