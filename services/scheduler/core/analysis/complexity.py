@@ -61,19 +61,19 @@ def complexity(facts: Facts) -> Complexity:
             "uncertainty", 15, _log_share(spread, 1.0, 20.0), f"one run in ten exceeds {facts.high_ms:.0f} ms"
         ),
         _factor("risk", 20, (1.0 - facts.success) / 0.5, f"{facts.success:.0%} of attempts succeed"),
-        _factor("skills", 10, (facts.skills - 1) / 4, f"{facts.skills} skills in one agent"),
-        _factor("resources", 10, facts.resources / 4, f"{facts.resources} locks held while it runs"),
+        _factor("skills", 10, (facts.skills - 1) / 4, f"skills wanted in one agent: {facts.skills}"),
+        _factor("resources", 10, facts.resources / 4, f"locks held while it runs: {facts.resources}"),
         _factor(
             "dependencies",
             10,
             _log_share(1 + facts.dependencies + facts.dependents, 1, 65),
-            f"needs {facts.dependencies} tasks, {facts.dependents} need it",
+            f"tasks that it needs: {facts.dependencies}, that need it: {facts.dependents}",
         ),
         _factor(
             "content",
             10,
             _log_share(1 + facts.input_bytes + facts.text_characters, 32, 1 << 20),
-            f"{facts.input_bytes} bytes of input, {facts.text_characters} characters of text",
+            f"bytes of input: {facts.input_bytes}, characters of text: {facts.text_characters}",
         ),
     )
     return Complexity(sum(factor.points for factor in factors), factors)
