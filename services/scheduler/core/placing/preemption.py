@@ -38,6 +38,8 @@ def make_room(step: Step) -> bool:
 
     To be called when no ready task has a free agent.
     """
+    if not step.book.victims:
+        return False
     hopeless: set[tuple[Demand, Priority]] = set()
     changed = False
     for tasks in _in_turn(step.book):

@@ -92,6 +92,10 @@ class Victims:
         self._saving: dict[_Name, Instance] = {}
         self._number = 0
 
+    def __bool__(self) -> bool:
+        """Whether any attempt could make room, or does already."""
+        return bool(self._entries or self._saving)
+
     def saving(self) -> list[Instance]:
         """Return the instances at which an attempt makes room already."""
         return [*dict.fromkeys(self._saving.values())]
