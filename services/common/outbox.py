@@ -185,8 +185,11 @@ class SpooledOutbox:
             return
         self._flushed(flush, None)
 
-    def _flushed(self, flush: _Flush, error: OSError | None) -> None:
+    def _flushed(self, flush: _Flush, error: Exception | None) -> None:
         """Answer those whose entries are on disk, or are not; go on with what has come meanwhile."""
+        if error is not None and not isinstance(error, OSError):
+            self._give_up([*flush.kept, *flush.refused], error)
+            return
         why = "the spool is full: bring audit back"
         kept, refused, reported = flush.kept, flush.refused, flush.reported
         if error is not None:
@@ -364,11 +367,11 @@ def _cut_all(texts: Sequence[str], limit_bytes: int = TEXT_BYTES_MAX) -> Sequenc
     return texts
 
 
-def _append(spool: Spool, payloads: Sequence[bytes]) -> OSError | None:
-    """Append on the writer's thread; return what the disk said against it."""
+def _append(spool: Spool, payloads: Sequence[bytes]) -> Exception | None:
+    """Append on the writer's thread; return what the disk said against it, or a defect."""
     try:
         spool.append(payloads)
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001  # whatever it is, those who wait are to hear of it
         return error
     return None
 

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from muster.audit.v1 import audit_service_pb2 as pb
 from muster.audit.v1 import entry_pb2
 
-from services.common import outbox as outbox_module
 from services.common import shipper
 from services.common.core.entries import DraftGroup, EntryDraft, Outcome
 from services.common.core.errors import Reason, ServiceError
@@ -392,16 +391,18 @@ async def test_an_audit_with_more_than_was_ever_sent_stops_the_shipping(
     assert here.metrics.value("outbox_depth_entries") == 1
 
 
+@pytest.mark.parametrize("where", ["services.common.outbox.encode_entry", "services.common.spool._frame"])
 async def test_a_defect_answers_everybody_who_waits(
-    rig: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    rig: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
 ) -> None:
+    """On the loop, where entries are encoded, and on the thread that writes them."""
     here = await rig()
 
     def defect(*_: Any) -> None:
         raise KeyError("defect")
 
     with monkeypatch.context() as broken:
-        broken.setattr(outbox_module, "encode_entry", defect)
+        broken.setattr(where, defect)
         flushing = asyncio.ensure_future(here.outbox.record([draft("a")]))
         others = asyncio.ensure_future(here.outbox.record([draft("b")], privileged=True))
         for waiting in (flushing, others):
