@@ -53,6 +53,16 @@ class Debt(NamedTuple):
     until: Instant
 
 
+class Given(NamedTuple):
+    """A slot for which others had made room was given to somebody."""
+
+    seen: Seen
+    link: Link
+    #: Slots that were left then, and whose they should have been.
+    credits: int
+    debts: list[Debt]
+
+
 class RoomChecker:
     """Fed by the checker."""
 
@@ -65,6 +75,9 @@ class RoomChecker:
         self.kept: Callable[[InstanceKey], int] = lambda _: 0
         self._asked: set[AttemptRef] = set()
         self._debts: list[Debt] = []
+        #: In this batch. Whether it was wrong is known at its end: whoever was to have the slot may have been
+        #: cancelled before, which is told after it.
+        self._given: list[Given] = []
 
     def disturbed(self) -> None:
         """A link, a skill, a leader or an order changed: what was promised may not be possible any more."""
@@ -100,17 +113,25 @@ class RoomChecker:
         if seen.priority is Priority.EMERGENCY:
             self._debts = [debt for debt in self._debts if debt not in here]
         elif len(here) > link.credits:
-            raise BrokenPromise("KEPT", f"{seen.key} gets the slot at {link.instance} of {here[0].who.key}")
+            self._given.append(Given(seen, link, link.credits, here))
 
     def settled(self, now: Instant) -> None:
         """A batch is over, and nothing of it is left to be done."""
         history = self._history
+        for seen, link, left, debts in self._given:
+            owed = [debt for debt in debts if not self._is_paid(debt)]
+            if len(owed) > left:
+                raise BrokenPromise(
+                    "KEPT", f"{seen.key} gets the slot at {link.instance} of {owed[0].who.key}"
+                )
+        self._given.clear()
         for debt in [*self._debts]:
-            who = debt.who
-            if who.newest > debt.newest or who.state in TASK_ENDED or history.is_paused(who):
+            if self._is_paid(debt):
                 self._debts.remove(debt)
             elif now >= debt.until:
-                raise BrokenPromise("VAIN", f"at {debt.instance} room was made for {who.key}, which waits")
+                raise BrokenPromise(
+                    "VAIN", f"at {debt.instance} room was made for {debt.who.key}, which waits"
+                )
         saving = any(
             attempt.open and attempt.state is AttemptState.SUSPENDING
             for seens in history.open_at.values()
@@ -122,6 +143,11 @@ class RoomChecker:
         _must(not keeps or (saving and bool(urgent)), "KEPT", f"slots of {keeps} are kept for nobody")
         if urgent and not saving and not self._class_lent:
             self._check_room(urgent)
+
+    def _is_paid(self, debt: Debt) -> bool:
+        """Return whether whoever room was made for has started, or does not wait any more."""
+        who = debt.who
+        return who.newest > debt.newest or who.state in TASK_ENDED or self._history.is_paused(who)
 
     def _check_room(self, urgent: Iterable[Seen]) -> None:
         history = self._history
