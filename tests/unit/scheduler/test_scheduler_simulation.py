@@ -29,7 +29,9 @@ def test_every_plane_keeps_every_promise(block: int) -> None:
         assert operations[operation] >= 3, operation
 
 
-@pytest.mark.parametrize("seed", [56, 155, 1051, 1075, 1168, 7926, 18224, 22521, 106362, 108610])
+@pytest.mark.parametrize(
+    "seed", [56, 155, 1051, 1075, 1168, 7926, 18224, 22521, 106362, 108610, 207845, 208671]
+)
 def test_planes_that_broke_a_promise_once_keep_it(seed: int) -> None:
     play(seed)
 

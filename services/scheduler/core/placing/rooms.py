@@ -85,9 +85,11 @@ def _obstacle(step: Step, room: Room) -> str:
 
 
 def _fits(task: Task, instance: Instance) -> bool:
-    """Return whether a task could start in its slot now."""
+    """Return whether a task could start in its slot now, beside what was kept there before it."""
+    waiting = [*instance.kept.values()]
+    behind = waiting[waiting.index(task) :]
     for name, amount in task.spec.needs:
-        kept = sum(dict(other.spec.needs).get(name, 0) for other in instance.kept.values())
+        kept = sum(dict(other.spec.needs).get(name, 0) for other in behind)
         if instance.used.get(name, 0) - kept + amount > instance.capacities.get(name, 0):
             return False
     return True

@@ -18,6 +18,8 @@ from services.scheduler.core.running import attempts, lateness
 
 #: Who acts when nobody asked: the scheduler itself.
 SELF = "service/scheduler"
+#: Why an assignment ended that was taken back before it was started.
+MOVED = "MOVED"
 
 
 # An attempt of a task is over.
@@ -99,7 +101,7 @@ def withdraw(step: Step, task: Task, attempt: Attempt, message: str) -> None:
 def move(step: Step, task: Task, attempt: Attempt, why: str) -> None:
     """Take back an assignment that its agent has not started; another agent gets the task."""
     task.excused_count += 1
-    failure = Failure(FailureKind.TRANSIENT, "MOVED", why)
+    failure = Failure(FailureKind.TRANSIENT, MOVED, why)
     _return(step, task, attempt, AttemptInput.CANCEL, failure, operation="task.move", notice=why)
 
 

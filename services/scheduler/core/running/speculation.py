@@ -27,6 +27,9 @@ _LOOK_MAX = 16
 #: Second attempts of one task in all, one after another, and attempts that are open at once.
 SECONDS_MAX = 3
 MAX_OPEN = 2
+#: Moves of one task before it has started anywhere. Where what is learned is shorter than an agent's way, it
+#: would be taken back from each agent before that could begin.
+MOVES_MAX = 3
 
 
 def notice(step: Step, subject: tuple[Task, int]) -> None:
@@ -64,6 +67,8 @@ def help_stragglers(step: Step) -> bool:
         if instance is None:
             continue
         if len(slow) == 1 and slow[0].state is AttemptState.ASSIGNED and slow[0].start_time is None:
+            if _moves(task) >= MOVES_MAX:
+                continue
             outcomes.move(step, task, slow[0], f"{slow[0].instance} has not started it, {instance.key} can")
             if not task.ended:
                 attempts.assign(step, task, instance, "moved: its agent before had not started it")
@@ -124,6 +129,10 @@ def _may_help(step: Step, task: Task, slow: tuple[Attempt, ...]) -> bool:
         if attempt.state is AttemptState.SUSPENDING or _locks(step, task, attempt):
             return False
     return True
+
+
+def _moves(task: Task) -> int:
+    return sum(each.failure is not None and each.failure.reason == outcomes.MOVED for each in task.attempts)
 
 
 def _begin(step: Step, task: Task, slow: Attempt, instance: Instance) -> None:
