@@ -33,12 +33,15 @@ def place(step: Step) -> None:
         if not book.index.gangs:
             # The gang that instances were kept for may be gone without having started.
             book.index.withheld.clear()
+        withheld = frozenset(book.index.withheld)
         if foreseen := bool(book.foresight.waiting):
             predictive.choose(step)
         moved = bool(book.index.gangs) and _place_gangs(step)
         moved = _wave(step) or moved
         if foreseen:
             predictive.settle(step)
+            # What the forecast took for kept by an aged gang is for all again: it was made without that.
+            moved = moved or not withheld <= book.index.withheld
         # What a task gives back may go to one that has an agent: look again. This ends: every round assigns a
         # task, or moves one from the index to the lock table for want of a lock or back for want of an agent,
         # and none of them makes a lock or an agent free that was not.

@@ -114,9 +114,6 @@ def _take(step: Step, tasks: list[Task], chosen: list[Slot]) -> None:
 
 def _start(step: Step, tasks: Sequence[Task], chosen: Sequence[Slot]) -> None:
     asked = sum(slot.victim is not None for slot in chosen)
-    if tasks[0].spec.gang is not None:
-        # It may be the aged gang that instances were kept for: what it did not take is for all again.
-        step.book.index.withheld.clear()
     whole = f"gang of {len(tasks)}, {asked} make room for it: " if len(tasks) > 1 else ""
     for task, slot in zip(tasks, chosen, strict=True):
         here = "free" if slot.victim is None else f"made free by {slot.victim.task.key}"

@@ -54,9 +54,6 @@ def settle(step: Step) -> None:
 
 def _start(step: Step, room: Room) -> None:
     tasks = [task for task, *_ in room.places]
-    if tasks[0].spec.gang is not None:
-        # As in `preemption`: what an aged gang kept and did not take is for all again.
-        step.book.index.withheld.clear()
     # Whose claims somebody took meanwhile waits for them, and takes a slot when it has them.
     if all(claims.claim(step, task) for task in tasks):
         waited_ms = step.now - room.since
